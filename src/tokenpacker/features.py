@@ -1,0 +1,104 @@
+"""What a vision encoder hands to a projector.
+
+Shapes: N tiles, (h, w) patch grid, L = h*w patch tokens, M levels, C vision width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class VisionFeatures:
+    """Patch tokens of N tiles, without CLS, in row-major order of the patch grid.
+
+    Args:
+        query: (N, L, C), the level that coarse queries are made from.
+        levels: (N, L, M*C), the levels that keys and values come from, concatenated on the channel.
+        patch_grid: (h, w) with h*w = L.
+
+    Raises:
+        ValueError: for anything whose shape, dtype or device does not fit the above.
+    """
+
+    query: Tensor
+    levels: Tensor
+    patch_grid: tuple[int, int]
+
+    def __post_init__(self) -> None:
+        height, width = self.patch_grid
+        for name, tensor in (("query", self.query), ("levels", self.levels)):
+            if tensor.dim() != 3:
+                raise ValueError(
+                    f"{name} has shape {tuple(tensor.shape)}; expected three dimensions (tiles, patches, channels)"
+                )
+            if not tensor.is_floating_point():
+                raise ValueError(
+                    f"{name} has dtype {tensor.dtype}; expected a floating-point type, as the encoder gives it"
+                )
+            if tensor.shape[1] != height * width:
+                raise ValueError(
+                    f"{name} has {tensor.shape[1]} patch tokens but patch_grid={height}x{width} needs {height * width};"
+                    " drop CLS and register tokens, or correct patch_grid"
+                )
+        if self.query.shape[0] != self.levels.shape[0]:
+            raise ValueError(
+                f"query holds {self.query.shape[0]} tiles but levels holds {self.levels.shape[0]}; they must agree"
+            )
+        if self.levels.shape[2] % self.query.shape[2]:
+            raise ValueError(
+                f"levels is {self.levels.shape[2]} wide, not a multiple of the query's width {self.query.shape[2]};"
+                " concatenate whole levels on the channel"
+            )
+        if self.query.dtype != self.levels.dtype or self.query.device != self.levels.device:
+            raise ValueError(
+                f"query is {self.query.dtype} on {self.query.device} but levels is {self.levels.dtype} on"
+                f" {self.levels.device}; bring both to one dtype and device"
+            )
+
+    @classmethod
+    def from_hidden_states(
+        cls,
+        hidden_states: Sequence[Tensor],
+        patch_grid: tuple[int, int],
+        levels: Sequence[int] = (12, 16, 22, 23),
+        query_level: int | None = None,
+    ) -> VisionFeatures:
+        """Features from an encoder's hidden states, each (N, P + L, C) with P leading non-patch tokens such as CLS.
+
+        Args:
+            levels: indices into `hidden_states`; the default is the paper's choice for CLIP-L/336.
+            query_level: index of the query's level; the last of `levels` when None.
+
+        Raises:
+            ValueError: when a level does not exist or has fewer tokens than the patch grid.
+        """
+        num_patches = patch_grid[0] * patch_grid[1]
+        query_level = levels[-1] if query_level is None else query_level
+
+        def patch_tokens(level: int) -> Tensor:
+            if not -len(hidden_states) <= level < len(hidden_states):
+                raise ValueError(f"level {level} does not exist; the encoder gave {len(hidden_states)} hidden states")
+            tokens = hidden_states[level]
+            if tokens.shape[1] < num_patches:
+                raise ValueError(
+                    f"level {level} has {tokens.shape[1]} tokens, fewer than patch_grid={patch_grid} needs"
+                )
+            return tokens[:, tokens.shape[1] - num_patches :]
+
+        stacked = torch.cat([patch_tokens(level) for level in levels], dim=-1)
+        return cls(patch_tokens(query_level), stacked, patch_grid)
+
+    @property
+    def vision_dim(self) -> int:
+        """C, the width of one level."""
+        return self.query.shape[2]
+
+    @property
+    def num_levels(self) -> int:
+        """M, how many levels `levels` holds."""
+        return self.levels.shape[2] // self.query.shape[2]

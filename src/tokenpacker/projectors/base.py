@@ -1,0 +1,159 @@
+"""The contract that every projector keeps, and the registry that finds projectors by name.
+
+Shapes: N tiles, (h, w) patch grid, T packed tokens, D language width.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from typing import Any, ClassVar, TypeVar
+
+from torch import Tensor, nn
+
+from tokenpacker.features import VisionFeatures
+
+ENTRY_POINT_GROUP = "tokenpacker.projectors"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProjectorConfig:
+    """What a projector is, without its weights; subclasses add their own fields and say how many tokens come out.
+
+    Args:
+        vision_dim: width C of one level of vision features.
+        language_dim: width D of the language model's embeddings.
+        num_levels: number M of levels that `VisionFeatures.levels` holds.
+    """
+
+    name: ClassVar[str]
+
+    vision_dim: int
+    language_dim: int
+    num_levels: int = 1
+
+    def __post_init__(self) -> None:
+        for field in ("vision_dim", "language_dim", "num_levels"):
+            require_positive(field, getattr(self, field))
+
+    def token_grid(self, patch_grid: tuple[int, int], scale_factor: int | None = None) -> tuple[int, int]:
+        """(rows, cols) of the packed tokens of one tile; `scale_factor=None` takes the config's own.
+
+        Raises:
+            ValueError: for a scale factor that this projector cannot honour on this grid.
+        """
+        raise NotImplementedError
+
+    def num_tokens(self, patch_grid: tuple[int, int], scale_factor: int | None = None) -> int:
+        """T, the number of packed tokens of one tile. Raises as `token_grid`."""
+        rows, cols = self.token_grid(patch_grid, scale_factor)
+        return rows * cols
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-ready dict that `config_from_dict` turns back into an equal config."""
+        return {"name": self.name, **dataclasses.asdict(self)}
+
+
+class Projector(nn.Module):
+    """Base of all projectors: `forward(features, scale_factor=None)` gives (N, T, D)."""
+
+    config: ProjectorConfig
+
+    def forward(self, features: VisionFeatures, scale_factor: int | None = None) -> Tensor:
+        """(N, T, D) packed tokens, T being what the config counts."""
+        raise NotImplementedError
+
+    def init_weights(self) -> None:
+        """Initialises every linear: truncated normal with standard deviation 0.02, zero biases."""
+        for layer in self.modules():
+            if isinstance(layer, nn.Linear):
+                nn.init.trunc_normal_(layer.weight, std=0.02)
+                if layer.bias is not None:
+                    nn.init.zeros_(layer.bias)
+
+    def check_features(self, features: VisionFeatures) -> None:
+        """Raises ValueError when the features are not of the widths that the config names."""
+        for field in ("vision_dim", "num_levels"):
+            given, expected = getattr(features, field), getattr(self.config, field)
+            if given != expected:
+                raise ValueError(
+                    f"features have {field}={given} but {self.config.name} was built for {field}={expected}"
+                )
+
+
+def require_positive(name: str, value: Any) -> None:
+    """Raises ValueError unless `value` is an integer of at least 1."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"{name}={value!r} must be an integer of at least 1")
+
+
+# name -> (config class, module class); filled by `register` alone.
+_REGISTRY: dict[str, tuple[type[ProjectorConfig], type[Projector]]] = {}
+
+ModuleClass = TypeVar("ModuleClass", bound=type[Projector])
+
+
+def register(config_class: type[ProjectorConfig]) -> Callable[[ModuleClass], ModuleClass]:
+    """Class decorator that makes a projector known under its config's name.
+
+    Raises:
+        ValueError: when the name is taken by another class.
+    """
+
+    def decorate(module_class: ModuleClass) -> ModuleClass:
+        name = config_class.name
+        if name in _REGISTRY and _REGISTRY[name][1].__qualname__ != module_class.__qualname__:
+            raise ValueError(
+                f"projector name {name!r} is taken by {_REGISTRY[name][1].__qualname__}; choose another name"
+            )
+        _REGISTRY[name] = (config_class, module_class)
+        return module_class
+
+    return decorate
+
+
+def available() -> list[str]:
+    """Names of all projectors, those of installed third-party packages included, sorted."""
+    return sorted(set(_REGISTRY) | {point.name for point in entry_points(group=ENTRY_POINT_GROUP)})
+
+
+def config_from_dict(values: dict[str, Any]) -> ProjectorConfig:
+    """The config that `to_dict` gave, of the class that `values["name"]` names.
+
+    Raises:
+        ValueError: for an unknown name or key; the message lists the valid ones.
+    """
+    values = dict(values)
+    config_class, _ = _find(values.pop("name", None))
+    valid = {field.name for field in dataclasses.fields(config_class)}
+    unknown = sorted(set(values) - valid)
+    if unknown:
+        raise ValueError(f"unknown keys {unknown} for projector {config_class.name!r}; valid keys: {sorted(valid)}")
+    missing = sorted(
+        field.name
+        for field in dataclasses.fields(config_class)
+        if field.default is dataclasses.MISSING and field.name not in values
+    )
+    if missing:
+        raise ValueError(f"projector {config_class.name!r} needs the keys {missing}")
+    return config_class(**values)
+
+
+def build(config: ProjectorConfig | dict[str, Any]) -> Projector:
+    """A freshly initialised projector for a config or its dict. Raises as `config_from_dict`."""
+    config = config_from_dict(config) if isinstance(config, dict) else config
+    _, module_class = _find(config.name)
+    return module_class(config)
+
+
+def _find(name: str | None) -> tuple[type[ProjectorConfig], type[Projector]]:
+    """Config and module class of a name; third-party packages are imported only when their name is asked for."""
+    if name not in _REGISTRY:
+        for point in entry_points(group=ENTRY_POINT_GROUP):
+            if point.name == name:
+                point.load()
+    if name is None or name not in _REGISTRY:
+        raise ValueError(f"unknown projector {name!r}; available: {', '.join(available())}")
+    return _REGISTRY[name]

@@ -1,0 +1,192 @@
+"""TokenPacker: a coarse query absorbs its own window of multi-level features by attention.
+
+Source: "TokenPacker: Efficient Visual Projector for Multimodal LLM" (arXiv 2407.02392).
+
+Shapes: N tiles, (h, w) patch grid, L = h*w, s scale factor, (rows, cols) = (ceil(h/s), ceil(w/s)) token grid,
+T = rows*cols packed tokens, W = s*s patches per window, M levels, C vision width, D language width, H heads.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tokenpacker.features import VisionFeatures
+from tokenpacker.projectors.base import Projector, ProjectorConfig, register, require_positive
+
+LAYER_NORM_EPS = 1e-6  # released weights need this; torch's default is 1e-5
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenPackerProjectorConfig(ProjectorConfig):
+    """Config of `TokenPacker`. No weight's shape depends on `scale_factor`: it is a default, not a limit.
+
+    Args:
+        num_levels: M, the paper uses four (12, 16, 22, 23 of CLIP-L/336).
+        num_heads: heads of the window attention; the released weights have 8 of width 128.
+        scale_factor: s, how many patches per side one packed token stands for.
+    """
+
+    name: ClassVar[str] = "token-packer"
+
+    num_levels: int = 4
+    num_heads: int = 8
+    scale_factor: int = 2
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_positive("num_heads", self.num_heads)
+        require_positive("scale_factor", self.scale_factor)
+        if self.vision_dim % self.num_heads:
+            raise ValueError(
+                f"num_heads={self.num_heads} does not divide vision_dim={self.vision_dim}; choose a divisor"
+            )
+
+    def token_grid(self, patch_grid: tuple[int, int], scale_factor: int | None = None) -> tuple[int, int]:
+        """(ceil(h/s), ceil(w/s)). Raises ValueError when s is below 1 or exceeds a side of the grid."""
+        scale_factor = self.scale_factor if scale_factor is None else scale_factor
+        require_positive("scale_factor", scale_factor)
+        height, width = patch_grid
+        if scale_factor > min(height, width):
+            raise ValueError(
+                f"scale_factor={scale_factor} exceeds patch_grid={height}x{width}; use at most {min(height, width)}"
+            )
+        return -(-height // scale_factor), -(-width // scale_factor)
+
+
+class WindowAttention(nn.Module):
+    """Multi-head attention of one query per window over that window's keys and values."""
+
+    def __init__(self, dim: int, num_heads: int):
+        super().__init__()
+        self.num_heads = num_heads
+        self.query_proj = nn.Linear(dim, dim)
+        self.key_proj = nn.Linear(dim, dim)
+        self.value_proj = nn.Linear(dim, dim)
+        self.output_proj = nn.Linear(dim, dim)
+
+    def _split_heads(self, tokens: Tensor) -> Tensor:
+        return tokens.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (B, K, C) -> (B, H, K, C/H)
+
+    def forward(self, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+        """(N, T, C) from queries (N, T, C), keys and values (N, T, W, C).
+
+        `mask` (T, W) is True where a patch exists; None where all do.
+        """
+        num_tiles, num_tokens, channels = queries.shape
+        attended = F.scaled_dot_product_attention(
+            self._split_heads(self.query_proj(queries).reshape(-1, 1, channels)),  # (N*T, H, 1, C/H)
+            self._split_heads(self.key_proj(keys).flatten(0, 1)),  # (N*T, H, W, C/H)
+            self._split_heads(self.value_proj(values).flatten(0, 1)),
+            attn_mask=None if mask is None else mask.repeat(num_tiles, 1)[:, None, None],  # (N*T, 1, 1, W)
+        )
+        return self.output_proj(attended.reshape(num_tiles, num_tokens, channels))
+
+    def weights(self, queries: Tensor, keys: Tensor, mask: Tensor | None) -> Tensor:
+        """(N, T, H, W), the softmax weights that `forward` uses."""
+        query = self.query_proj(queries).unflatten(-1, (self.num_heads, -1))  # (N, T, H, C/H)
+        key = self.key_proj(keys).unflatten(-1, (self.num_heads, -1))  # (N, T, W, H, C/H)
+        scores = torch.einsum("nthd,ntwhd->nthw", query, key) / query.shape[-1] ** 0.5
+        return (scores if mask is None else scores.masked_fill(~mask[:, None], float("-inf"))).softmax(dim=-1)
+
+
+@register(TokenPackerProjectorConfig)
+class TokenPacker(Projector):
+    """The projector of the paper, for any encoder, language model, patch grid and scale factor.
+
+    A grid that s does not divide is extended to the right and below. Edge windows then hold fewer patches:
+    the missing ones are masked out of the attention, and the coarse query reads the last real row or column in
+    their place. On a grid that s divides nothing is extended and the result is the released one.
+    """
+
+    config: TokenPackerProjectorConfig
+
+    def __init__(self, config: TokenPackerProjectorConfig):
+        super().__init__()
+        self.config = config
+        dim, levels_dim = config.vision_dim, config.vision_dim * config.num_levels
+        self.query_proj = nn.Linear(dim, dim, bias=False)
+        self.key_mlp = _mlp(levels_dim, dim)
+        self.value_mlp = _mlp(levels_dim, dim)
+        self.query_norm = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
+        self.key_norm = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
+        self.value_norm = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
+        self.attention = WindowAttention(dim, config.num_heads)
+        self.output_mlp = _mlp(dim, config.language_dim)
+        self.init_weights()
+
+    def forward(self, features: VisionFeatures, scale_factor: int | None = None) -> Tensor:
+        """(N, T, D) packed tokens in row-major order; `scale_factor=None` takes the config's.
+
+        Raises:
+            ValueError: when the features' widths are not the config's or the scale factor exceeds the grid.
+        """
+        queries, keys, mask = self._queries_and_keys(features, scale_factor)
+        values = self._windows(self.value_norm(self.value_mlp(features.levels)), features.patch_grid, scale_factor)
+        return self.output_mlp(self.attention(queries, keys, values, mask))  # (N, T, C) -> (N, T, D)
+
+    def attention_weights(self, features: VisionFeatures, scale_factor: int | None = None) -> Tensor:
+        """(N, T, H, W): how much each head of each packed token takes from the patches of its window, row by row.
+
+        Patches beyond the grid have weight 0. Raises as `forward`.
+        """
+        queries, keys, mask = self._queries_and_keys(features, scale_factor)
+        return self.attention.weights(queries, keys, mask)
+
+    def _queries_and_keys(
+        self, features: VisionFeatures, scale_factor: int | None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        self.check_features(features)
+        grid = features.patch_grid
+        queries = self.query_norm(self.query_proj(self._coarse_query(features.query, grid, scale_factor)))  # (N, T, C)
+        keys = self._windows(self.key_norm(self.key_mlp(features.levels)), grid, scale_factor)  # (N, T, W, C)
+        return queries, keys, self._window_mask(grid, scale_factor, keys.device)
+
+    def _extents(self, patch_grid: tuple[int, int], scale_factor: int | None) -> tuple[int, int, int]:
+        """s and the height and width of the patch grid after extension."""
+        rows, cols = self.config.token_grid(patch_grid, scale_factor)
+        scale = self.config.scale_factor if scale_factor is None else scale_factor
+        return scale, rows * scale, cols * scale
+
+    def _coarse_query(self, tokens: Tensor, patch_grid: tuple[int, int], scale_factor: int | None) -> Tensor:
+        """(N, L, C) -> (N, T, C), bilinear interpolation by 1/s (half-pixel centres, no antialias) in float32.
+
+        Its samples lie on window centres: an odd s reads the centre patch, an even s the mean of the central four.
+        """
+        scale, height, width = self._extents(patch_grid, scale_factor)
+        image = tokens.unflatten(1, patch_grid).float()  # (N, h, w, C)
+        if (height, width) != patch_grid:
+            row = torch.arange(height, device=image.device).clamp(max=patch_grid[0] - 1)
+            col = torch.arange(width, device=image.device).clamp(max=patch_grid[1] - 1)
+            image = image[:, row[:, None], col]
+        low, high = (scale - 1) // 2, scale // 2
+        image = (image[:, low::scale] + image[:, high::scale]) / 2  # (N, rows, w, C)
+        image = (image[:, :, low::scale] + image[:, :, high::scale]) / 2  # (N, rows, cols, C)
+        return image.flatten(1, 2).to(tokens.dtype)
+
+    def _windows(self, tokens: Tensor, patch_grid: tuple[int, int], scale_factor: int | None) -> Tensor:
+        """(N, L, C) -> (N, T, W, C), zeros where the grid was extended."""
+        scale, height, width = self._extents(patch_grid, scale_factor)
+        image = tokens.unflatten(1, patch_grid)  # (N, h, w, C)
+        if (height, width) != patch_grid:
+            image = F.pad(image, (0, 0, 0, width - patch_grid[1], 0, height - patch_grid[0]))
+        image = image.unflatten(2, (-1, scale)).unflatten(1, (-1, scale))  # (N, rows, s, cols, s, C)
+        return image.transpose(2, 3).flatten(3, 4).flatten(1, 2)
+
+    def _window_mask(
+        self, patch_grid: tuple[int, int], scale_factor: int | None, device: torch.device
+    ) -> Tensor | None:
+        """(T, W), True where a window's place holds a patch; None when every place does."""
+        _, height, width = self._extents(patch_grid, scale_factor)
+        if (height, width) == patch_grid:
+            return None
+        exists = torch.ones(1, patch_grid[0] * patch_grid[1], 1, dtype=torch.bool, device=device)
+        return self._windows(exists, patch_grid, scale_factor)[0, :, :, 0]
+
+
+def _mlp(in_dim: int, out_dim: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(in_dim, out_dim), nn.GELU(), nn.Linear(out_dim, out_dim))

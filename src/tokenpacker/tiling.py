@@ -1,0 +1,187 @@
+"""Images to tiles: which grid of tiles an image gets, how it is resized into it, where each tile's pixels come from.
+
+Sizes are (height, width) in pixels; H, W is an image, h, w one tile.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+ThumbnailSource = Literal["image", "canvas"]
+
+# Origin of both numbers: the score of the released code.
+SIZE_WEIGHT = 0.1  # how much a matching size counts beside a matching aspect ratio
+SIZE_HEADROOM = 1.4  # an image may be enlarged by this factor before a smaller grid fits its size better
+
+
+@dataclass(frozen=True, order=True)
+class TileGrid:
+    """(rows, cols) of the tiles that an image is cut into; more than one tile brings a thumbnail as the last tile."""
+
+    rows: int
+    cols: int
+
+    def __post_init__(self) -> None:
+        if self.rows < 1 or self.cols < 1:
+            raise ValueError(f"tile grid {self.rows}x{self.cols} must have at least one row and one column")
+
+    @property
+    def has_thumbnail(self) -> bool:
+        """Whether there is more than one tile."""
+        return self.rows * self.cols > 1
+
+    @property
+    def num_tiles(self) -> int:
+        """Tiles that the encoder sees, thumbnail included."""
+        return self.rows * self.cols + self.has_thumbnail
+
+    def canvas_size(self, tile_size: tuple[int, int]) -> tuple[int, int]:
+        """(height, width) of the canvas that the tiles cover."""
+        return self.rows * tile_size[0], self.cols * tile_size[1]
+
+
+@dataclass(frozen=True)
+class TileView:
+    """Where one tile's pixels come from: y_image = y_tile * scale[0] + offset[0], and x likewise."""
+
+    scale: tuple[float, float]
+    offset: tuple[float, float]
+
+    def to_image(self, box: tuple[float, float, float, float], image_size: tuple[int, int]) -> tuple[float, ...] | None:
+        """A (top, left, bottom, right) box of the tile in image pixels, clipped to the image; None if all padding."""
+        top, bottom = (min(max(y * self.scale[0] + self.offset[0], 0.0), float(image_size[0])) for y in box[::2])
+        left, right = (min(max(x * self.scale[1] + self.offset[1], 0.0), float(image_size[1])) for x in box[1::2])
+        return (top, left, bottom, right) if bottom > top and right > left else None
+
+
+@lru_cache
+def tile_grids(max_tiles: int) -> tuple[TileGrid, ...]:
+    """All grids with rows*cols <= max_tiles, by rows, then columns. Raises ValueError when max_tiles < 1."""
+    if max_tiles < 1:
+        raise ValueError(f"max_tiles={max_tiles} must be at least 1")
+    return tuple(TileGrid(r, c) for r in range(1, max_tiles + 1) for c in range(1, max_tiles // r + 1))
+
+
+def fit_within(image_size: tuple[int, int], canvas_size: tuple[int, int]) -> tuple[int, int]:
+    """The largest size of the image's aspect ratio within the canvas, each side at least 1.
+
+    `round` is half to even, as the released code rounds.
+    """
+    (height, width), (canvas_height, canvas_width) = image_size, canvas_size
+    if canvas_height / height <= canvas_width / width:
+        return canvas_height, max(1, min(canvas_width, round(width * (canvas_height / height))))
+    return max(1, min(canvas_height, round(height * (canvas_width / width)))), canvas_width
+
+
+def grid_score(image_size: tuple[int, int], grid: TileGrid, tile_size: tuple[int, int]) -> float:
+    """How well a grid suits an image: the share of the canvas that the fitted image fills, plus a small term for size.
+
+    The size term is the overlap (intersection over union) of the canvas with the image enlarged by SIZE_HEADROOM.
+    Source: the released code's score; equal to it on every size of the golden data.
+    """
+    canvas_height, canvas_width = grid.canvas_size(tile_size)
+    fitted_height, fitted_width = fit_within(image_size, (canvas_height, canvas_width))
+    canvas_area = canvas_height * canvas_width
+    height, width = image_size[0] * SIZE_HEADROOM, image_size[1] * SIZE_HEADROOM
+    overlap = min(canvas_height, height) * min(canvas_width, width)
+    size_iou = overlap / (canvas_area + height * width - overlap)
+    return fitted_height * fitted_width / canvas_area + SIZE_WEIGHT * size_iou
+
+
+def choose_tile_grid(
+    image_size: tuple[int, int],
+    tile_size: tuple[int, int],
+    max_tiles: int = 9,
+    grids: tuple[TileGrid, ...] | None = None,
+) -> TileGrid:
+    """The grid with the highest score, the first of equals.
+
+    Args:
+        max_tiles: limit of rows*cols; the thumbnail is not counted.
+        grids: candidates, in order of preference among equals; all within `max_tiles` when None.
+
+    Raises:
+        ValueError: when a side of the image is below 1 or max_tiles is.
+    """
+    if min(image_size) < 1:
+        raise ValueError(f"image size {image_size[0]}x{image_size[1]} has a side below 1 pixel")
+    candidates = tile_grids(max_tiles) if grids is None else grids
+    return max(candidates, key=lambda grid: grid_score(image_size, grid, tile_size))
+
+
+def resize(image: Tensor, size: tuple[int, int], antialias: bool) -> Tensor:
+    """(3, H, W) -> (3, *size), bilinear with half-pixel centres."""
+    if tuple(image.shape[1:]) == tuple(size):
+        return image
+    return F.interpolate(image[None], size=size, mode="bilinear", align_corners=False, antialias=antialias)[0]
+
+
+def make_tiles(
+    image: Tensor,
+    grid: TileGrid,
+    tile_size: tuple[int, int],
+    *,
+    thumbnail_source: ThumbnailSource = "image",
+    antialias: bool = True,
+) -> Tensor:
+    """(N, 3, h, w) tiles of a normalised image (3, H, W), row by row, the thumbnail last where the grid has one.
+
+    The image is resized into the canvas keeping its aspect ratio and put at the top left; the rest stays 0, the mean
+    colour after normalisation.
+
+    Args:
+        thumbnail_source: "image" shrinks the image itself. "canvas" shrinks the padded canvas into the image's shape,
+            which squeezes the picture; released weights need this.
+        antialias: filter when shrinking. Released weights need False.
+    """
+    canvas = _fit_on_canvas(image, grid.canvas_size(tile_size), antialias)
+    height, width = tile_size
+    tiles = canvas.unflatten(2, (grid.cols, width)).unflatten(1, (grid.rows, height))  # (3, rows, h, cols, w)
+    tiles = tiles.permute(1, 3, 0, 2, 4).flatten(0, 1)  # (rows*cols, 3, h, w)
+    if not grid.has_thumbnail:
+        return tiles
+    if thumbnail_source == "image":
+        thumbnail = _fit_on_canvas(image, tile_size, antialias)
+    else:
+        fitted = fit_within((image.shape[1], image.shape[2]), tile_size)
+        thumbnail = _place(resize(canvas, fitted, antialias), tile_size)
+    return torch.cat([tiles, thumbnail[None]])
+
+
+def slice_views(
+    image_size: tuple[int, int],
+    grid: TileGrid,
+    tile_size: tuple[int, int],
+    thumbnail_source: ThumbnailSource = "image",
+) -> list[TileView]:
+    """One view per tile that `make_tiles` makes, in its order."""
+    canvas_size = grid.canvas_size(tile_size)
+    fitted = fit_within(image_size, canvas_size)
+    scale = (image_size[0] / fitted[0], image_size[1] / fitted[1])
+    views = [
+        TileView(scale, (row * tile_size[0] * scale[0], col * tile_size[1] * scale[1]))
+        for row in range(grid.rows)
+        for col in range(grid.cols)
+    ]
+    if grid.has_thumbnail:
+        small = fit_within(image_size, tile_size)
+        shown = (
+            image_size if thumbnail_source == "image" else tuple(c * s for c, s in zip(canvas_size, scale, strict=True))
+        )
+        views.append(TileView((shown[0] / small[0], shown[1] / small[1]), (0.0, 0.0)))
+    return views
+
+
+def _fit_on_canvas(image: Tensor, canvas_size: tuple[int, int], antialias: bool) -> Tensor:
+    return _place(resize(image, fit_within((image.shape[1], image.shape[2]), canvas_size), antialias), canvas_size)
+
+
+def _place(image: Tensor, canvas_size: tuple[int, int]) -> Tensor:
+    """The image at the top left of a canvas of zeros."""
+    return F.pad(image, (0, canvas_size[1] - image.shape[2], 0, canvas_size[0] - image.shape[1]))
