@@ -1,0 +1,36 @@
+"""The transformers layer. Importing it registers the model with transformers' Auto classes."""
+
+from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor
+from transformers.models.auto.image_processing_auto import (
+    AutoImageProcessor,
+)  # older versions hide it without torchvision
+
+from tokenpacker.carried import carried_model_path
+from tokenpacker.hf.chat import VICUNA_SYSTEM, chat_template
+from tokenpacker.hf.config import TokenPackerConfig
+from tokenpacker.hf.image_processor import TokenPackerImageProcessor
+from tokenpacker.hf.model import TokenPackerForConditionalGeneration, TokenPackerModel
+from tokenpacker.hf.processor import TokenPackerProcessor
+
+AutoConfig.register(TokenPackerConfig.model_type, TokenPackerConfig, exist_ok=True)
+AutoModel.register(TokenPackerConfig, TokenPackerModel, exist_ok=True)
+AutoModelForImageTextToText.register(TokenPackerConfig, TokenPackerForConditionalGeneration, exist_ok=True)
+AutoImageProcessor.register(
+    TokenPackerConfig,
+    slow_image_processor_class=TokenPackerImageProcessor,
+    fast_image_processor_class=TokenPackerImageProcessor,
+    exist_ok=True,
+)
+AutoProcessor.register(TokenPackerConfig, TokenPackerProcessor, exist_ok=True)
+
+
+__all__ = [
+    "VICUNA_SYSTEM",
+    "TokenPackerConfig",
+    "TokenPackerForConditionalGeneration",
+    "TokenPackerImageProcessor",
+    "TokenPackerModel",
+    "TokenPackerProcessor",
+    "carried_model_path",
+    "chat_template",
+]

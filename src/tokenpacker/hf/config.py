@@ -1,0 +1,117 @@
+"""The configuration of a complete model: vision tower, projector, language model, and which levels join them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import AutoConfig, PreTrainedConfig
+
+from tokenpacker.projectors import ProjectorConfig, config_from_dict
+
+# Language models whose heads do more than one linear would silently give other logits here.
+UNSUPPORTED_HEAD_OPTIONS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
+
+
+class TokenPackerConfig(PreTrainedConfig):
+    """Configuration of `TokenPackerForConditionalGeneration`.
+
+    Args:
+        vision_config: config (or its dict) of any transformers ViT with `hidden_size`, `num_hidden_layers`,
+            `image_size` and `patch_size`.
+        text_config: config (or its dict) of any decoder-only language model.
+        projector_config: dict of a registered projector, such as `{"name": "token-packer", "scale_factor": 2}`. The
+            widths and the number of levels are taken from the other arguments and need not be given.
+        vision_levels: hidden states that keys and values come from, 1 being the first layer's output; negative
+            numbers count from the last layer's output, which is -1. None spreads four levels as the paper does.
+        vision_query_level: hidden state that the coarse query comes from; None takes the last of `vision_levels`.
+        image_token_id: id of the placeholder that packed tokens replace.
+
+    Raises:
+        ValueError: for levels that do not exist and for a projector config that does not fit.
+    """
+
+    model_type = "tokenpacker"
+    sub_configs = {"vision_config": AutoConfig, "text_config": AutoConfig}  # noqa: RUF012 - transformers' convention
+
+    def __init__(
+        self,
+        vision_config: PreTrainedConfig | dict[str, Any] | None = None,
+        text_config: PreTrainedConfig | dict[str, Any] | None = None,
+        projector_config: dict[str, Any] | None = None,
+        vision_levels: list[int] | None = None,
+        vision_query_level: int | None = None,
+        image_token_id: int = 32000,
+        **kwargs: Any,
+    ):
+        self.vision_config = _sub_config(vision_config, "clip_vision_model")
+        self.text_config = _sub_config(text_config, "llama")
+        num_layers = self.vision_config.num_hidden_layers
+        levels = paper_levels(num_layers) if vision_levels is None else vision_levels
+        self.vision_levels = [_resolve_level(level, num_layers) for level in levels]
+        query_level = levels[-1] if vision_query_level is None else vision_query_level
+        self.vision_query_level = _resolve_level(query_level, num_layers)
+        self.image_token_id = image_token_id
+        widths = {
+            "vision_dim": self.vision_config.hidden_size,
+            "language_dim": self.text_config.hidden_size,
+            "num_levels": len(self.vision_levels),
+        }
+        given = projector_config or {"name": "token-packer"}
+        for key, value in widths.items():
+            if given.get(key, value) != value:
+                raise ValueError(f"projector_config has {key}={given[key]} but the model's parts need {value}")
+        self.projector_config = config_from_dict(given | widths).to_dict()
+        for option in UNSUPPORTED_HEAD_OPTIONS:
+            if getattr(self.text_config, option, None) not in (None, 1, 1.0):
+                raise ValueError(
+                    f"{self.text_config.model_type} sets {option}={getattr(self.text_config, option)}, which scales its"
+                    " logits; only language models with a plain linear head are supported"
+                )
+        kwargs.setdefault("tie_word_embeddings", getattr(self.text_config, "tie_word_embeddings", False))
+        super().__init__(**kwargs)
+
+    @property
+    def projector(self) -> ProjectorConfig:
+        """The projector's own config, which counts tokens without weights."""
+        return config_from_dict(self.projector_config)
+
+    @property
+    def tile_size(self) -> tuple[int, int]:
+        """(height, width) in pixels of the images that the vision tower reads."""
+        return _pair(self.vision_config.image_size)
+
+    @property
+    def patch_size(self) -> tuple[int, int]:
+        """(height, width) in pixels of one patch."""
+        return _pair(self.vision_config.patch_size)
+
+    @property
+    def patch_grid(self) -> tuple[int, int]:
+        """(rows, cols) of patches in one tile."""
+        (height, width), (patch_height, patch_width) = self.tile_size, self.patch_size
+        return height // patch_height, width // patch_width
+
+
+def paper_levels(num_layers: int) -> list[int]:
+    """Four levels placed as 12, 16, 22, 23 of CLIP-L's 24 layers; the very last layer is left out, as in the paper."""
+    if num_layers < 8:  # fewer would name one level twice
+        raise ValueError(f"a vision tower of {num_layers} layers has no default levels; pass vision_levels")
+    return [round(num_layers / 2), round(num_layers * 2 / 3), num_layers - 2, num_layers - 1]
+
+
+def _sub_config(config: PreTrainedConfig | dict[str, Any] | None, default_type: str) -> PreTrainedConfig:
+    if isinstance(config, PreTrainedConfig):
+        return config
+    values = dict(config or {})
+    return AutoConfig.for_model(values.pop("model_type", default_type), **values)
+
+
+def _resolve_level(level: int, num_layers: int) -> int:
+    resolved = level + num_layers + 1 if level < 0 else level
+    if not 1 <= resolved <= num_layers:
+        raise ValueError(f"vision level {level} does not exist; the tower has layers 1 to {num_layers}")
+    return resolved
+
+
+def _pair(value: int | list[int] | tuple[int, int]) -> tuple[int, int]:
+    return (value, value) if isinstance(value, int) else (value[0], value[1])

@@ -1,0 +1,213 @@
+"""Images to the tiles that the vision tower reads.
+
+Shapes: I images, N tiles of all images in order, (h, w) tile size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers import BatchFeature
+from transformers.image_processing_utils import BaseImageProcessor
+from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+from transformers.image_utils import load_image as download_image
+
+from tokenpacker.images import ImageError, load_image
+from tokenpacker.tiling import ThumbnailSource, TileGrid, TileView, choose_tile_grid, make_tiles, slice_views
+
+ImageMode = Literal["slice", "pad", "square"]
+IMAGE_MODES = ("slice", "pad", "square")
+DOWNLOAD_TIMEOUT_S = 20.0
+
+
+class TokenPackerImageProcessor(BaseImageProcessor):
+    """Cuts, pads and normalises images.
+
+    Args:
+        image_mode: `slice` cuts an image into a grid of tiles and adds a thumbnail (TokenPacker-HD); `pad` centres it
+            on a square of the mean colour (LLaVA-1.5); `square` crops the centre, as CLIP does.
+        tile_size: (height, width) in pixels, the vision tower's image size.
+        max_tiles: limit of rows*cols in mode `slice`; the thumbnail comes on top.
+        image_mean: mean per channel that the vision tower was trained with, of pixels between 0 and 1.
+        image_std: standard deviation per channel, likewise.
+        thumbnail_source: see `tiling.make_tiles`.
+        antialias: see `tiling.make_tiles`.
+
+    Raises:
+        ValueError: for an unknown mode or source, or sizes below 1.
+    """
+
+    model_input_names = ["pixel_values"]  # noqa: RUF012 - transformers' convention
+
+    def __init__(
+        self,
+        image_mode: ImageMode = "slice",
+        tile_size: Sequence[int] = (336, 336),
+        max_tiles: int = 9,
+        image_mean: Sequence[float] = tuple(OPENAI_CLIP_MEAN),
+        image_std: Sequence[float] = tuple(OPENAI_CLIP_STD),
+        thumbnail_source: ThumbnailSource = "image",
+        antialias: bool = True,
+        **kwargs: Any,
+    ):
+        super().__init__(**kwargs)
+        if thumbnail_source not in ("image", "canvas"):
+            raise ValueError(f"thumbnail_source={thumbnail_source!r} is unknown; use 'image' or 'canvas'")
+        if len(tile_size) != 2 or min(tile_size) < 1 or max_tiles < 1:
+            raise ValueError(f"tile_size={tuple(tile_size)} and max_tiles={max_tiles} must be at least 1")
+        self.image_mode = _check_mode(image_mode)
+        self.tile_size = list(tile_size)
+        self.max_tiles = max_tiles
+        self.image_mean = list(image_mean)
+        self.image_std = list(image_std)
+        self.thumbnail_source = thumbnail_source
+        self.antialias = antialias
+
+    def preprocess(
+        self,
+        images: Any,
+        tile_grids: Sequence[TileGrid] | None = None,
+        image_mode: ImageMode | None = None,
+        max_tiles: int | None = None,
+        return_tensors: str | None = "pt",
+        **kwargs: Any,
+    ) -> BatchFeature:
+        """`pixel_values` (N, 3, h, w), and per image `tile_grids` (I, 2) and `image_sizes` (I, 2).
+
+        Args:
+            images: one image or a (nested) list: Pillow images, paths, bytes, http(s) addresses, or uint8 arrays and
+                tensors.
+            tile_grids: the grids to cut into, from a plan made before; chosen here when None.
+
+        Raises:
+            ImageError: for an image that cannot be read.
+            ValueError: for an unknown mode or another type of output than "pt".
+        """
+        if return_tensors not in (None, "pt"):
+            raise ValueError(f"return_tensors={return_tensors!r} is not supported; use 'pt'")
+        mode = _check_mode(image_mode or self.image_mode)
+        pictures = [to_rgb(image) for image in _flatten(images)]
+        sizes = [(picture.height, picture.width) for picture in pictures]
+        if tile_grids is None:
+            tile_grids = [self.choose_grid(size, mode, max_tiles) for size in sizes]
+        tiles = [self._tiles(picture, grid, mode) for picture, grid in zip(pictures, tile_grids, strict=True)]
+        return BatchFeature(
+            {
+                "pixel_values": torch.cat(tiles) if tiles else torch.empty(0, 3, *self.tile_size),
+                "tile_grids": torch.tensor([(grid.rows, grid.cols) for grid in tile_grids]).reshape(-1, 2),
+                "image_sizes": torch.tensor(sizes).reshape(-1, 2),
+            }
+        )
+
+    def choose_grid(
+        self, image_size: tuple[int, int], mode: ImageMode | None = None, max_tiles: int | None = None
+    ) -> TileGrid:
+        """The grid for an image of (height, width); 1x1 in the modes that keep it in one piece."""
+        if (mode or self.image_mode) != "slice":
+            return TileGrid(1, 1)
+        return choose_tile_grid(image_size, self._tile_size, max_tiles or self.max_tiles)
+
+    def tile_views(self, image_size: tuple[int, int], grid: TileGrid, mode: ImageMode | None = None) -> list[TileView]:
+        """Where each tile's pixels come from in an image of (height, width)."""
+        mode = mode or self.image_mode
+        if mode == "slice":
+            return slice_views(image_size, grid, self._tile_size, self.thumbnail_source)
+        if mode == "pad":
+            side = max(image_size)
+            top, left = ((side - length) // 2 for length in image_size)
+            return [TileView((side / self.tile_size[0], side / self.tile_size[1]), (-top, -left))]
+        covering = cover_size(image_size, self._tile_size)
+        scale = (image_size[0] / covering[0], image_size[1] / covering[1])
+        top, left = crop_offset(covering, self._tile_size)
+        return [TileView(scale, (top * scale[0], left * scale[1]))]
+
+    @property
+    def _tile_size(self) -> tuple[int, int]:
+        return self.tile_size[0], self.tile_size[1]
+
+    def _tiles(self, picture: Image.Image, grid: TileGrid, mode: ImageMode) -> Tensor:
+        """(n, 3, h, w) tiles of one RGB picture."""
+        if mode == "slice":
+            return make_tiles(
+                self._normalise(picture),
+                grid,
+                self._tile_size,
+                thumbnail_source=self.thumbnail_source,
+                antialias=self.antialias,
+            )
+        if mode == "pad":
+            background = tuple(int(mean * 255) for mean in self.image_mean)
+            picture = pad_to_square(picture, background).resize(self._tile_size[::-1], Image.Resampling.BICUBIC)
+        else:
+            height, width = cover_size((picture.height, picture.width), self._tile_size)
+            top, left = crop_offset((height, width), self._tile_size)
+            picture = picture.resize((width, height), Image.Resampling.BICUBIC)
+            picture = picture.crop((left, top, left + self.tile_size[1], top + self.tile_size[0]))
+        return self._normalise(picture)[None]
+
+    def _normalise(self, picture: Image.Image) -> Tensor:
+        """RGB picture -> (3, H, W) float32, mean 0 and deviation 1 by the tower's statistics."""
+        pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1).float() / 255
+        mean, std = torch.tensor(self.image_mean), torch.tensor(self.image_std)
+        return (pixels - mean[:, None, None]) / std[:, None, None]
+
+
+def to_rgb(image: Any) -> Image.Image:
+    """Any image that transformers users pass, as an RGB picture. Raises ImageError."""
+    if isinstance(image, str) and image.startswith(("http://", "https://")):
+        try:
+            image = download_image(image, timeout=DOWNLOAD_TIMEOUT_S)
+        except Exception as error:  # network libraries raise many kinds
+            raise ImageError(f"{image} cannot be downloaded ({error}); save the picture and pass its path") from error
+    if isinstance(image, (np.ndarray, Tensor)):
+        image = _array_to_picture(np.asarray(image))
+    return load_image(image)
+
+
+def cover_size(image_size: tuple[int, int], tile_size: tuple[int, int]) -> tuple[int, int]:
+    """The smallest size of the image's aspect ratio that covers a tile; the longer side is cut off to an integer."""
+    (height, width), (tile_height, tile_width) = image_size, tile_size
+    if tile_height / height >= tile_width / width:
+        return tile_height, max(tile_width, int(width * tile_height / height))
+    return max(tile_height, int(height * tile_width / width)), tile_width
+
+
+def crop_offset(size: tuple[int, int], tile_size: tuple[int, int]) -> tuple[int, int]:
+    """(top, left) of the centred tile in a picture of `size`."""
+    return (size[0] - tile_size[0]) // 2, (size[1] - tile_size[1]) // 2
+
+
+def pad_to_square(picture: Image.Image, background: tuple[int, ...]) -> Image.Image:
+    """The picture centred on a square of its longer side."""
+    side = max(picture.size)
+    square = Image.new("RGB", (side, side), background)
+    square.paste(picture, ((side - picture.width) // 2, (side - picture.height) // 2))
+    return square
+
+
+def _array_to_picture(array: np.ndarray) -> Image.Image:
+    if array.ndim == 3 and array.shape[2] not in (1, 3, 4) and array.shape[0] in (1, 3, 4):
+        array = np.moveaxis(array, 0, 2)  # (C, H, W) -> (H, W, C)
+    if array.dtype != np.uint8 or array.ndim not in (2, 3) or array.size == 0:
+        raise ImageError(
+            f"an array of shape {array.shape} and type {array.dtype} is no picture;"
+            " pass uint8 pixels (H, W, 3) between 0 and 255, or a Pillow image"
+        )
+    return Image.fromarray(array[..., 0] if array.ndim == 3 and array.shape[2] == 1 else array)
+
+
+def _flatten(images: Any) -> list[Any]:
+    if isinstance(images, (list, tuple)):
+        return [image for entry in images for image in _flatten(entry)]
+    return [images]
+
+
+def _check_mode(mode: str) -> Any:
+    if mode not in IMAGE_MODES:
+        raise ValueError(f"image_mode={mode!r} is unknown; use one of {', '.join(IMAGE_MODES)}")
+    return mode

@@ -1,0 +1,208 @@
+"""Images and prompts to model inputs: places, orders and counts every image token.
+
+Shapes: B samples, S sequence length, N tiles of all samples in order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from transformers import BatchFeature, PreTrainedTokenizerBase
+from transformers.processing_utils import ProcessorMixin
+
+from tokenpacker.hf.chat import chat_template as default_chat_template
+from tokenpacker.hf.config import TokenPackerConfig
+from tokenpacker.hf.image_processor import TokenPackerImageProcessor, to_rgb
+from tokenpacker.projectors import config_from_dict
+from tokenpacker.sequence import ImageLayout, plan_layout
+
+
+class TokenPackerProcessor(ProcessorMixin):
+    """Tokenizer, image processor and the projector's count in one.
+
+    Args:
+        image_processor: a `TokenPackerImageProcessor`.
+        tokenizer: any tokenizer that knows `image_token` as one token.
+        chat_template: Jinja template; Vicuna's format when None.
+        patch_grid: (rows, cols) of patches in one tile.
+        projector_config: dict of the model's projector, which counts the tokens of a tile.
+        image_token: marks an image's place in a prompt.
+        tile_separator_id: token between the tiles of a row; the tokenizer's comma when None.
+        row_separator_id: token after each row of tiles and after the thumbnail; the newline when None. (The released
+            weights were trained with the unknown token here.)
+
+    Raises:
+        ValueError: when the tokenizer lacks the image token.
+    """
+
+    def __init__(
+        self,
+        image_processor: TokenPackerImageProcessor,
+        tokenizer: PreTrainedTokenizerBase,
+        chat_template: str | None = None,
+        patch_grid: Sequence[int] = (24, 24),
+        projector_config: dict[str, Any] | None = None,
+        image_token: str = "<image>",
+        tile_separator_id: int | None = None,
+        row_separator_id: int | None = None,
+    ):
+        self.image_token = image_token
+        self.image_token_id = tokenizer.convert_tokens_to_ids(image_token)
+        if self.image_token_id in (None, tokenizer.unk_token_id):
+            raise ValueError(f"the tokenizer has no token {image_token!r}; add it as a special token first")
+        self.patch_grid = list(patch_grid)
+        self.projector_config = projector_config or {"name": "token-packer", "vision_dim": 1024, "language_dim": 4096}
+        self.tile_separator_id = _token_id(tokenizer, ",") if tile_separator_id is None else tile_separator_id
+        self.row_separator_id = _token_id(tokenizer, "\n") if row_separator_id is None else row_separator_id
+        super().__init__(image_processor, tokenizer, chat_template=chat_template or default_chat_template())
+
+    @classmethod
+    def from_config(
+        cls, config: TokenPackerConfig, tokenizer: PreTrainedTokenizerBase, **image_processor_kwargs: Any
+    ) -> TokenPackerProcessor:
+        """The processor of a model's config; further arguments go to `TokenPackerImageProcessor`."""
+        image_processor = TokenPackerImageProcessor(tile_size=config.tile_size, **image_processor_kwargs)
+        return cls(image_processor, tokenizer, patch_grid=config.patch_grid, projector_config=config.projector_config)
+
+    def image_layout(
+        self,
+        image_size: tuple[int, int],
+        *,
+        scale_factor: int | None = None,
+        max_image_tokens: int | None = None,
+        max_tiles: int | None = None,
+        image_mode: str | None = None,
+    ) -> ImageLayout:
+        """The token sequence that an image of (height, width) gets; None takes the processor's own setting.
+
+        Raises:
+            ValueError: for a scale factor that cannot be and a budget too small for one tile.
+        """
+        return plan_layout(
+            image_size,
+            (self.image_processor.tile_size[0], self.image_processor.tile_size[1]),
+            config_from_dict(self.projector_config).token_grid((self.patch_grid[0], self.patch_grid[1]), scale_factor),
+            sliced=(image_mode or self.image_processor.image_mode) == "slice",
+            max_tiles=max_tiles or self.image_processor.max_tiles,
+            max_image_tokens=max_image_tokens,
+        )
+
+    def __call__(
+        self,
+        images: Any = None,
+        text: str | Sequence[str] | None = None,
+        *,
+        scale_factor: int | None = None,
+        max_image_tokens: int | None = None,
+        max_tiles: int | None = None,
+        image_mode: str | None = None,
+        padding: Any = None,
+        max_length: int | None = None,
+        pad_to_multiple_of: int | None = None,
+        return_tensors: str | None = None,
+        **tokenizer_kwargs: Any,
+    ) -> BatchFeature:
+        """`input_ids` and `attention_mask` (B, S), and `pixel_values` (N, 3, h, w) where there are images.
+
+        A `scale_factor` given here must be given to the model too.
+
+        Args:
+            images: for one prompt an image or a list of images; for several prompts a list of lists, or a flat list
+                that the markers take from in order. See `TokenPackerImageProcessor.preprocess` for the types.
+            text: one prompt or several, with `<image>` where each image belongs.
+            max_image_tokens: budget per image, separators included.
+            padding: as for tokenizers; several prompts are padded by default when tensors are asked for.
+
+        Raises:
+            ValueError: when markers and images differ in number, and as `image_layout`.
+        """
+        if text is None:
+            raise ValueError("the processor needs text; for images alone use processor.image_processor")
+        prompts = [text] if isinstance(text, str) else list(text)
+        pictures = [[to_rgb(image) for image in group] for group in self._group_images(images, prompts)]
+        plan: dict[str, Any] = {
+            "scale_factor": scale_factor,
+            "max_image_tokens": max_image_tokens,
+            "max_tiles": max_tiles,
+            "image_mode": image_mode,
+        }
+        layouts = [[self.image_layout((p.height, p.width), **plan) for p in group] for group in pictures]
+        if any(layouts) and tokenizer_kwargs.get("truncation"):
+            raise ValueError("truncation would cut images apart; leave it out and bound them with max_image_tokens")
+
+        if self.tokenizer.bos_token and all(prompt.startswith(self.tokenizer.bos_token) for prompt in prompts):
+            tokenizer_kwargs["add_special_tokens"] = False  # the chat template has written the start already
+        encoded = self.tokenizer(prompts, **tokenizer_kwargs)
+        rows = [
+            self._expand(dict(zip(encoded, values, strict=True)), layout)
+            for values, layout in zip(zip(*encoded.values(), strict=True), layouts, strict=True)
+        ]
+        batch = {key: [row[key] for row in rows] for key in encoded}
+        if padding is None:
+            padding = return_tensors is not None and len(prompts) > 1
+        padded = self.tokenizer.pad(
+            batch,
+            padding=padding,
+            max_length=max_length,
+            pad_to_multiple_of=pad_to_multiple_of,
+            return_tensors=return_tensors,
+        )
+        data = dict(padded)
+        if any(layouts):
+            grids = [layout.tile_grid for group in layouts for layout in group]
+            features = self.image_processor(pictures, tile_grids=grids, image_mode=image_mode)
+            data["pixel_values"] = features["pixel_values"]
+        return BatchFeature(data)
+
+    @property
+    def model_input_names(self) -> list[str]:
+        """What the model's forward takes of the processor's output."""
+        return ["input_ids", "attention_mask", "pixel_values"]
+
+    def _group_images(self, images: Any, prompts: list[str]) -> list[list[Any]]:
+        """The images of each prompt; raises ValueError where markers and images differ in number."""
+        markers = [prompt.count(self.image_token) for prompt in prompts]
+        if images is None:
+            images = []
+        elif not isinstance(images, (list, tuple)):
+            images = [images]
+        nested = [isinstance(entry, (list, tuple)) for entry in images]
+        if any(nested):
+            if not all(nested) or len(images) != len(prompts):
+                raise ValueError(f"{len(images)} lists of images for {len(prompts)} prompts; pass one list per prompt")
+            groups = [list(group) for group in images]
+        else:
+            self._check_markers(sum(markers), len(images), "the prompt" if len(prompts) == 1 else "the prompts")
+            remaining = iter(images)
+            groups = [[next(remaining) for _ in range(count)] for count in markers]
+        for number, (count, group) in enumerate(zip(markers, groups, strict=True), start=1):
+            self._check_markers(count, len(group), "the prompt" if len(prompts) == 1 else f"prompt {number}")
+        return groups
+
+    def _check_markers(self, num_markers: int, num_images: int, where: str) -> None:
+        if num_markers != num_images:
+            raise ValueError(
+                f"{where} has {num_markers} {self.image_token} markers but {num_images} images were given;"
+                f" write {self.image_token} once for each image"
+            )
+
+    def _expand(self, row: dict[str, list[Any]], layouts: list[ImageLayout]) -> dict[str, list[Any]]:
+        """One tokenized prompt with each image marker replaced by its image's tokens; other values are repeated."""
+        expansions = iter(
+            layout.token_ids(self.image_token_id, self.tile_separator_id, self.row_separator_id) for layout in layouts
+        )
+        expanded: dict[str, list[Any]] = {key: [] for key in row}
+        for position, token_id in enumerate(row["input_ids"]):
+            ids = next(expansions) if token_id == self.image_token_id else [token_id]
+            for key, values in row.items():
+                expanded[key] += ids if key == "input_ids" else [values[position]] * len(ids)
+        return expanded
+
+
+def _token_id(tokenizer: PreTrainedTokenizerBase, text: str) -> int:
+    """Id of a one-character token: the piece itself where the vocabulary has it, else what encoding ends with."""
+    piece = tokenizer.convert_tokens_to_ids(text)
+    if piece not in (None, tokenizer.unk_token_id):
+        return piece
+    return tokenizer.encode(text, add_special_tokens=False)[-1]
