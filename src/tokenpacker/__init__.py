@@ -45,7 +45,7 @@ __all__ = [
 _PUBLIC = {
     "features": {"VisionFeatures"},
     "projectors": {"Mlp", "MlpConfig", "Projector", "ProjectorConfig", "TokenPacker", "TokenPackerProjectorConfig"},
-    "sequence": {"ImageLayout", "max_tiles_for_budget", "scatter_image_tokens"},
+    "sequence": {"ImageLayout", "max_tiles_for_budget", "plan_layout", "scatter_image_tokens"},
     "tiling": {"TileGrid", "choose_tile_grid", "make_tiles"},
 }
 

@@ -1,0 +1,203 @@
+"""Every kind of picture that people have on disk: the right pixels, or one line that names the file and the remedy."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import struct
+import warnings
+import zlib
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from tokenpacker.images import ImageError, ImageNote, image_size, load_image
+
+
+def encoded(image: Image.Image, format: str, **options) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format, **options)
+    return buffer.getvalue()
+
+
+def png_header(height: int, width: int) -> bytes:
+    """A PNG that claims a size and holds no pixels."""
+    body = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + body + struct.pack(">I", zlib.crc32(body)) + b"\0\0\0\0IDAT"
+
+
+def picture(height: int = 40, width: int = 60) -> Image.Image:
+    """A smooth gradient, so that lossy formats keep it within a few grey levels."""
+    y, x = np.mgrid[0:height, 0:width]
+    channels = [255 * y // height, 255 * x // width, np.full_like(y, 90)]
+    return Image.fromarray(np.stack(channels, -1).astype(np.uint8))
+
+
+def one_line_error(source) -> str:
+    with pytest.raises(ImageError) as caught:
+        load_image(source)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def assert_close(image: Image.Image, expected: Image.Image, tolerance: int) -> None:
+    assert image.mode == "RGB"
+    assert image.size == expected.size
+    difference = np.abs(np.asarray(image).astype(int) - np.asarray(expected.convert("RGB")).astype(int))
+    assert difference.max() <= tolerance
+
+
+@pytest.mark.parametrize("format", ["PNG", "BMP", "TIFF", "GIF"])
+def test_a_path_gives_the_pixels_of_the_file(tmp_path, format):
+    path = tmp_path / f"picture.{format.lower()}"
+    grey = picture().convert("L")  # a GIF's palette holds every grey
+    grey.save(path)
+    assert_close(load_image(path), grey, 0)
+    assert_close(load_image(str(path)), grey, 0)
+    assert_close(load_image(path.read_bytes()), grey, 0)
+
+
+def test_a_pillow_image_is_not_changed():
+    given_image = picture().convert("P")
+    load_image(given_image)
+    assert given_image.mode == "P"
+
+
+def test_cmyk_gives_the_colours_that_were_stored():
+    tolerance = 12  # JPEG's loss
+    assert_close(load_image(encoded(picture().convert("CMYK"), "JPEG", quality=95)), picture(), tolerance)
+
+
+def test_transparent_pixels_become_white():
+    image = Image.new("RGBA", (2, 1), (255, 0, 0, 255))
+    image.putpixel((1, 0), (0, 0, 0, 0))
+    loaded = load_image(encoded(image, "PNG"))
+    assert [loaded.getpixel((x, 0)) for x in (0, 1)] == [(255, 0, 0), (255, 255, 255)]
+
+
+def test_half_transparent_pixels_are_blended_with_white():
+    loaded = load_image(encoded(Image.new("RGBA", (1, 1), (0, 0, 0, 128)), "PNG"))
+    assert loaded.getpixel((0, 0)) == (127, 127, 127)
+
+
+def test_a_palette_with_a_transparent_entry_becomes_white_there():
+    image = Image.new("P", (2, 1))
+    image.putpalette([255, 0, 0, 0, 0, 255])
+    image.putpixel((1, 0), 1)
+    loaded = load_image(encoded(image, "PNG", transparency=1))
+    assert [loaded.getpixel((x, 0)) for x in (0, 1)] == [(255, 0, 0), (255, 255, 255)]
+
+
+@pytest.mark.parametrize("format", ["PNG", "TIFF", "PPM"])
+def test_16_bit_grey_is_scaled_not_clipped(format):
+    ramp = np.linspace(0, 65535, 256).astype(np.uint16)[None]  # (1, 256)
+    loaded = np.asarray(load_image(encoded(Image.fromarray(ramp), format)))
+    assert np.array_equal(loaded[0, :, 0], np.arange(256))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_honoured(orientation):
+    turns = {
+        1: lambda a: a,
+        2: np.fliplr,
+        3: lambda a: np.rot90(a, 2),
+        4: np.flipud,
+        5: lambda a: a.swapaxes(0, 1),
+        6: lambda a: np.rot90(a, -1),
+        7: lambda a: np.rot90(a, 2).swapaxes(0, 1),
+        8: np.rot90,
+    }
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    content = encoded(picture(), "PNG", exif=exif)
+    expected = Image.fromarray(np.ascontiguousarray(turns[orientation](np.asarray(picture()))))
+    assert_close(load_image(content), expected, 0)
+    assert image_size(content) == (expected.height, expected.width)
+
+
+def test_an_animation_gives_its_first_frame_and_says_so():
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue", "green")]
+    content = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
+    with pytest.warns(ImageNote, match="holds 3 frames; only the first is used"):
+        loaded = load_image(content)
+    assert loaded.getpixel((0, 0)) == (255, 0, 0)
+
+
+@pytest.mark.parametrize("size", [(1, 5000), (5000, 1), (1, 1)])
+def test_extreme_shapes_load(size):
+    assert load_image(encoded(picture(*size), "PNG")).size == size[::-1]
+
+
+@pytest.mark.parametrize("format", ["PNG", "JPEG", "GIF", "WEBP", "TIFF", "BMP"])
+def test_a_truncated_file_says_that_it_is_damaged(tmp_path, format):
+    path = tmp_path / "cut.img"
+    content = encoded(picture(200, 300), format)
+    path.write_bytes(content[: len(content) // 2])
+    message = one_line_error(path)
+    assert str(path) in message
+    assert "damaged" in message
+
+
+def test_bad_files_are_named_with_a_remedy(tmp_path):
+    empty, text = tmp_path / "empty.png", tmp_path / "notes.png"
+    empty.touch()
+    text.write_text("not an image")
+    assert one_line_error(empty) == f"{empty} is empty (0 bytes); the download or copy failed, fetch it again"
+    assert one_line_error(text).startswith(f"{text} is not an image that Pillow can read; give a PNG")
+    assert one_line_error(tmp_path / "no.png") == f"{tmp_path / 'no.png'} does not exist; check the path"
+    assert one_line_error(tmp_path).startswith(f"{tmp_path} is a folder")
+    assert "null" in one_line_error("a\0b.png")
+
+
+@pytest.mark.parametrize("size", [(20000, 20000), (13400, 13400)])
+def test_too_many_pixels_are_refused_before_decoding(tmp_path, size):
+    path = tmp_path / "huge.png"
+    path.write_bytes(png_header(*size))
+    assert f"{path} " in one_line_error(path)
+    assert "178,956,970 pixels allowed; shrink it first" in one_line_error(path)
+    with pytest.raises(ImageError, match="allowed"):
+        image_size(path)
+
+
+def test_a_large_image_within_the_limit_gives_no_warning_about_bombs():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert image_size(png_header(10000, 10000)) == (10000, 10000)
+
+
+@pytest.mark.parametrize(
+    "address", ["https://example.org/cat.png", "file:///etc/passwd", "FTP://x/y", "data:image/png;base64,AA"]
+)
+def test_addresses_are_not_fetched(address):
+    assert "none is fetched; download the image and give its path" in one_line_error(address)
+
+
+def test_things_that_are_no_images_name_their_type():
+    assert "ndarray is not supported" in one_line_error(np.full((4, 4, 3), np.nan))
+    assert "NoneType is not supported" in one_line_error(None)
+
+
+def test_floating_point_and_wide_integer_pixels_are_refused():
+    assert "floating-point pixels" in one_line_error(Image.fromarray(np.full((2, 2), np.nan, dtype=np.float32)))
+    assert "beyond 0..65535" in one_line_error(Image.fromarray(np.full((2, 2), 70000, dtype=np.int32)))
+
+
+def test_damaged_metadata_does_not_spoil_the_picture():
+    content = encoded(picture(), "JPEG", exif=b"Exif\0\0garbage, not a TIFF header", quality=95)
+    assert load_image(content).size == picture().size
+
+
+@given(
+    position=st.floats(0, 1), byte=st.integers(0, 255), format=st.sampled_from(["PNG", "JPEG", "GIF", "TIFF", "WEBP"])
+)
+def test_a_damaged_byte_gives_an_image_or_an_image_error(position, byte, format):
+    content = bytearray(encoded(picture(), format))
+    content[int(position * (len(content) - 1))] = byte
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with contextlib.suppress(ImageError):
+            assert load_image(bytes(content)).mode == "RGB"

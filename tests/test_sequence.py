@@ -1,0 +1,108 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tokenpacker import ImageLayout, TileGrid, max_tiles_for_budget, plan_layout, scatter_image_tokens
+from tokenpacker.tiling import slice_views
+
+IMAGE, COMMA, NEWLINE = 7, 8, 9
+
+
+def test_the_order_is_tiles_row_by_row_then_the_thumbnail():
+    ids = ImageLayout(TileGrid(2, 2), (1, 2)).token_ids(IMAGE, COMMA, NEWLINE)
+    row = [7, 7, 8, 7, 7, 9]
+    assert ids == [*row, *row, 7, 7, 9]
+
+
+def test_a_single_tile_is_closed_by_the_row_separator():
+    assert ImageLayout(TileGrid(1, 1), (1, 2)).token_ids(IMAGE, COMMA, NEWLINE) == [7, 7, 9]
+
+
+def test_an_image_in_one_piece_has_no_separators():
+    layout = plan_layout((480, 640), (336, 336), (12, 12), sliced=False)
+    assert layout.token_ids(IMAGE, COMMA, NEWLINE) == [7] * 144
+    assert layout.num_tokens == 144
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.integers(1, 4000), st.integers(1, 4000), st.integers(1, 25), st.sampled_from([(12, 12), (8, 8), (6, 6)]))
+def test_the_count_is_the_length_and_equals_n_times_t_plus_one(height, width, max_tiles, token_grid):
+    layout = plan_layout((height, width), (336, 336), token_grid, max_tiles=max_tiles)
+    ids = layout.token_ids(IMAGE, COMMA, NEWLINE)
+    assert layout.num_tokens == len(ids) == layout.tile_grid.num_tiles * (layout.tokens_per_tile + 1)
+    assert ids.count(IMAGE) == layout.tile_grid.num_tiles * layout.tokens_per_tile
+    assert ids.count(NEWLINE) == layout.tile_grid.rows + layout.tile_grid.has_thumbnail
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.integers(1, 4000), st.integers(1, 4000), st.integers(37, 1500))
+def test_a_budget_is_never_exceeded_and_buys_no_less_than_a_larger_limit_would(height, width, budget):
+    layout = plan_layout((height, width), (336, 336), (6, 6), max_image_tokens=budget)
+    assert layout.num_tokens <= budget
+    unlimited = plan_layout((height, width), (336, 336), (6, 6))
+    if unlimited.num_tokens <= budget:
+        assert layout == unlimited
+
+
+def test_a_budget_too_small_for_one_tile_says_so():
+    with pytest.raises(ValueError, match="max_image_tokens=100 is too small: one tile costs 145 tokens"):
+        plan_layout((480, 640), (336, 336), (12, 12), max_image_tokens=100)
+    with pytest.raises(ValueError, match="an image in one piece costs 144 tokens"):
+        plan_layout((480, 640), (336, 336), (12, 12), sliced=False, max_image_tokens=100)
+
+
+@pytest.mark.parametrize(("budget", "tiles"), [(145, 1), (289, 1), (290, 1), (434, 1), (435, 2), (1450, 9)])
+def test_two_tiles_cost_three_because_of_the_thumbnail(budget, tiles):
+    assert max_tiles_for_budget(budget, 144) == tiles
+
+
+def test_every_token_names_the_pixels_it_shows():
+    size, tile = (672, 1008), (336, 336)
+    layout = plan_layout(size, tile, (12, 12))
+    assert layout.tile_grid == TileGrid(2, 3)
+    views = slice_views(size, layout.tile_grid, tile)
+
+    def source(index):
+        return layout.source(index, views, (28, 28), size)
+
+    assert source(0).box == (0, 0, 28, 28)
+    assert source(144) is None  # the comma
+    assert source(145).box == (0, 336, 28, 364)
+    assert source(3 * 145).box == (336, 0, 364, 28)
+    thumbnail = source(6 * 145)
+    assert thumbnail.is_thumbnail
+    assert thumbnail.box == pytest.approx((0, 0, 84, 84))
+    with pytest.raises(IndexError, match="token 1015 does not exist; the image has 1015 tokens"):
+        source(1015)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(20, 2000), st.integers(20, 2000))
+def test_the_tiles_tokens_together_show_every_pixel_once(height, width):
+    layout = plan_layout((height, width), (336, 336), (12, 12))
+    views = slice_views((height, width), layout.tile_grid, (336, 336))
+    sources = [layout.source(index, views, (28, 28), (height, width)) for index in range(layout.num_tokens)]
+    boxes = [source.box for source in sources if source and source.box and not source.is_thumbnail]
+    area = sum((bottom - top) * (right - left) for top, left, bottom, right in boxes)
+    assert area == pytest.approx(height * width)
+
+
+def test_packed_tokens_go_to_their_places_in_order():
+    ids = torch.tensor([[1, 7, 7, 8], [7, 2, 7, 9]])
+    embeddings = torch.zeros(2, 4, 3)
+    packed = torch.arange(1, 5).reshape(2, 2, 1).expand(2, 2, 3).float()
+    placed = scatter_image_tokens(embeddings, ids, packed, IMAGE)
+    assert placed[..., 0].tolist() == [[0, 1, 2, 0], [3, 0, 4, 0]]
+
+
+def test_a_mismatch_names_both_counts():
+    with pytest.raises(ValueError, match="3 image tokens but the images give 4 packed tokens"):
+        scatter_image_tokens(torch.zeros(1, 4, 3), torch.tensor([[7, 7, 7, 1]]), torch.zeros(1, 4, 3), IMAGE)
+
+
+def test_a_loss_on_an_image_token_reaches_only_its_own_packed_token():
+    packed = torch.randn(2, 2, 3, requires_grad=True)
+    placed = scatter_image_tokens(torch.zeros(1, 6, 3), torch.tensor([[1, 7, 7, 8, 7, 7]]), packed, IMAGE)
+    placed[0, 4].sum().backward()
+    assert packed.grad.abs().sum(-1).tolist() == [[0, 0], [3, 0]]
