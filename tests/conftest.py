@@ -47,7 +47,7 @@ def tiny_tokenizer():
     )
 
 
-def tiny_config(tokenizer, vision: str = "clip", text: str = "llama", **kwargs):
+def tiny_config(tokenizer, vision: str = "clip", text: str = "llama", tied: bool = False, **kwargs):
     """A model small enough for milliseconds: 32-pixel tiles of 8x8 patches, width 32, two language layers."""
     from tokenpacker.hf import TokenPackerConfig
 
@@ -70,6 +70,7 @@ def tiny_config(tokenizer, vision: str = "clip", text: str = "llama", **kwargs):
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
         "max_position_embeddings": 4096,
+        "tie_word_embeddings": tied,
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,

@@ -1,0 +1,86 @@
+"""What `generate` and the pipeline give, and that a batch answers as each of its samples alone."""
+
+import pytest
+import torch
+from transformers import TextIteratorStreamer, pipeline
+
+
+@pytest.fixture(scope="module")
+def samples(image_of):
+    return [
+        ([image_of(64, 96)], "USER: <image>\nwhat? ASSISTANT:"),
+        ([], "USER: hello there ASSISTANT:"),
+        ([image_of(32, 32, 1), image_of(90, 40, 2)], "USER: <image>\n<image>\nsame? ASSISTANT:"),
+    ]
+
+
+def new_tokens(model, processor, samples, **kwargs):
+    inputs = processor([images for images, _ in samples], [text for _, text in samples], return_tensors="pt")
+    return model.generate(**inputs, max_new_tokens=6, min_new_tokens=6, **kwargs)[:, inputs["input_ids"].shape[1] :]
+
+
+@pytest.mark.parametrize("vision", ["clip", "siglip"])
+@pytest.mark.parametrize(
+    "options",
+    [{"do_sample": False}, {"num_beams": 3, "do_sample": False}, {"do_sample": False, "use_cache": False}],
+    ids=["greedy", "beams", "without cache"],
+)
+def test_a_left_padded_batch_answers_as_each_sample_alone(make_tiny_model, tiny_processor, samples, vision, options):
+    model = make_tiny_model(vision=vision)
+    together = new_tokens(model, tiny_processor, samples, **options)
+    for answer, sample in zip(together, samples, strict=True):
+        assert torch.equal(answer, new_tokens(model, tiny_processor, [sample], **options)[0])
+
+
+def test_a_static_cache_gives_the_same_tokens(tiny_model, tiny_processor, samples):
+    plain = new_tokens(tiny_model, tiny_processor, samples, do_sample=False)
+    static = new_tokens(
+        tiny_model, tiny_processor, samples, do_sample=False, cache_implementation="static", disable_compile=True
+    )
+    assert torch.equal(static, plain)
+
+
+def test_sampling_depends_on_the_seed(tiny_model, tiny_processor, samples):
+    torch.manual_seed(1)
+    first = new_tokens(tiny_model, tiny_processor, samples, do_sample=True)
+    torch.manual_seed(1)
+    assert torch.equal(new_tokens(tiny_model, tiny_processor, samples, do_sample=True), first)
+    assert not torch.equal(new_tokens(tiny_model, tiny_processor, samples, do_sample=True), first)
+
+
+def test_several_answers_per_sample_keep_their_images(tiny_model, tiny_processor, samples):
+    greedy = new_tokens(tiny_model, tiny_processor, samples, do_sample=False)
+    several = new_tokens(tiny_model, tiny_processor, samples, do_sample=True, top_k=1, num_return_sequences=2)
+    assert torch.equal(several, greedy.repeat_interleave(2, dim=0))
+
+
+def test_the_scale_factor_passes_through_generate(tiny_model, tiny_processor, samples):
+    images, text = samples[0]
+    for scale_factor in (1, 4):
+        inputs = tiny_processor(images, text, scale_factor=scale_factor, return_tensors="pt")
+        tokens = tiny_model.generate(**inputs, scale_factor=scale_factor, max_new_tokens=3, num_beams=2)
+        assert tokens.shape[1] > inputs["input_ids"].shape[1]
+
+
+def test_images_are_encoded_once_per_answer(tiny_model, tiny_processor, samples, monkeypatch):
+    calls = []
+    tower = tiny_model.model.vision_tower
+    hook = tower.register_forward_hook(lambda *_: calls.append(1))
+    new_tokens(tiny_model, tiny_processor, samples[:1], num_beams=3)
+    hook.remove()
+    assert len(calls) == 1
+
+
+def test_the_streamer_gives_the_text_piece_by_piece(tiny_model, tiny_processor, samples):
+    images, text = samples[0]
+    inputs = tiny_processor(images, text, return_tensors="pt")
+    streamer = TextIteratorStreamer(tiny_processor.tokenizer, skip_prompt=True)
+    tokens = tiny_model.generate(**inputs, max_new_tokens=5, streamer=streamer, do_sample=False)
+    assert "".join(streamer) == tiny_processor.decode(tokens[0, inputs["input_ids"].shape[1] :])
+
+
+def test_the_pipeline_answers_a_conversation(tiny_model_dir, image_of):
+    ask = pipeline("image-text-to-text", model=str(tiny_model_dir))
+    content = [{"type": "image", "image": image_of(40, 40)}, {"type": "text", "text": "what?"}]
+    answer = ask(text=[{"role": "user", "content": content}], generate_kwargs={"max_new_tokens": 4})
+    assert answer[0]["generated_text"][-1]["role"] == "assistant"

@@ -1,0 +1,162 @@
+import pytest
+import torch
+from transformers import AutoModelForImageTextToText
+
+from tokenpacker.hf import TokenPackerForConditionalGeneration
+
+
+@pytest.fixture(scope="module")
+def inputs(tiny_processor, image_of):
+    images = [[image_of(64, 96)], [], [image_of(32, 32, 1), image_of(90, 40, 2)]]
+    return tiny_processor(images, ["<image>\nhi", "hello", "<image> or <image>?"], return_tensors="pt")
+
+
+def test_packed_tokens_stand_where_the_markers_are(tiny_model, tiny_processor, inputs):
+    output = tiny_model(**inputs)
+    packed = tiny_model.get_image_features(inputs["pixel_values"]).pooler_output
+    assert packed.shape == (inputs["pixel_values"].shape[0], 16, 32)
+    assert torch.equal(output.image_hidden_states, packed)
+    embeddings = tiny_model.get_input_embeddings()(inputs["input_ids"])
+    embeddings[inputs["input_ids"] == tiny_processor.image_token_id] = packed.flatten(0, 1)
+    expected = tiny_model(inputs_embeds=embeddings, attention_mask=inputs["attention_mask"]).logits
+    torch.testing.assert_close(output.logits, expected)
+
+
+def test_packed_tokens_can_be_given_instead_of_pixels(tiny_model, inputs):
+    packed = tiny_model.get_image_features(inputs["pixel_values"]).pooler_output
+    without = {key: value for key, value in inputs.items() if key != "pixel_values"}
+    assert torch.equal(tiny_model(**without, packed_tokens=packed).logits, tiny_model(**inputs).logits)
+
+
+def test_a_tokens_loss_reaches_its_own_images_pixels_only(tiny_model, tiny_processor, image_of):
+    inputs = tiny_processor([[image_of(32, 32)], [image_of(32, 32, 1)]], ["<image>a", "<image>b"], return_tensors="pt")
+    pixels = inputs["pixel_values"].requires_grad_()
+    tiny_model(**inputs).logits[1].sum().backward()
+    assert (pixels.grad[0] == 0).all()
+    assert (pixels.grad[1] != 0).any()
+
+
+def test_the_loss_is_that_of_the_labels(tiny_model, inputs):
+    labels = inputs["input_ids"].masked_fill(inputs["input_ids"] == tiny_model.config.image_token_id, -100)
+    labels = labels.masked_fill(inputs["attention_mask"] == 0, -100)
+    output = tiny_model(**inputs, labels=labels)
+    expected = torch.nn.functional.cross_entropy(output.logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
+    torch.testing.assert_close(output.loss, expected)
+
+
+def test_only_asked_for_logits_are_computed(tiny_model, inputs):
+    assert tiny_model(**inputs, logits_to_keep=1).logits.shape[1] == 1
+
+
+@pytest.mark.parametrize(("vision", "text"), [("siglip", "llama"), ("clip", "qwen2"), ("siglip", "smollm3")])
+def test_other_encoders_and_language_models_work(make_tiny_model, tiny_processor, inputs, vision, text, tmp_path):
+    model = make_tiny_model(vision=vision, text=text)
+    logits = model(**inputs).logits
+    model.save_pretrained(tmp_path)
+    again = AutoModelForImageTextToText.from_pretrained(tmp_path)
+    torch.testing.assert_close(again(**inputs).logits, logits)
+
+
+def test_tied_embeddings_stay_tied_through_saving(make_tiny_model, tmp_path):
+    model = make_tiny_model(tied=True)
+    assert model.lm_head.weight is model.get_input_embeddings().weight
+    model.save_pretrained(tmp_path)
+    again = AutoModelForImageTextToText.from_pretrained(tmp_path)
+    assert again.lm_head.weight is again.get_input_embeddings().weight
+    assert torch.equal(again.lm_head.weight, model.lm_head.weight)
+
+
+def test_shards_come_back_whole(tiny_model, tmp_path):
+    tiny_model.save_pretrained(tmp_path, max_shard_size="100KB")
+    assert len(list(tmp_path.glob("*.safetensors"))) > 1
+    again = AutoModelForImageTextToText.from_pretrained(tmp_path)
+    assert all(torch.equal(value, again.state_dict()[key]) for key, value in tiny_model.state_dict().items())
+
+
+def test_loading_says_nothing_about_layers_that_are_not_needed(make_tiny_model, tmp_path, caplog):
+    whole = make_tiny_model(vision_levels=[2, 6])
+    whole.config.vision_levels, whole.config.vision_query_level = [2, 4], 4
+    whole.save_pretrained(tmp_path)
+    again, info = AutoModelForImageTextToText.from_pretrained(tmp_path, output_loading_info=True)
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
+    assert len(again.model.vision_tower.encoder.layers) == 4
+
+
+def test_a_projector_that_is_not_in_the_file_is_initialised(tiny_model, tmp_path):
+    state = {key: value for key, value in tiny_model.state_dict().items() if "projector" not in key}
+    tiny_model.save_pretrained(tmp_path, state_dict=state)
+    again, info = AutoModelForImageTextToText.from_pretrained(tmp_path, output_loading_info=True)
+    assert all("projector" in key for key in info["missing_keys"])
+    weight = again.model.projector.key_mlp[0].weight
+    assert 0.015 < weight.std() < 0.025
+    assert (again.model.projector.key_mlp[0].bias == 0).all()
+
+
+def test_a_model_is_made_from_pretrained_parts(make_tiny_model, inputs):
+    from transformers import AutoModel, AutoModelForCausalLM
+
+    config = make_tiny_model().config
+    vision = AutoModel.from_config(config.vision_config)
+    language = AutoModelForCausalLM.from_config(config.text_config)
+    model = TokenPackerForConditionalGeneration.from_parts(
+        vision, language, vision_levels=[2, 3, 4, 5], image_token_id=config.image_token_id,
+        projector_config={"name": "token-packer", "num_heads": 4},
+    )  # fmt: skip
+    assert model.model.language_model is language.model
+    assert model.lm_head is language.lm_head
+    assert len(model.model.vision_tower.encoder.layers) == 5
+    assert all(not parameter.is_meta for parameter in model.parameters())
+    assert model(**inputs).logits.isfinite().all()
+
+
+def test_device_map_places_the_parts(tiny_model_dir, inputs, tiny_model):
+    placed = AutoModelForImageTextToText.from_pretrained(tiny_model_dir, device_map="auto")
+    torch.testing.assert_close(placed(**inputs.to(placed.device)).logits.cpu(), tiny_model(**inputs).logits)
+
+
+def test_mixed_images_and_embeddings_are_refused(tiny_model, inputs):
+    embeddings = tiny_model.get_input_embeddings()(inputs["input_ids"])
+    with pytest.raises(ValueError, match="exactly one of input_ids and inputs_embeds"):
+        tiny_model(inputs_embeds=embeddings, input_ids=inputs["input_ids"])
+    with pytest.raises(ValueError, match="images need input_ids to find their places"):
+        tiny_model(inputs_embeds=embeddings, pixel_values=inputs["pixel_values"])
+
+
+def test_another_scale_factor_than_the_processors_names_both_counts(tiny_model, inputs):
+    places = int((inputs["input_ids"] == tiny_model.config.image_token_id).sum())
+    with pytest.raises(ValueError, match=f"{places} image tokens but the images give {places // 4} packed tokens"):
+        tiny_model(**inputs, scale_factor=4)
+
+
+def test_tiles_of_another_size_are_refused(tiny_model):
+    with pytest.raises(ValueError, match=r"the vision tower reads tiles \(N, 3, 32, 32\)"):
+        tiny_model.get_image_features(torch.zeros(1, 3, 48, 48))
+
+
+def test_adapters_from_peft_train_and_merge(make_tiny_model, inputs):
+    from peft import LoraConfig, get_peft_model
+
+    model = make_tiny_model()
+    before = model(**inputs).logits
+    adapted = get_peft_model(model, LoraConfig(r=4, target_modules=r".*language_model.*\.(q_proj|v_proj)"))
+    torch.testing.assert_close(adapted(**inputs).logits, before)
+    adapted(**inputs, labels=inputs["input_ids"]).loss.backward()
+    trained = [name for name, parameter in adapted.named_parameters() if parameter.grad is not None]
+    assert trained
+    assert all("lora_" in name and "language_model" in name for name in trained)
+    assert type(adapted.merge_and_unload()) is TokenPackerForConditionalGeneration
+
+
+def test_gradient_checkpointing_gives_the_same_gradients(make_tiny_model, inputs):
+    model = make_tiny_model().train()
+
+    def gradients():
+        model.zero_grad()
+        model(**inputs, labels=inputs["input_ids"]).loss.backward()
+        return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+    plain = gradients()
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    for name, gradient in gradients().items():
+        torch.testing.assert_close(gradient, plain[name], msg=name)

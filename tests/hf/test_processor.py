@@ -1,0 +1,137 @@
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from transformers import AutoProcessor
+
+from tokenpacker.hf import VICUNA_SYSTEM, TokenPackerProcessor, chat_template
+from tokenpacker.images import ImageError
+
+
+def image_tokens(processor, input_ids):
+    return int((input_ids == processor.image_token_id).sum())
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.integers(1, 400), st.integers(1, 400), st.sampled_from([None, 1, 2, 3, 4]), st.sampled_from(["slice", "pad"]))
+def test_the_count_equals_the_length_really_used(tiny_processor, image_of, height, width, scale_factor, mode):
+    picture = image_of(height, width)
+    layout = tiny_processor.image_layout((height, width), scale_factor=scale_factor, image_mode=mode)
+    empty = tiny_processor(text="ab")["input_ids"][0]
+    inputs = tiny_processor(picture, "a<image>b", scale_factor=scale_factor, image_mode=mode)
+    assert len(inputs["input_ids"][0]) - len(empty) == layout.num_tokens
+    packed = layout.tile_grid.num_tiles * layout.tokens_per_tile
+    assert inputs["input_ids"][0].count(tiny_processor.image_token_id) == packed
+    assert inputs["pixel_values"].shape[0] == layout.tile_grid.num_tiles
+
+
+def test_images_of_a_batch_come_in_the_order_of_their_markers(tiny_processor, image_of):
+    first, second, third = (image_of(32, 32, seed) for seed in range(3))
+    nested = tiny_processor([[first], [], [second, third]], ["<image>a", "b", "<image>c<image>"], return_tensors="pt")
+    flat = tiny_processor([first, second, third], ["<image>a", "b", "<image>c<image>"], return_tensors="pt")
+    assert torch.equal(nested["pixel_values"], flat["pixel_values"])
+    assert nested["pixel_values"].shape[0] == 3
+    assert [image_tokens(tiny_processor, row) for row in nested["input_ids"]] == [16, 0, 32]
+
+
+def test_batches_are_padded_on_the_left(tiny_processor, image_of):
+    inputs = tiny_processor([[image_of(32, 32)], []], ["<image>a", "b"], return_tensors="pt")
+    assert inputs["attention_mask"][0].all()
+    assert inputs["attention_mask"][1].tolist() == [0] * (inputs["input_ids"].shape[1] - 1) + [1]
+
+
+def test_the_budget_bounds_each_image(tiny_processor, image_of):
+    free = tiny_processor(image_of(96, 96), "<image>", return_tensors="pt")
+    bound = tiny_processor(image_of(96, 96), "<image>", max_image_tokens=60, return_tensors="pt")
+    assert bound["input_ids"].shape[1] <= 60 < free["input_ids"].shape[1]
+
+
+@pytest.mark.parametrize(
+    ("num_images", "text", "message"),
+    [
+        (1, "what is this?", "the prompt has 0 <image> markers but 1 images were given; write <image> once for each"),
+        (1, "<image><image> same?", "the prompt has 2 <image> markers but 1 images were given"),
+        (0, "<image> what?", "the prompt has 1 <image> markers but 0 images were given"),
+    ],
+)
+def test_markers_and_images_must_agree(tiny_processor, image_of, num_images, text, message):
+    with pytest.raises(ValueError, match=message):
+        tiny_processor([image_of(8, 8)] * num_images or None, text)
+
+
+def test_in_a_batch_the_wrong_prompt_is_named(tiny_processor, image_of):
+    with pytest.raises(ValueError, match="prompt 2 has 0 <image> markers but 1 images"):
+        tiny_processor([[], [image_of(8, 8)]], ["a", "b"])
+    with pytest.raises(ValueError, match="1 lists of images for 2 prompts"):
+        tiny_processor([[image_of(8, 8)]], ["<image>", "b"])
+
+
+def test_a_scale_factor_that_cannot_be_is_refused(tiny_processor, image_of):
+    with pytest.raises(ValueError, match="scale_factor=9 exceeds patch_grid=8x8"):
+        tiny_processor(image_of(8, 8), "<image>", scale_factor=9)
+
+
+def test_a_budget_too_small_is_refused(tiny_processor, image_of):
+    with pytest.raises(ValueError, match="max_image_tokens=5 is too small: one tile costs 17 tokens"):
+        tiny_processor(image_of(8, 8), "<image>", max_image_tokens=5)
+
+
+def test_truncation_would_cut_images_and_is_refused(tiny_processor, image_of):
+    with pytest.raises(ValueError, match="truncation would cut images apart"):
+        tiny_processor(image_of(8, 8), "<image>", truncation=True, max_length=4)
+
+
+def test_a_broken_image_is_named(tiny_processor, tmp_path):
+    path = tmp_path / "broken.png"
+    path.write_bytes(b"")
+    with pytest.raises(ImageError, match=r"broken\.png"):
+        tiny_processor(str(path), "<image>")
+
+
+def test_the_processor_survives_saving(tiny_processor, tiny_model_dir, image_of):
+    again = AutoProcessor.from_pretrained(tiny_model_dir)
+    assert isinstance(again, TokenPackerProcessor)
+    text, picture = "USER: <image>\nhi", image_of(50, 70)
+    for key, value in tiny_processor(picture, text, return_tensors="pt").items():
+        assert torch.equal(again(picture, text, return_tensors="pt")[key], value)
+    assert again.row_separator_id == tiny_processor.row_separator_id
+
+
+def conversation(*turns):
+    roles = ("user", "assistant")
+    return [{"role": roles[number % 2], "content": content} for number, content in enumerate(turns)]
+
+
+def test_the_chat_format_is_vicunas(tiny_processor):
+    messages = conversation([{"type": "image"}, {"type": "text", "text": "what is this?"}], "a cat", "what colour?")
+    prompt = tiny_processor.apply_chat_template(messages, add_generation_prompt=True)
+    assert prompt == "<s>USER: <image>\nwhat is this? ASSISTANT: a cat</s>USER: what colour? ASSISTANT:"
+
+
+def test_a_system_text_comes_first(tiny_processor):
+    messages = conversation("hi")
+    with_default = tiny_processor.apply_chat_template(messages, chat_template=chat_template(VICUNA_SYSTEM))
+    assert with_default == f"<s>{VICUNA_SYSTEM} USER: hi "
+    own = [{"role": "system", "content": "Be brief."}, *messages]
+    assert (
+        tiny_processor.apply_chat_template(own, chat_template=chat_template(VICUNA_SYSTEM)) == "<s>Be brief. USER: hi "
+    )
+
+
+def test_the_start_token_is_written_once(tiny_processor, image_of):
+    messages = conversation([{"type": "image", "image": image_of(8, 8)}, {"type": "text", "text": "hi"}])
+    whole = tiny_processor.apply_chat_template(messages, tokenize=True, return_dict=True, return_tensors="pt")
+    prompt = tiny_processor.apply_chat_template(messages)
+    by_hand = tiny_processor(image_of(8, 8), prompt, return_tensors="pt")
+    assert torch.equal(whole["input_ids"], by_hand["input_ids"])
+    assert (whole["input_ids"] == tiny_processor.tokenizer.bos_token_id).sum() == 1
+
+
+def test_the_answers_can_be_told_from_the_rest(tiny_processor, image_of):
+    messages = conversation([{"type": "image", "image": image_of(8, 8)}, {"type": "text", "text": "hi"}], "yes")
+    inputs = tiny_processor.apply_chat_template(
+        messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
+    )
+    ids, mask = inputs["input_ids"], inputs["assistant_masks"]
+    ids, mask = (ids[0], mask[0]) if isinstance(ids[0], list) else (ids, mask)
+    assert tiny_processor.decode([token for token, kept in zip(ids, mask, strict=True) if kept]) == "yes</s>"
