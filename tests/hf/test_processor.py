@@ -49,9 +49,13 @@ def test_the_budget_bounds_each_image(tiny_processor, image_of):
 @pytest.mark.parametrize(
     ("num_images", "text", "message"),
     [
-        (1, "what is this?", "the prompt has 0 <image> markers but 1 images were given; write <image> once for each"),
-        (1, "<image><image> same?", "the prompt has 2 <image> markers but 1 images were given"),
-        (0, "<image> what?", "the prompt has 1 <image> markers but 0 images were given"),
+        (
+            1,
+            "what is this?",
+            "the prompt needs as many <image> markers as images: 0 markers, 1 images; write <image> once for each",
+        ),
+        (1, "<image><image> same?", "2 markers, 1 images"),
+        (0, "<image> what?", "1 markers, 0 images"),
     ],
 )
 def test_markers_and_images_must_agree(tiny_processor, image_of, num_images, text, message):
@@ -60,7 +64,7 @@ def test_markers_and_images_must_agree(tiny_processor, image_of, num_images, tex
 
 
 def test_in_a_batch_the_wrong_prompt_is_named(tiny_processor, image_of):
-    with pytest.raises(ValueError, match="prompt 2 has 0 <image> markers but 1 images"):
+    with pytest.raises(ValueError, match="prompt 2 needs as many <image> markers as images: 0 markers, 1 images"):
         tiny_processor([[], [image_of(8, 8)]], ["a", "b"])
     with pytest.raises(ValueError, match="1 lists of images for 2 prompts"):
         tiny_processor([[image_of(8, 8)]], ["<image>", "b"])

@@ -110,7 +110,7 @@ class TokenPackerImageProcessor(BaseImageProcessor):
         """The grid for an image of (height, width); 1x1 in the modes that keep it in one piece."""
         if (mode or self.image_mode) != "slice":
             return TileGrid(1, 1)
-        return choose_tile_grid(image_size, self._tile_size, max_tiles or self.max_tiles)
+        return choose_tile_grid(image_size, self._tile_size, self.max_tiles if max_tiles is None else max_tiles)
 
     def tile_views(self, image_size: tuple[int, int], grid: TileGrid, mode: ImageMode | None = None) -> list[TileView]:
         """Where each tile's pixels come from in an image of (height, width)."""

@@ -84,7 +84,7 @@ class TokenPackerProcessor(ProcessorMixin):
             (self.image_processor.tile_size[0], self.image_processor.tile_size[1]),
             config_from_dict(self.projector_config).token_grid((self.patch_grid[0], self.patch_grid[1]), scale_factor),
             sliced=(image_mode or self.image_processor.image_mode) == "slice",
-            max_tiles=max_tiles or self.image_processor.max_tiles,
+            max_tiles=self.image_processor.max_tiles if max_tiles is None else max_tiles,
             max_image_tokens=max_image_tokens,
         )
 
@@ -183,7 +183,7 @@ class TokenPackerProcessor(ProcessorMixin):
     def _check_markers(self, num_markers: int, num_images: int, where: str) -> None:
         if num_markers != num_images:
             raise ValueError(
-                f"{where} has {num_markers} {self.image_token} markers but {num_images} images were given;"
+                f"{where} needs as many {self.image_token} markers as images: {num_markers} markers, {num_images} images;"
                 f" write {self.image_token} once for each image"
             )
 

@@ -1,0 +1,46 @@
+"""The commands, put together."""
+
+from typing import Annotated
+
+import typer
+
+from tokenpacker import __version__
+from tokenpacker.cli.ask import ask
+from tokenpacker.cli.chat import chat
+from tokenpacker.cli.count import count
+from tokenpacker.cli.errors import reports_mistakes
+from tokenpacker.cli.evaluate import evaluate
+from tokenpacker.cli.show import show
+from tokenpacker.cli.train import train_app
+
+app = typer.Typer(
+    name="tokenpacker",
+    help="Ask images with a quarter of the visual tokens.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,  # a bug's plain traceback is what a report needs
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"tokenpacker {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and leave.")
+    ] = False,
+) -> None:
+    """Ask images with a quarter of the visual tokens."""
+
+
+for _command in (ask, chat, count, show, evaluate):
+    app.command()(reports_mistakes(_command))
+app.add_typer(train_app, name="train")
+
+
+def main() -> None:
+    """Entry point of the command `tokenpacker`."""
+    app()

@@ -1,0 +1,64 @@
+"""`tokenpacker ask`: one question about one or more images."""
+
+import os
+from typing import Annotated
+
+import typer
+
+from tokenpacker.cli.models import load_model
+from tokenpacker.cli.options import (
+    JsonOption,
+    MaxImageTokensOption,
+    MaxNewTokensOption,
+    ModelOption,
+    ScaleFactorOption,
+    VerboseOption,
+)
+from tokenpacker.cli.output import image_notes_on_stderr, print_json, print_note, print_piece
+
+
+def ask(
+    images: Annotated[list[str], typer.Argument(metavar="IMAGE", help="Image files, in the order of the question.")],
+    question: Annotated[str, typer.Argument(metavar="QUESTION", help="The question, in quotes.")],
+    model: ModelOption = None,
+    scale_factor: ScaleFactorOption = None,
+    max_image_tokens: MaxImageTokensOption = None,
+    max_new_tokens: MaxNewTokensOption = 256,
+    as_json: JsonOption = False,
+    verbose: VerboseOption = False,
+) -> None:
+    """Ask a question about images; the answer is streamed, then its cost is told.
+
+    The cost counts image tokens with their separators, beside what the same tiles would take at one token per patch.
+
+    Examples:
+
+        tokenpacker ask sign.png "what number is in the red box?"
+
+        tokenpacker ask before.png after.png "what changed?" --scale-factor 3 --json
+    """
+    if os.path.isfile(question):  # pathlib would raise on a long question
+        raise ValueError(f"the last argument, {question}, is a file; write the images first and then the question")
+    from tokenpacker.images import load_image
+
+    with image_notes_on_stderr():
+        pictures = [load_image(image) for image in images]
+    loaded, processor = load_model(model, verbose)
+    from tokenpacker.cli.conversation import Conversation
+
+    conversation = Conversation(
+        loaded,
+        processor,
+        scale_factor=scale_factor,
+        max_image_tokens=max_image_tokens,
+        max_new_tokens=max_new_tokens,
+    )
+    packed = [conversation.pack(picture) for picture in pictures]
+    answer = conversation.ask(question, packed, (lambda _: None) if as_json else print_piece)
+    if as_json:
+        print_json({"images": images, "question": question, **answer.to_dict()})
+    else:
+        print_piece("\n")
+        print_note(answer.summary())
+    if answer.interrupted:
+        raise typer.Exit(130)

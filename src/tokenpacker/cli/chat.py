@@ -1,0 +1,147 @@
+"""`tokenpacker chat`: a conversation about images, by keyboard or from a pipe."""
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from tokenpacker.cli.errors import mistake
+from tokenpacker.cli.models import load_model
+from tokenpacker.cli.options import (
+    JsonOption,
+    MaxImageTokensOption,
+    MaxNewTokensOption,
+    ModelOption,
+    ScaleFactorOption,
+    VerboseOption,
+)
+from tokenpacker.cli.output import image_notes_on_stderr, print_error, print_json, print_note, print_piece
+
+if TYPE_CHECKING:
+    from tokenpacker.cli.conversation import Conversation
+    from tokenpacker.visualize import PackedImage
+
+HELP = "/image PATH adds an image to your next question, /clear starts anew, /quit leaves; Ctrl-C stops an answer."
+
+
+def chat(
+    model: ModelOption = None,
+    scale_factor: ScaleFactorOption = None,
+    max_image_tokens: MaxImageTokensOption = None,
+    max_new_tokens: MaxNewTokensOption = 256,
+    as_json: JsonOption = False,
+    verbose: VerboseOption = False,
+) -> None:
+    """Talk about images: /image PATH adds one, /clear starts anew, /quit leaves, Ctrl-C stops an answer.
+
+    Examples:
+
+        tokenpacker chat --scale-factor 2
+
+        printf '/image sign.png\\nwhat number is in the red box?\\n' | tokenpacker chat --json
+    """
+    loaded, processor = load_model(model, verbose)
+    from tokenpacker.cli.conversation import Conversation
+
+    conversation = Conversation(
+        loaded,
+        processor,
+        scale_factor=scale_factor,
+        max_image_tokens=max_image_tokens,
+        max_new_tokens=max_new_tokens,
+    )
+    print_note(HELP)
+    session = Session(conversation, quiet=as_json)
+    for line in _lines(quiet=as_json):
+        if not session.handle(line):
+            break
+    if as_json:
+        print_json({"turns": session.turns})
+
+
+class Session:
+    """What the user types, line by line.
+
+    Args:
+        quiet: answers are only collected in `turns`, not printed.
+    """
+
+    def __init__(self, conversation: "Conversation", quiet: bool = False):
+        self.conversation = conversation
+        self.quiet = quiet
+        self.waiting: list[PackedImage] = []  # images for the next question
+        self.turns: list[dict[str, Any]] = []
+
+    def handle(self, line: str) -> bool:
+        """Does what a line says; False when the user leaves. Mistakes are told and change nothing."""
+        command, _, argument = line.strip().partition(" ")
+        if command in ("/quit", "/exit"):
+            return False
+        try:
+            if command == "/image":
+                self._add_image(argument.strip().strip("'\""))
+            elif command == "/clear":
+                self.conversation.clear()
+                self.waiting = []
+                print_note("The conversation starts anew.")
+            elif command.startswith("/"):
+                print_note(HELP)
+            elif line.strip():
+                self._ask(line.strip())
+        except KeyboardInterrupt:  # while an image or a prompt was prepared; an answer is stopped further in
+            print_note("stopped")
+        except Exception as error:
+            told = mistake(error)
+            if told is None:
+                raise
+            print_error(told)
+            self.turns.append({"input": line.strip(), "error": told})
+        return True
+
+    def _add_image(self, path: str) -> None:
+        from tokenpacker.images import load_image
+
+        if not path:
+            raise ValueError("/image needs a path, for example /image photo.jpg")
+        with image_notes_on_stderr():
+            packed = self.conversation.pack(load_image(path))
+        self.waiting.append(packed)
+        size = f"{packed.image.height} x {packed.image.width}"
+        print_note(f"{path}: {size}, {packed.layout.num_tokens} tokens; ask your question.")
+
+    def _ask(self, question: str) -> None:
+        on_text: Callable[[str], None] = (lambda _: None) if self.quiet else print_piece
+        answer = self.conversation.ask(question, self.waiting, on_text)
+        if answer.text or not answer.interrupted:
+            self.waiting = []
+        if not self.quiet:
+            print_piece("\n")
+        print_note(("stopped; " if answer.interrupted else "") + answer.summary())
+        self.turns.append({"question": question, **answer.to_dict()})
+
+
+def _lines(quiet: bool) -> Iterator[str]:
+    """Lines from the keyboard or a pipe, until they end or Ctrl-C comes twice in a row."""
+    if quiet or not sys.stdin.isatty():
+        yield from sys.stdin
+        return
+    with contextlib.suppress(ImportError):  # absent on Windows; its import gives `input` history and editing
+        import readline  # noqa: F401
+    stops = 0
+    while stops < 2:
+        line = _read_line()
+        stops = stops + 1 if line is None else 0
+        if line is not None:
+            yield line
+        elif stops == 1:
+            print_note("\nCtrl-C once more, or /quit, leaves.")
+
+
+def _read_line() -> str | None:
+    """A line from the keyboard, /quit at its end (Ctrl-D), None for Ctrl-C."""
+    try:
+        return input("> ")
+    except EOFError:
+        return "/quit"
+    except KeyboardInterrupt:
+        return None

@@ -1,0 +1,171 @@
+"""A conversation with a model: history, streaming, counts and times. Imported only by commands that load a model."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from PIL import Image
+from transformers import TextStreamer
+
+from tokenpacker.hf import TokenPackerForConditionalGeneration, TokenPackerProcessor
+from tokenpacker.visualize import PackedImage
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One answer and what it cost.
+
+    Args:
+        image_tokens: exact tokens of all images in the prompt, separators included.
+        full_image_tokens: what the same tiles would cost at one token per patch.
+        prompt_tokens: the whole prompt, images included.
+        new_tokens: generated tokens, the end token included.
+        first_token_ms: from the question to the first token: image preparation, vision, projector and prefill.
+        interrupted: whether the user stopped it.
+    """
+
+    text: str
+    image_tokens: int
+    full_image_tokens: int
+    prompt_tokens: int
+    new_tokens: int
+    first_token_ms: float
+    total_ms: float
+    interrupted: bool = False
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-ready dict; the text under `answer`."""
+        values = asdict(self)
+        return {"answer": values.pop("text"), **values}
+
+    def summary(self) -> str:
+        """The line below an answer."""
+        saved = f" instead of {self.full_image_tokens} at one per patch" if self.image_tokens else ""
+        return (
+            f"{self.image_tokens} image tokens{saved}, {self.prompt_tokens} in the prompt;"
+            f" first token after {self.first_token_ms:.0f} ms"
+        )
+
+
+class Conversation:
+    """Messages and images so far, and the model that continues them.
+
+    Args:
+        scale_factor: for every image; None takes the model's own.
+        max_image_tokens: budget per image.
+        max_new_tokens: longest answer.
+    """
+
+    def __init__(
+        self,
+        model: TokenPackerForConditionalGeneration,
+        processor: TokenPackerProcessor,
+        *,
+        scale_factor: int | None = None,
+        max_image_tokens: int | None = None,
+        max_new_tokens: int = 256,
+    ):
+        self.model, self.processor = model, processor
+        self.plan: dict[str, Any] = {"scale_factor": scale_factor, "max_image_tokens": max_image_tokens}
+        self.max_new_tokens = max_new_tokens
+        self.clear()
+
+    def clear(self) -> None:
+        """Forgets all messages and images."""
+        self.messages: list[dict[str, Any]] = []
+        self.images: list[PackedImage] = []
+
+    def pack(self, image: Image.Image) -> PackedImage:
+        """What an RGB image will cost. Raises ValueError as `TokenPackerProcessor.image_layout`."""
+        return PackedImage.plan(self.processor, image, **self.plan)
+
+    def ask(self, question: str, images: list[PackedImage], on_text: Callable[[str], None]) -> Answer:
+        """The model's greedy answer, given to `on_text` piece by piece; the turn joins the history.
+
+        Images stand before the question, unless it says `<image>` itself where each belongs. Ctrl-C stops the answer;
+        what was said so far stays, and a question without any answer is taken back.
+
+        Raises:
+            ValueError: when markers and images differ in number, and when the prompt is too long for the model.
+        """
+        start = time.perf_counter()
+        marked = self.processor.image_token in question
+        content = [{"type": "image"} for _ in images if not marked] + [{"type": "text", "text": question}]
+        messages = [*self.messages, {"role": "user", "content": content}]
+        all_images = [*self.images, *images]
+        inputs = self._inputs(messages, all_images)
+        streamer = _AnswerStreamer(self.processor.tokenizer, on_text)
+        interrupted = False
+        try:
+            self._generate(inputs, streamer)
+        except KeyboardInterrupt:
+            interrupted = True
+            streamer.end()  # says what was held back until its word would be whole
+        end = time.perf_counter()
+        if streamer.text or not interrupted:
+            reply = {"role": "assistant", "content": [{"type": "text", "text": streamer.text}]}
+            self.messages, self.images = [*messages, reply], all_images
+        return Answer(
+            text=streamer.text,
+            image_tokens=sum(packed.layout.num_tokens for packed in all_images),
+            full_image_tokens=sum(packed.num_full_tokens for packed in all_images),
+            prompt_tokens=inputs["input_ids"].shape[1],
+            new_tokens=streamer.num_tokens,
+            first_token_ms=round(1000 * ((streamer.first_token_at or end) - start), 1),
+            total_ms=round(1000 * (end - start), 1),
+            interrupted=interrupted,
+        )
+
+    def _inputs(self, messages: list[dict[str, Any]], images: list[PackedImage]) -> dict[str, Any]:
+        prompt = self.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        pictures = [[packed.image for packed in images]]
+        inputs = self.processor(images=pictures, text=[prompt], return_tensors="pt", **self.plan)
+        limit = getattr(self.model.config.text_config, "max_position_embeddings", None)
+        length = inputs["input_ids"].shape[1]
+        if limit is not None and length >= limit:
+            raise ValueError(
+                f"the prompt has {length} tokens but the model reads fewer than {limit}; use fewer images, a larger"
+                " --scale-factor or a smaller --max-image-tokens, and /clear in a chat"
+            )
+        room = self.max_new_tokens if limit is None else min(self.max_new_tokens, limit - length)
+        return {**inputs.to(self.model.device), "max_new_tokens": room}
+
+    def _generate(self, inputs: dict[str, Any], streamer: TextStreamer) -> None:
+        tokenizer = self.processor.tokenizer
+        pad_token_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+        with torch.inference_mode():
+            self.model.generate(
+                **inputs,
+                scale_factor=self.plan["scale_factor"],
+                do_sample=False,
+                num_beams=1,
+                pad_token_id=pad_token_id,
+                streamer=streamer,
+            )
+
+
+class _AnswerStreamer(TextStreamer):
+    """Passes text on as soon as it is certain, and notes when the first token came."""
+
+    def __init__(self, tokenizer: Any, on_text: Callable[[str], None]):
+        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
+        self.on_text = on_text
+        self.text = ""
+        self.num_tokens = 0
+        self.first_token_at: float | None = None
+
+    def put(self, value: torch.Tensor) -> None:
+        if not self.next_tokens_are_prompt:
+            self.first_token_at = self.first_token_at or time.perf_counter()
+            self.num_tokens += 1
+        super().put(value)
+
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+        text = text if self.text else text.lstrip()  # the prompt ends in "ASSISTANT:", the answer starts with a space
+        self.text += text
+        if text:
+            self.on_text(text)

@@ -1,0 +1,42 @@
+"""Options that several commands share."""
+
+from typing import Annotated
+
+import typer
+
+ModelOption = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        metavar="FOLDER|HUB-ID",
+        help="Model folder, or its name on the Hugging Face hub.",
+        show_default="the model that the package carries",
+    ),
+]
+ScaleFactorOption = Annotated[
+    int | None,
+    typer.Option(
+        "--scale-factor",
+        metavar="S",
+        help="Pack S x S patches into one token; tokens fall with S squared.",
+        show_default="the model's own",
+    ),
+]
+MaxImageTokensOption = Annotated[
+    int | None,
+    typer.Option(
+        "--max-image-tokens",
+        metavar="B",
+        help="Use the largest tile grid whose exact token count fits B for each image.",
+        show_default="no limit",
+    ),
+]
+MaxNewTokensOption = Annotated[
+    int, typer.Option("--max-new-tokens", metavar="N", min=1, help="Longest answer in tokens.")
+]
+JsonOption = Annotated[
+    bool, typer.Option("--json", help="Print one JSON object and nothing else on standard output; notes go to stderr.")
+]
+VerboseOption = Annotated[
+    bool, typer.Option("--verbose", "-v", help="Show what the libraries have to say while loading.")
+]

@@ -1,0 +1,134 @@
+"""`tokenpacker show`: a picture of what the language model gets to see."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tokenpacker.cli.models import load_model
+from tokenpacker.cli.options import JsonOption, MaxImageTokensOption, ModelOption, ScaleFactorOption, VerboseOption
+from tokenpacker.cli.output import image_notes_on_stderr, print_json, print_note
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from tokenpacker.hf import TokenPackerForConditionalGeneration, TokenPackerProcessor
+    from tokenpacker.visualize import PackedImage
+
+PAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+
+
+def show(
+    image: Annotated[str, typer.Argument(metavar="IMAGE", help="Image file.")],
+    out: Annotated[Path, typer.Option("--out", metavar="PAGE.png", help="Where the page is written.")],
+    token: Annotated[
+        int | None,
+        typer.Option("--token", metavar="K", help="The token to explain.", show_default="the most selective one"),
+    ] = None,
+    model: ModelOption = None,
+    scale_factor: ScaleFactorOption = None,
+    max_image_tokens: MaxImageTokensOption = None,
+    as_json: JsonOption = False,
+    verbose: VerboseOption = False,
+) -> None:
+    """Draw an image's tiles, its packed tokens, and one token's attention over its window.
+
+    Examples:
+
+        tokenpacker show sign.png --out page.png
+
+        tokenpacker show sign.png --out page.png --token 40 --scale-factor 3
+    """
+    _check_out(out)
+    from tokenpacker.images import load_image
+    from tokenpacker.visualize import PackedImage, draw_page
+
+    with image_notes_on_stderr():
+        picture = load_image(image)
+    loaded, processor = load_model(model, verbose)
+    packed = PackedImage.plan(processor, picture, scale_factor=scale_factor, max_image_tokens=max_image_tokens)
+    if token is not None:
+        check_token(packed, token)
+    weights = window_attention(loaded, processor, packed, scale_factor)
+    chosen = sharpest_token(packed, weights) if token is None and weights is not None else token
+    shown = None if weights is None or chosen is None else _token_weights(packed, weights, chosen)
+    if weights is None:
+        print_note(f"note: the {loaded.config.projector.name} projector has no window attention; the page shows none")
+    draw_page(packed, Path(image).name, chosen, shown).save(out)
+    if as_json:
+        grid = packed.layout.tile_grid
+        source = None if chosen is None else packed.source(chosen)
+        result = {
+            "page": str(out),
+            "rows": grid.rows,
+            "cols": grid.cols,
+            "tiles": grid.num_tiles,
+            "tokens": packed.layout.num_tokens,
+            "full_tokens": packed.num_full_tokens,
+            "token": chosen,
+            "box": None if source is None or source.box is None else [round(edge, 1) for edge in source.box],
+            "attention": None if shown is None else shown.mean(axis=0).astype(float).round(4).tolist(),
+        }
+        print_json(result)
+    else:
+        typer.echo(str(out))
+
+
+def window_attention(
+    model: "TokenPackerForConditionalGeneration",
+    processor: "TokenPackerProcessor",
+    packed: "PackedImage",
+    scale_factor: int | None,
+) -> "np.ndarray | None":
+    """(N, T, H, s, s), the attention of every token of the image over its window; None if the projector has none."""
+    import torch
+
+    from tokenpacker.hf.vision_encoder import encode_tiles
+    from tokenpacker.projectors import TokenPacker
+
+    projector, config = model.model.projector, model.config
+    if not isinstance(projector, TokenPacker):
+        return None
+    inputs = processor.image_processor([packed.image], tile_grids=[packed.layout.tile_grid])
+    tower = model.model.vision_tower
+    pixel_values = inputs["pixel_values"].to(tower.device, tower.dtype)
+    with torch.inference_mode():
+        features = encode_tiles(tower, pixel_values, config.patch_grid, config.vision_levels, config.vision_query_level)
+        weights = projector.attention_weights(features, scale_factor)  # (N, T, H, s*s)
+    side = packed.scale_factor
+    return weights.float().cpu().unflatten(-1, (side, side)).numpy()
+
+
+def sharpest_token(packed: "PackedImage", weights: "np.ndarray") -> int | None:
+    """The token with the largest single weight, heads averaged, among those that show more than padding."""
+    best, largest = None, 0.0
+    for token in range(packed.layout.num_tokens):
+        source = packed.source(token)
+        if source is None or source.box is None or source.is_thumbnail:
+            continue
+        peak = float(_token_weights(packed, weights, token).mean(axis=0).max())
+        if peak > largest:
+            best, largest = token, peak
+    return best
+
+
+def check_token(packed: "PackedImage", token: int) -> None:
+    """Raises ValueError unless the image has this token and it is no separator."""
+    count = packed.layout.num_tokens
+    if not 0 <= token < count:
+        raise ValueError(f"token {token} does not exist; the image has the tokens 0 to {count - 1}")
+    if packed.source(token) is None:
+        raise ValueError(f"token {token} is a separator and shows nothing; choose another, such as {token - 1}")
+
+
+def _token_weights(packed: "PackedImage", weights: "np.ndarray", token: int) -> "np.ndarray":
+    """(H, s, s) of one token of the sequence."""
+    tile, place = divmod(token, packed.layout.tokens_per_tile + packed.layout.separators)
+    return weights[tile, place]
+
+
+def _check_out(out: Path) -> None:
+    if out.suffix.lower() not in PAGE_SUFFIXES:
+        raise ValueError(f"--out {out} must end in {', '.join(PAGE_SUFFIXES)}")
+    if not out.parent.is_dir():
+        raise ValueError(f"--out {out}: the folder {out.parent} does not exist; create it first")

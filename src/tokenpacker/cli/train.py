@@ -1,0 +1,55 @@
+"""`tokenpacker train`: recipes that make a model from nothing."""
+
+import contextlib
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tokenpacker.cli.errors import reports_mistakes
+from tokenpacker.cli.options import JsonOption
+from tokenpacker.cli.output import print_json
+
+train_app = typer.Typer(help="Train a model.", no_args_is_help=True)
+
+
+@train_app.command()
+@reports_mistakes
+def tiny(
+    output: Annotated[
+        Path, typer.Option("--output", metavar="FOLDER", help="Where the model and its resumable state are written.")
+    ] = Path("tiny"),
+    projector: Annotated[
+        str, typer.Option("--projector", metavar="NAME", help="token-packer, or mlp for the full-token comparison.")
+    ] = "token-packer",
+    seed: Annotated[int, typer.Option("--seed", help="Decides initial weights and the order of all data.")] = 0,
+    foundation: Annotated[
+        Path | None,
+        typer.Option(
+            "--foundation",
+            metavar="FOLDER",
+            help="Where encoder and language model are made, or lie finished from another run.",
+            show_default="below the output",
+        ),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Train the model that the package carries: encoder, language model, then the two stages of the paper.
+
+    Run it again after an interruption and it goes on where it stopped.
+
+    Examples:
+
+        tokenpacker train tiny --output runs/tiny
+
+        tokenpacker train tiny --output runs/tiny-mlp --projector mlp --foundation runs/tiny/state
+    """
+    from tokenpacker.train.tiny import train_tiny
+
+    with contextlib.redirect_stdout(sys.stderr):  # the Trainer prints its logs
+        folder = train_tiny(output, projector=projector, seed=seed, foundation_dir=foundation)
+    if as_json:
+        print_json({"model": str(folder), "projector": projector, "seed": seed})
+    else:
+        typer.echo(str(folder))

@@ -1,0 +1,185 @@
+"""Image files and Pillow images to plain 8-bit RGB: the right picture, or one line that names the thing and the remedy.
+
+Needs Pillow and NumPy, not torch. What happens to unusual pictures:
+
+- EXIF orientation is honoured.
+- Transparency is composited on white.
+- 16-bit grey is scaled from its full range 0..65535 to 0..255, never clipped.
+- Of a file with several frames (GIF, APNG, TIFF) the first is used, and an `ImageNote` warning says so.
+- CMYK, palette and the other 8-bit modes are converted by Pillow's formulas; ICC profiles are not applied.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+# Pillow's own hard limit; a picture this large takes 2 GiB as float32 RGB.
+MAX_PIXELS = 178_956_970
+_SHRINK = "shrink it first, for example with `convert IN -resize 4000x4000 OUT`"
+
+ImageSource = str | Path | bytes | Image.Image
+
+
+class ImageError(ValueError):
+    """An image that cannot be used; the message is one line with the image's name and the remedy."""
+
+
+class ImageNote(UserWarning):
+    """Something about an image that the user should know, though it is used."""
+
+
+def load_image(source: ImageSource) -> Image.Image:
+    """An RGB image, upright, 8 bits a channel.
+
+    Args:
+        source: a file's path, the bytes of a file, or a Pillow image (which is left as it is).
+
+    Raises:
+        ImageError: when there is no such file, it is no image, is damaged, or has more than `MAX_PIXELS` pixels.
+    """
+    with _open(source) as (name, image):
+        try:
+            _note_frames(name, image)
+            image.load()
+            return _to_rgb(name, _upright(image))
+        except (ImageError, MemoryError):
+            raise
+        except (
+            Exception
+        ) as error:  # decoders fail in many ways on damaged files: OSError, SyntaxError, struct.error ...
+            raise ImageError(
+                f"{name} cannot be decoded ({_one_line(error)}); the file is damaged, save it anew"
+            ) from error
+
+
+def image_size(source: ImageSource) -> tuple[int, int]:
+    """(height, width) that `load_image` would give, from the file's header alone. Raises ImageError as `load_image`."""
+    with _open(source) as (_, image):
+        width, height = image.size
+        return (width, height) if _orientation(image) >= 5 else (height, width)
+
+
+@contextmanager
+def _open(source: ImageSource) -> Iterator[tuple[str, Image.Image]]:
+    """The name for messages and the image, not yet decoded; a file stays open within the context."""
+    if isinstance(source, Image.Image):
+        _check_size("the image", source)
+        yield "the image", source
+    elif isinstance(source, bytes):
+        name = f"the image of {len(source)} bytes"
+        with _open_file(name, io.BytesIO(source)) as image:
+            yield name, image
+    elif isinstance(source, (str, Path)):
+        name = str(source)
+        with _open_path(name) as file, _open_file(name, file) as image:
+            yield name, image
+    else:
+        raise ImageError(
+            f"an image given as {type(source).__name__} is not supported; pass a path, the bytes of a file or a Pillow"
+            " image (for an 8-bit array: PIL.Image.fromarray)"
+        )
+
+
+def _open_path(name: str) -> IO[bytes]:
+    if re.match(r"[a-z][a-z0-9+.-]+://|data:", name, re.IGNORECASE):
+        shown = name if len(name) <= 80 else f"{name[:77]}..."
+        raise ImageError(f"{shown} is an address, and none is fetched; download the image and give its path")
+    path = Path(name)
+    try:
+        if path.is_dir():
+            raise ImageError(f"{name} is a folder; give the path of an image in it")
+        if path.exists() and not path.is_file():
+            raise ImageError(f"{name} is not a regular file; save the image to a file and give its path")
+        return path.open("rb")
+    except ImageError:
+        raise
+    except FileNotFoundError:
+        raise ImageError(f"{name} does not exist; check the path") from None
+    except (OSError, ValueError) as error:  # ValueError: a null byte in the path
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise ImageError(f"{name!r} cannot be opened ({reason}); check the path and its permissions") from None
+
+
+def _open_file(name: str, file: IO[bytes]) -> Image.Image:
+    if not file.read(1):
+        raise ImageError(f"{name} is empty (0 bytes); the download or copy failed, fetch it again")
+    file.seek(0)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our limit is the one below
+            image = Image.open(file)
+    except Image.DecompressionBombError:
+        raise ImageError(f"{name} has more than the {MAX_PIXELS:,} pixels allowed; {_SHRINK}") from None
+    except UnidentifiedImageError:
+        raise ImageError(
+            f"{name} is not an image that Pillow can read; give a PNG, JPEG, WebP, GIF or TIFF file"
+        ) from None
+    except Exception as error:  # as in load_image
+        raise ImageError(
+            f"{name} cannot be read as an image ({_one_line(error)}); the file is damaged, save it anew"
+        ) from error
+    _check_size(name, image)
+    return image
+
+
+def _check_size(name: str, image: Image.Image) -> None:
+    width, height = image.size
+    if min(width, height) < 1:
+        raise ImageError(f"{name} is {height}x{width} pixels; both sides need at least 1")
+    if width * height > MAX_PIXELS:
+        raise ImageError(f"{name} is {height}x{width}, more than the {MAX_PIXELS:,} pixels allowed; {_SHRINK}")
+
+
+def _note_frames(name: str, image: Image.Image) -> None:
+    frames = getattr(image, "n_frames", 1)
+    if frames > 1:
+        used = "the first" if image.tell() == 0 else f"frame {image.tell() + 1}"  # a Pillow image may be moved on
+        warnings.warn(f"{name} holds {frames} frames; only {used} is used", ImageNote, stacklevel=3)
+
+
+def _orientation(image: Image.Image) -> int:
+    """EXIF orientation 1..8, 1 where there is none or the metadata is damaged (every viewer shows such files)."""
+    try:
+        value = image.getexif().get(0x0112, 1)
+    except Exception:
+        return 1
+    return value if value in range(1, 9) else 1
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:
+        return image
+
+
+def _to_rgb(name: str, image: Image.Image) -> Image.Image:
+    if image.mode == "F":
+        raise ImageError(f"{name} holds floating-point pixels of unknown range; scale them to 0..255 and save as 8 bit")
+    if image.mode.startswith("I"):
+        return _grey_from_16_bit(name, image).convert("RGB")
+    if image.has_transparency_data:
+        white = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
+    return image.convert("RGB")
+
+
+def _grey_from_16_bit(name: str, image: Image.Image) -> Image.Image:
+    """8-bit grey of a 16-bit image (modes I;16, I;16B, and I, which Pillow gives for 16-bit PGM)."""
+    values = np.asarray(image).astype(np.int64)  # (H, W)
+    if values.min() < 0 or values.max() > 65535:
+        raise ImageError(f"{name} holds 32-bit integers beyond 0..65535; scale them to 0..255 and save as 8 bit")
+    return Image.fromarray(((values + 128) // 257).astype(np.uint8))
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

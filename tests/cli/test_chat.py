@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+import pytest
+
+from tokenpacker.cli import chat as chat_module
+from tokenpacker.cli.chat import Session
+from tokenpacker.cli.conversation import Conversation
+
+
+@pytest.fixture
+def conversation(tiny_model, tiny_processor) -> Conversation:
+    return Conversation(tiny_model, tiny_processor, max_new_tokens=5)
+
+
+@pytest.fixture
+def chat(tiny_model_dir):
+    return ("chat", "--model", tiny_model_dir, "--max-new-tokens", 5)
+
+
+def test_a_piped_conversation_answers_each_line(run, chat, picture):
+    result = run(*chat, input=f"/image {picture}\nwhat?\n\nand now?\n/quit\nnever asked\n")
+    assert result.exit_code == 0
+    assert result.stderr.count("first token after") == 2
+    assert f"{picture}: 60 x 90, " in result.stderr
+
+
+def test_history_and_images_stay_in_the_prompt(run_json, chat, picture):
+    first, second = run_json(*chat, input=f"/image {picture}\nwhat?\nand now?\n")["turns"]
+    assert second["image_tokens"] == first["image_tokens"] > 0
+    assert second["prompt_tokens"] > first["prompt_tokens"]
+    assert second["question"] == "and now?"
+
+
+def test_clear_forgets_images_and_history(run_json, chat, picture):
+    turns = run_json(*chat, input=f"what?\n/image {picture}\nwhat?\n/clear\nwhat?\n")["turns"]
+    assert [turn["image_tokens"] > 0 for turn in turns] == [False, True, False]
+    assert turns[2]["prompt_tokens"] == turns[0]["prompt_tokens"]
+
+
+def test_a_mistake_is_told_and_the_conversation_goes_on(run, chat, picture):
+    lines = f"/image no.png\n/image\n<image> what?\n/image {picture}\nwhat?\n"
+    result = run(*chat, input=lines)
+    assert result.exit_code == 0
+    assert "error: no.png does not exist; check the path" in result.stderr
+    assert "error: /image needs a path, for example /image photo.jpg" in result.stderr
+    assert "1 markers, 0 images" in result.stderr
+    assert result.stderr.count("first token after") == 1
+
+
+def test_an_unknown_command_shows_the_commands(run, chat):
+    assert run(*chat, input="/help\n").stderr.count("/image PATH adds an image") == 2
+
+
+def test_ctrl_c_stops_an_answer_and_keeps_what_was_said(conversation):
+    heard: list[str] = []
+
+    def stop(text: str) -> None:
+        heard.append(text)
+        if len(heard) == 1:
+            raise KeyboardInterrupt
+
+    answer = conversation.ask("a long story?", [], stop)
+    assert answer.interrupted
+    assert answer.text == "".join(heard)
+    assert [message["role"] for message in conversation.messages] == ["user", "assistant"]
+
+
+def test_ctrl_c_before_the_first_word_takes_the_question_back(conversation, image_of, monkeypatch):
+    conversation.ask("first?", [], lambda _: None)
+    history = list(conversation.messages)
+
+    def stop(*_args: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(conversation, "_generate", stop)
+    session = Session(conversation, quiet=True)
+    session.waiting = [conversation.pack(image_of(30, 30))]
+    assert session.handle("second?")
+    assert conversation.messages == history
+    assert len(session.waiting) == 1  # the image still waits for the next question
+
+
+def test_ctrl_c_at_the_prompt_leaves_only_when_repeated(monkeypatch):
+    typed = iter([KeyboardInterrupt, "a", KeyboardInterrupt, KeyboardInterrupt, "never read"])
+
+    def type_line(_prompt: str) -> str:
+        line = next(typed)
+        if isinstance(line, str):
+            return line
+        raise line
+
+    monkeypatch.setattr("builtins.input", type_line)
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+    assert list(chat_module._lines(quiet=False)) == ["a"]
+
+
+def test_a_bug_is_not_hidden(conversation, monkeypatch):
+    def broken(*_args: object) -> None:
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr(conversation, "_generate", broken)
+    with pytest.raises(ZeroDivisionError):
+        Session(conversation).handle("what?")

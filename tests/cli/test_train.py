@@ -1,0 +1,41 @@
+from __future__ import annotations
+
+import sys
+from types import ModuleType
+
+import pytest
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """Calls of `train_tiny`, which here only notes them."""
+    calls = []
+
+    def train_tiny(output_dir, **options):
+        calls.append((output_dir.name, options))
+        print("a log line of the trainer")
+        return output_dir
+
+    module = ModuleType("tokenpacker.train.tiny")
+    module.train_tiny = train_tiny
+    monkeypatch.setitem(sys.modules, "tokenpacker.train.tiny", module)
+    return calls
+
+
+def test_the_folder_of_the_model_is_printed(run, trained, tmp_path):
+    result = run("train", "tiny", "--output", tmp_path / "model")
+    assert result.stdout == f"{tmp_path / 'model'}\n"
+    assert trained == [("model", {"projector": "token-packer", "seed": 0, "foundation_dir": None})]
+
+
+def test_options_reach_the_recipe(run_json, trained, tmp_path):
+    told = run_json(
+        "train", "tiny", "--output", tmp_path / "model", "--projector", "mlp", "--seed", 3, "--foundation", tmp_path
+    )
+    assert told == {"model": str(tmp_path / "model"), "projector": "mlp", "seed": 3}
+    assert trained == [("model", {"projector": "mlp", "seed": 3, "foundation_dir": tmp_path})]
+
+
+def test_a_projector_without_a_recipe_is_refused(one_line_error, tmp_path):
+    message = one_line_error("train", "tiny", "--output", tmp_path / "model", "--projector", "pooling")
+    assert "pooling" in message

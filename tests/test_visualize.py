@@ -1,0 +1,75 @@
+"""Drawings are tested for what they show where, not for their looks."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tokenpacker.sequence import ImageLayout
+from tokenpacker.tiling import choose_tile_grid, slice_views
+from tokenpacker.visualize import PANEL, PackedImage, draw_attention, draw_page, draw_tiles, draw_tokens
+
+TILE, PATCHES = (32, 32), (8, 8)
+
+
+def packed(image: Image.Image, scale_factor: int = 2) -> PackedImage:
+    size = (image.height, image.width)
+    grid = choose_tile_grid(size, TILE)
+    token_grid = (-(-PATCHES[0] // scale_factor), -(-PATCHES[1] // scale_factor))
+    return PackedImage(image, ImageLayout(grid, token_grid), slice_views(size, grid, TILE), TILE, PATCHES, scale_factor)
+
+
+def even(side: int, heads: int = 2) -> np.ndarray:
+    return np.full((heads, side, side), 1 / side**2)
+
+
+def test_the_plan_of_a_processor_is_what_the_model_gets(tiny_processor, image_of):
+    plan = PackedImage.plan(tiny_processor, image_of(60, 90), scale_factor=4)
+    inputs = tiny_processor(images=image_of(60, 90), text="<image>", scale_factor=4, return_tensors="pt")
+    assert len(plan.views) == len(inputs["pixel_values"])
+    assert plan.window_size == (16, 16)
+    assert plan.num_full_tokens == len(plan.views) * 65
+
+
+def test_windows_tile_their_tile_and_stop_at_its_edge(image_of):
+    image = packed(image_of(60, 90), scale_factor=3)  # 8 patches: windows of 3, 3 and 2
+    top, left, bottom, right = image.tile_box(0)
+    assert image.window_box(0, 0, 0)[:2] == (top, left)
+    assert image.window_box(0, 2, 2)[2:] == pytest.approx((bottom, right))
+
+
+def test_each_token_has_the_mean_colour_of_its_pixels_in_its_place():
+    halves = Image.new("RGB", (32, 32), "red")
+    halves.paste("blue", (16, 0, 32, 32))
+    panel = draw_tokens(packed(halves))
+    assert panel.getpixel((PANEL // 8, PANEL // 8)) == (255, 0, 0)
+    assert panel.getpixel((PANEL * 7 // 8, PANEL // 8)) == (0, 0, 255)
+
+
+def test_tiles_are_drawn_over_the_picture():
+    panel = draw_tiles(packed(Image.new("RGB", (96, 64), "green")))
+    assert panel.getpixel((PANEL // 2 - 20, PANEL // 4 + 20)) == (0, 128, 0)
+
+
+def test_attention_washes_the_patch_that_gets_it():
+    weights = np.zeros((2, 2, 2))
+    weights[:, 0, 1] = 1
+    panel = draw_attention(packed(Image.new("RGB", (32, 32), "white")), 5, weights)
+    quiet, loud = (panel.getpixel((x, PANEL // 4 + 10)) for x in (PANEL // 4 + 10, PANEL // 2 + 10))
+    assert quiet == (255, 255, 255)
+    assert loud[2] < 100  # the wash is orange: little blue is left
+
+
+@pytest.mark.parametrize("size", [(1, 5000), (5000, 1), (1, 1), (64, 64), (300, 200)])
+@pytest.mark.parametrize("scale_factor", [1, 3, 8])
+def test_every_shape_gets_a_page(image_of, size, scale_factor):
+    image = packed(image_of(*size), scale_factor)
+    page = draw_page(image, "picture.png", 0, even(scale_factor, heads=16))
+    assert page.width > 3 * PANEL
+    assert draw_page(image, "picture.png").width < 3 * PANEL
+
+
+def test_a_separator_has_nothing_to_show(image_of):
+    with pytest.raises(ValueError, match="token 16 is a separator"):
+        draw_attention(packed(image_of(32, 32)), 16, even(2))
