@@ -83,17 +83,14 @@ def window_attention(
     """(N, T, H, s, s), the attention of every token of the image over its window; None if the projector has none."""
     import torch
 
-    from tokenpacker.hf.vision_encoder import encode_tiles
     from tokenpacker.projectors import TokenPacker
 
-    projector, config = model.model.projector, model.config
+    projector = model.model.projector
     if not isinstance(projector, TokenPacker):
         return None
     inputs = processor.image_processor([packed.image], tile_grids=[packed.layout.tile_grid])
-    tower = model.model.vision_tower
-    pixel_values = inputs["pixel_values"].to(tower.device, tower.dtype)
     with torch.inference_mode():
-        features = encode_tiles(tower, pixel_values, config.patch_grid, config.vision_levels, config.vision_query_level)
+        features = model.model.vision_features(inputs["pixel_values"].to(model.device))
         weights = projector.attention_weights(features, scale_factor)  # (N, T, H, s*s)
     side = packed.scale_factor
     return weights.float().cpu().unflatten(-1, (side, side)).numpy()

@@ -14,6 +14,7 @@ from transformers import AutoModel, Cache, GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling, ModelOutput
 
 from tokenpacker import projectors
+from tokenpacker.features import VisionFeatures
 from tokenpacker.hf.config import TokenPackerConfig
 from tokenpacker.hf.vision_encoder import build_vision_tower, encode_tiles, encoder_layers
 from tokenpacker.sequence import scatter_image_tokens
@@ -92,6 +93,26 @@ class TokenPackerModel(TokenPackerPreTrainedModel):
         """Puts another token embedding into the language model."""
         self.language_model.set_input_embeddings(value)
 
+    def vision_features(self, pixel_values: Tensor) -> VisionFeatures:
+        """What the projector gets of tiles (N, 3, h, w).
+
+        Raises:
+            ValueError: for tiles of another size than the vision tower's.
+        """
+        if pixel_values.dim() != 4 or tuple(pixel_values.shape[2:]) != self.config.tile_size:
+            height, width = self.config.tile_size
+            raise ValueError(
+                f"pixel_values has shape {tuple(pixel_values.shape)} but the vision tower reads tiles (N, 3, {height},"
+                f" {width}); use the model's own processor"
+            )
+        return encode_tiles(
+            self.vision_tower,
+            pixel_values.to(self.vision_tower.dtype),
+            self.config.patch_grid,
+            self.config.vision_levels,
+            self.config.vision_query_level,
+        )
+
     def get_image_features(
         self, pixel_values: Tensor, scale_factor: int | None = None, **kwargs: Any
     ) -> BaseModelOutputWithPooling:
@@ -100,19 +121,7 @@ class TokenPackerModel(TokenPackerPreTrainedModel):
         Raises:
             ValueError: for tiles of another size than the vision tower's and for a scale factor that cannot be.
         """
-        if pixel_values.dim() != 4 or tuple(pixel_values.shape[2:]) != self.config.tile_size:
-            height, width = self.config.tile_size
-            raise ValueError(
-                f"pixel_values has shape {tuple(pixel_values.shape)} but the vision tower reads tiles (N, 3, {height},"
-                f" {width}); use the model's own processor"
-            )
-        features = encode_tiles(
-            self.vision_tower,
-            pixel_values.to(self.vision_tower.dtype),
-            self.config.patch_grid,
-            self.config.vision_levels,
-            self.config.vision_query_level,
-        )
+        features = self.vision_features(pixel_values)
         packed = self.projector(features, scale_factor)
         return BaseModelOutputWithPooling(last_hidden_state=features.query, pooler_output=packed)
 
