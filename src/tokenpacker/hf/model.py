@@ -5,6 +5,7 @@ Shapes: B samples, S sequence length, N tiles of all samples in order, T packed 
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -210,7 +211,8 @@ class TokenPackerForConditionalGeneration(TokenPackerPreTrainedModel, Generation
             raise ValueError(
                 f"the head of {type(language_model).__name__} has a bias; only plain linear heads are supported"
             )
-        config = TokenPackerConfig(vision_tower.config, language_model.config, **config_kwargs)
+        parts = (copy.deepcopy(vision_tower.config), copy.deepcopy(language_model.config))  # theirs stay as they are
+        config = TokenPackerConfig(*parts, **config_kwargs)
         with torch.device("meta"):
             model = cls(config)
         num_layers = max(*config.vision_levels, config.vision_query_level)

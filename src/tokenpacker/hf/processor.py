@@ -183,8 +183,8 @@ class TokenPackerProcessor(ProcessorMixin):
     def _check_markers(self, num_markers: int, num_images: int, where: str) -> None:
         if num_markers != num_images:
             raise ValueError(
-                f"{where} needs as many {self.image_token} markers as images: {num_markers} markers, {num_images} images;"
-                f" write {self.image_token} once for each image"
+                f"{where} needs as many {self.image_token} markers as images: {num_markers} markers, {num_images}"
+                f" images; write {self.image_token} once for each image"
             )
 
     def _expand(self, row: dict[str, list[Any]], layouts: list[ImageLayout]) -> dict[str, list[Any]]:

@@ -1,0 +1,1 @@
+"""`python -m tokenpacker.demo`: the carried model answers questions about unseen images and writes a report."""

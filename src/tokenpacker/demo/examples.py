@@ -1,0 +1,81 @@
+"""A few questions about test images, asked of every setting, with pictures of the tokens behind the answers."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from markupsafe import Markup
+
+from tokenpacker.data import Sample
+from tokenpacker.demo.pictures import attention_picture, grid_picture
+from tokenpacker.evaluate import Answer, Setting
+from tokenpacker.evaluate.run import Asker
+from tokenpacker.visualize import PackedImage
+
+MAX_NEW_TOKENS = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reply:
+    """What one setting answered, and how many image tokens it read for that."""
+
+    label: str
+    answer: Answer
+    num_image_tokens: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Example:
+    """One question about one image; the first reply is the one that the pictures belong to."""
+
+    name: str
+    question: str
+    truth: str
+    layout: str
+    is_sliced: bool
+    replies: tuple[Reply, ...]
+    grid_picture: Markup
+    attention_picture: Markup
+
+
+def draw_examples(samples: Mapping[str, Sequence[Sample]], counts: Mapping[str, int], seed: int) -> list[Sample]:
+    """`counts[task]` samples of each task with one question each, at random but the same for the same seed."""
+    rng = random.Random(seed)
+    drawn = [sample for task, count in counts.items() for sample in rng.sample(samples[task], count)]
+    return [replace(sample, questions=(rng.choice(sample.questions),)) for sample in drawn]
+
+
+def ask_example(settings: Sequence[Setting], sample: Sample) -> Example:
+    """The sample's question asked of every setting; pictures are of the first, which must be a TokenPacker."""
+    packed = PackedImage.plan(settings[0].processor, sample.image, scale_factor=settings[0].scale_factor)
+    grid = packed.layout.tile_grid
+    tiles = f"{grid.rows} × {grid.cols} tiles and a thumbnail" if grid.has_thumbnail else "one tile"
+    return Example(
+        name=sample.name,
+        question=sample.questions[0].text,
+        truth=sample.questions[0].answer,
+        layout=f"{sample.image.height} × {sample.image.width} pixels, {tiles}",
+        is_sliced=grid.has_thumbnail,
+        replies=tuple(_reply(setting, sample) for setting in settings),
+        grid_picture=grid_picture(packed),
+        attention_picture=attention_picture(packed, _attention_weights(settings[0], sample)),
+    )
+
+
+def _reply(setting: Setting, sample: Sample) -> Reply:
+    asker = Asker(setting.model, setting.processor, scale_factor=setting.scale_factor)
+    prepared = asker.prepare(sample)
+    (answer,) = asker.answer([prepared], MAX_NEW_TOKENS)
+    return Reply(label=setting.label, answer=answer, num_image_tokens=prepared.layout.num_tokens)
+
+
+@torch.inference_mode()
+def _attention_weights(setting: Setting, sample: Sample) -> torch.Tensor:
+    """(N, T, H, W) of the setting's TokenPacker on the sample's tiles."""
+    model = setting.model.model
+    tiles = setting.processor.image_processor(sample.image, return_tensors="pt")["pixel_values"]
+    features = model.vision_features(tiles.to(model.device))
+    return model.projector.attention_weights(features, setting.scale_factor)

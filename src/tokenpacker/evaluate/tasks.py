@@ -1,0 +1,69 @@
+"""The tasks a model is tested on, by name: images never trained on, questions, and the only right answers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from tokenpacker.data import EasyVqa, FinePrint, Sample
+
+NUM_FINE_PRINT_IMAGES = 500
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """A named test set.
+
+    Args:
+        description: one line for reports.
+        load: gives the samples, always the same ones in the same order.
+        max_new_tokens: where an answer is cut off; no true answer is nearly as long.
+    """
+
+    name: str
+    description: str
+    load: Callable[[], list[Sample]]
+    max_new_tokens: int = 8
+
+
+def _load_easy_vqa() -> list[Sample]:
+    samples = EasyVqa("test")
+    return [samples[index] for index in range(len(samples))]
+
+
+def _load_fine_print() -> list[Sample]:
+    samples = FinePrint("test")
+    return [samples[index] for index in range(NUM_FINE_PRINT_IMAGES)]
+
+
+TASKS = {
+    task.name: task
+    for task in (
+        Task(
+            name="easy-vqa",
+            description="official test split: 1,000 images of one shape, 9,673 questions",
+            load=_load_easy_vqa,
+        ),
+        Task(
+            name="fine-print",
+            description=f"small type in {NUM_FINE_PRINT_IMAGES} generated images, from seeds kept for testing",
+            load=_load_fine_print,
+        ),
+    )
+}
+
+
+def find_task(name: str) -> Task:
+    """The task of that name.
+
+    Raises:
+        ValueError: for an unknown name; the message lists the valid ones.
+    """
+    if name not in TASKS:
+        raise ValueError(f"task {name!r} is unknown; use one of: {', '.join(TASKS)}")
+    return TASKS[name]
+
+
+def normalize_answer(answer: str) -> str:
+    """The form in which answers are compared: lower case, without space around. Nothing else is forgiven."""
+    return answer.strip().lower()
