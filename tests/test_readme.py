@@ -1,0 +1,87 @@
+"""Every block of the README runs, and its numbers are those that were measured."""
+
+import doctest
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tokenpacker.projectors import base
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL)
+PYTHON = [code for language, code in BLOCKS if language == "python"]
+COMMANDS = [line for language, code in BLOCKS if language == "sh" for line in code.splitlines() if line.strip()]
+# Installing and training are what CI and hours are for; their commands are checked to exist.
+WIDE = {**os.environ, "COLUMNS": "200"}  # narrow terminals would break long options
+LONG = ("make ", "pip ", "git ", "cd ", "tokenpacker train", "tokenpacker evaluate", "tokenpacker chat")
+
+
+@pytest.fixture
+def checkout(tmp_path, monkeypatch):
+    """A folder with the README's pictures, to write into; projectors that a block registers go with the test."""
+    monkeypatch.setattr(base, "_REGISTRY", dict(base._REGISTRY))
+    shutil.copytree(ROOT / "docs", tmp_path / "docs")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_the_readme_has_blocks_of_both_kinds():
+    assert len(PYTHON) >= 3
+    assert len(COMMANDS) >= 8
+
+
+@pytest.mark.parametrize("code", PYTHON, ids=lambda code: code.strip().splitlines()[0][:40])
+def test_a_python_block_does_what_it_shows(checkout, code):
+    test = doctest.DocTestParser().get_doctest(code, {}, "README", None, 0)
+    assert test.examples, "a python block without >>> proves nothing"
+    report = []
+    runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
+    runner.run(test, out=report.append)
+    assert runner.summarize(verbose=False).failed == 0, "".join(report)
+
+
+@pytest.mark.parametrize("command", [line for line in COMMANDS if not line.startswith(LONG)])
+def test_a_command_runs(checkout, command):
+    words = shlex.split(command, comments=True)
+    assert words[0] == "tokenpacker"
+    done = subprocess.run([sys.executable, "-m", *words], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("command", [line for line in COMMANDS if re.match("tokenpacker (train|evaluate|chat)", line)])
+def test_the_options_of_a_long_command_exist(command):
+    words = shlex.split(command, comments=True)
+    name = words[1:3] if words[1] == "train" else words[1:2]
+    helped = subprocess.run(
+        [sys.executable, "-m", "tokenpacker", *name, "--help"], capture_output=True, text=True, timeout=120, env=WIDE
+    )
+    assert helped.returncode == 0, helped.stderr
+    missing = [word for word in words if word.startswith("--") and word not in helped.stdout]
+    assert missing == []
+
+
+@pytest.mark.parametrize("command", [line for line in COMMANDS if line.startswith("make ")])
+def test_make_knows_the_target(command):
+    target = shlex.split(command, comments=True)[1]
+    assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
+
+
+def test_every_file_that_is_linked_exists():
+    linked = re.findall(r"\]\((?!https?://|#)([^)#]+)", README) + re.findall(r'src="(?!https?://)([^"]+)"', README)
+    missing = [path for path in linked if not (ROOT / path).exists()]
+    assert missing == []
+
+
+def test_the_table_shows_what_was_measured():
+    from benchmarks.measure_carried import BEGIN, END, MEASURED, render
+
+    block = README[README.index(BEGIN) + len(BEGIN) : README.index(END)].strip()
+    assert block == render(json.loads(MEASURED.read_text()))
