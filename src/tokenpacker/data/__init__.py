@@ -1,0 +1,11 @@
+"""Data sets with exact truth: easy-VQA (public) and fine print (generated).
+
+Both hand out :class:`Sample`: an image with questions, a caption and, where it was drawn by this package or can be
+derived, the :class:`Scene` it shows.
+"""
+
+from tokenpacker.data.easy_vqa import EasyVqa
+from tokenpacker.data.fine_print import FinePrint
+from tokenpacker.data.scene import Item, Question, Sample, Scene
+
+__all__ = ["EasyVqa", "FinePrint", "Item", "Question", "Sample", "Scene"]

@@ -1,0 +1,159 @@
+"""What each training step sees: images or their descriptions, with conversations about them.
+
+Item `index` of `Steps` is one whole step, made from (seed, index) alone: a resumed run sees exactly the steps that the
+interrupted one would have seen.
+
+Shapes: N tiles of all images, (h, w) patch grid, B images, S sequence length.
+"""
+
+import math
+import random
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+from transformers import PreTrainedTokenizerBase
+
+from tokenpacker.data import EasyVqa, Question, easy_vqa, fine_print
+from tokenpacker.data.scene import Scene, draw
+from tokenpacker.sequence import ImageLayout
+from tokenpacker.tiling import TileGrid, choose_tile_grid, make_tiles
+from tokenpacker.train.conversations import Segment, make_segment, pack
+from tokenpacker.train.dense_labels import label_tiles
+from tokenpacker.train.encoder import normalise
+
+ASK_CAPTION = ("describe the image.", "what is in the image?")
+TWO_TURN_SHARE = 0.15
+OFFICIAL_SHARE = 0.8  # of the easy pictures; the rest are look-alikes
+TOKENS_OF_SEGMENTS = 200  # about twelve questions with their answers
+Show = Literal["pixels", "labels"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepSpec:
+    """How steps are made.
+
+    `show` hands out pictures or, for the language model's own foundation, their dense labels. `captions` is the share
+    of images that are described instead of asked about. `tokens_per_step` bounds B by the number of image tokens.
+    `one_tile_share` of the steps, at first, show scenes that are one tile at full size, without a grid or a thumbnail.
+    """
+
+    show: Show
+    captions: float
+    scale_factors: tuple[int, ...]
+    easy_share: float = 0.3
+    one_tile_share: float = 0.0
+    questions_per_image: int = 12
+    tokens_per_step: int = 3000
+    max_images: int = 16
+    max_tiles: int = 9
+    tile_size: tuple[int, int] = (96, 96)
+    patch_size: int = 8
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """An image to be shown: `scene` where its truth is known, `image` where there is a file instead."""
+
+    caption: str
+    questions: tuple[Question, ...]
+    scene: Scene | None = None
+    image: Image.Image | None = None
+
+
+class Steps(Dataset[dict[str, Any]]):
+    """`num_steps` training steps."""
+
+    def __init__(self, spec: StepSpec, tokenizer: PreTrainedTokenizerBase, *, num_steps: int, seed: int) -> None:
+        self.spec = spec
+        self.tokenizer = tokenizer
+        self.num_steps = num_steps
+        self.seed = seed
+        self.image_token_id = tokenizer.convert_tokens_to_ids("<image>")
+        encode = lambda text: tokenizer(text, add_special_tokens=False).input_ids  # noqa: E731
+        self.opening = [tokenizer.bos_token_id, *encode("USER: ")]
+        self.closing = encode("\n")
+        self.tile_separator, self.row_separator = encode(",")[0], encode("\n")[0]
+        self.official = EasyVqa("train") if spec.show == "pixels" else None
+
+    def __len__(self) -> int:
+        return self.num_steps
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        rng = random.Random(f"steps/{self.seed}/{index}")
+        scale_factor = rng.choice(self.spec.scale_factors)
+        per_tile = (self.spec.tile_size[0] // self.spec.patch_size // scale_factor) ** 2
+        prefixes, segments, shown = [], [], []
+        one_tile = index < self.spec.one_tile_share * self.num_steps
+        for entry, grid in self._draw_entries(rng, per_tile, one_tile):
+            prefixes.append(self._prefix(grid, per_tile))
+            segments.append(self._segments(rng, entry))
+            shown.append(self._show(entry, grid))
+        batch = pack(prefixes, segments, self.tokenizer.pad_token_id)
+        key = "pixel_values" if self.spec.show == "pixels" else "patch_labels"
+        return {**batch, key: torch.cat(shown), "scale_factor": scale_factor}
+
+    def _draw_entries(self, rng: random.Random, per_tile: int, one_tile: bool) -> list[tuple[_Entry, TileGrid]]:
+        """The images of one step, all of about as many tokens, so that little padding is needed."""
+        grid = TileGrid(1, 1)
+        if rng.random() < self.spec.easy_share:
+            return [(self._draw_easy(rng), grid) for _ in range(self.spec.max_images)]
+        if one_tile:
+            scenes = [fine_print.make_scene(rng, one_tile=True) for _ in range(self.spec.max_images)]
+            return [(_fine_print_entry(scene, rng), grid) for scene in scenes]
+        scene = fine_print.make_scene(rng)
+        grid = self._grid(scene)
+        tokens = grid.num_tiles * (per_tile + 1) + TOKENS_OF_SEGMENTS
+        count = max(2, min(self.spec.max_images, self.spec.tokens_per_step // tokens))
+        entries = [(_fine_print_entry(scene, rng), grid)]
+        while len(entries) < count:
+            scene = fine_print.make_scene(rng)
+            if self._grid(scene).num_tiles == grid.num_tiles:
+                entries.append((_fine_print_entry(scene, rng), self._grid(scene)))
+        return entries
+
+    def _draw_easy(self, rng: random.Random) -> _Entry:
+        if self.official is not None and rng.random() < OFFICIAL_SHARE:
+            sample = self.official[rng.randrange(len(self.official))]
+            return _Entry(sample.caption, sample.questions, image=sample.image)
+        scene = easy_vqa.make_scene(rng)
+        item = scene.items[0]
+        return _Entry(easy_vqa.describe(item.color, item.text), tuple(easy_vqa.ask(scene, rng)), scene=scene)
+
+    def _grid(self, scene: Scene) -> TileGrid:
+        return choose_tile_grid((scene.height, scene.width), self.spec.tile_size, self.spec.max_tiles)
+
+    def _prefix(self, grid: TileGrid, per_tile: int) -> list[int]:
+        side = math.isqrt(per_tile)
+        layout = ImageLayout(grid, (side, side))
+        image = layout.token_ids(self.image_token_id, self.tile_separator, self.row_separator)
+        return [*self.opening, *image, *self.closing]
+
+    def _segments(self, rng: random.Random, entry: _Entry) -> list[Segment]:
+        """A caption, or several conversations of one or two turns."""
+        if rng.random() < self.spec.captions:
+            turn = Question(rng.choice(ASK_CAPTION), entry.caption, "caption")
+            return [make_segment(self.tokenizer, [turn])]
+        questions = rng.sample(entry.questions, min(self.spec.questions_per_image, len(entry.questions)))
+        segments = []
+        while questions:
+            num_turns = 2 if rng.random() < TWO_TURN_SHARE else 1
+            turns, questions = questions[:num_turns], questions[num_turns:]
+            segments.append(make_segment(self.tokenizer, turns))
+        return segments
+
+    def _show(self, entry: _Entry, grid: TileGrid) -> Tensor:
+        """(N, 3, h, w) tiles, or (N, K, h, w) labels of their patches."""
+        if self.spec.show == "labels":
+            assert entry.scene is not None, "labels need a scene"
+            return label_tiles(entry.scene, grid, self.spec.tile_size, self.spec.patch_size)
+        image = draw(entry.scene) if entry.image is None and entry.scene is not None else entry.image
+        assert image is not None
+        return make_tiles(normalise(image), grid, self.spec.tile_size)
+
+
+def _fine_print_entry(scene: Scene, rng: random.Random) -> _Entry:
+    return _Entry(fine_print.describe(scene), tuple(fine_print.ask(scene, rng)), scene=scene)

@@ -1,0 +1,69 @@
+import pytest
+import torch
+
+from tokenpacker.train.conversations import IGNORED
+from tokenpacker.train.dataset import Steps, StepSpec
+from tokenpacker.train.dense_labels import HEADS
+from tokenpacker.train.tokenizer import train_tokenizer
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return train_tokenizer()
+
+
+def described(tokenizer, **changes) -> Steps:
+    spec = StepSpec(show="labels", scale_factors=(2, 3, 4), **{"captions": 0.2, "tokens_per_step": 1200} | changes)
+    return Steps(spec, tokenizer, num_steps=8, seed=0)
+
+
+def test_a_step_depends_on_seed_and_index_alone(tokenizer):
+    first, again = described(tokenizer)[3], described(tokenizer)[3]
+    assert all(torch.equal(first[key], again[key]) for key in first if torch.is_tensor(first[key]))
+    other = Steps(described(tokenizer).spec, tokenizer, num_steps=8, seed=1)[3]
+    assert first["input_ids"].shape != other["input_ids"].shape or not first["input_ids"].equal(other["input_ids"])
+
+
+def test_placeholders_are_as_many_as_packed_tokens(tokenizer):
+    steps = described(tokenizer)
+    for index in range(len(steps)):
+        step = steps[index]
+        places = int((step["input_ids"] == steps.image_token_id).sum())
+        assert places == len(step["patch_labels"]) * (12 // step["scale_factor"]) ** 2
+        assert step["patch_labels"].shape[1:] == (len(HEADS), 12, 12)
+
+
+def test_scale_factors_are_drawn_per_step(tokenizer):
+    steps = described(tokenizer)
+    assert {steps[index]["scale_factor"] for index in range(len(steps))} == {2, 3, 4}
+
+
+def test_a_caption_step_learns_descriptions(tokenizer):
+    steps = described(tokenizer, captions=1.0, easy_share=0.0)
+    step = steps[0]
+    learned = tokenizer.decode(step["labels"][0][step["labels"][0] != IGNORED])
+    assert learned.endswith(".</s>")
+    assert "the " in learned
+
+
+def test_pixels_come_from_official_images_and_generated_ones(tokenizer):
+    pytest.importorskip("easy_vqa", reason="the easy-vqa package is not installed")
+    spec = StepSpec(show="pixels", captions=0.0, scale_factors=(2,), tokens_per_step=600, easy_share=1.0, max_images=4)
+    step = Steps(spec, tokenizer, num_steps=1, seed=0)[0]
+    assert step["pixel_values"].shape == (4, 3, 96, 96)
+
+
+def test_training_tiles_are_those_of_the_processor(tokenizer):
+    """One look at an image in training and in use: the same tiles from the same picture."""
+    from tokenpacker.data import FinePrint
+    from tokenpacker.hf.image_processor import TokenPackerImageProcessor
+    from tokenpacker.tiling import choose_tile_grid, make_tiles
+    from tokenpacker.train.encoder import IMAGE_MEAN, IMAGE_STD, normalise
+
+    image = FinePrint("train")[0].image
+    processor = TokenPackerImageProcessor(
+        tile_size=(96, 96), image_mean=[IMAGE_MEAN] * 3, image_std=[IMAGE_STD] * 3, image_mode="slice"
+    )
+    grid = choose_tile_grid((image.height, image.width), (96, 96))
+    expected = processor([image])["pixel_values"]
+    torch.testing.assert_close(make_tiles(normalise(image), grid, (96, 96)), expected, atol=1e-5, rtol=0)
