@@ -17,9 +17,8 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from tokenpacker.evaluate import evaluate
+from tokenpacker.evaluate import measure_model
 from tokenpacker.hf import carried_model_path
 from tokenpacker.train.card import add_accuracies
 
@@ -27,13 +26,17 @@ ROOT = Path(__file__).resolve().parents[1]
 MEASURED = ROOT / "docs" / "measured.json"
 README = ROOT / "README.md"
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
-RUNS = {"tiny": (2, 3, 4), "tiny-mlp": (None,)}  # model -> scale factors
-TASKS = ("easy-vqa", "fine-print")
+MODELS = ("tiny", "tiny-mlp")
 
 
 def main() -> None:
     """Measures, then writes everything."""
-    rows = [row for name, scale_factors in RUNS.items() for row in measure(name, scale_factors)]
+    rows = []
+    for name in MODELS:
+        folder = carried_model_path(name)
+        measured_rows = measure_model(folder)
+        add_accuracies(folder, measured_rows)
+        rows += measured_rows
     measured = {
         "command": "python -m benchmarks.measure_carried",
         "processors": os.cpu_count(),
@@ -49,33 +52,6 @@ def main() -> None:
     text = README.read_text(encoding="utf-8")
     block = f"{BEGIN}\n{render(measured)}\n{END}"
     README.write_text(re.sub(f"{BEGIN}.*{END}", lambda _: block, text, flags=re.DOTALL), encoding="utf-8")
-
-
-def measure(name: str, scale_factors: tuple[int | None, ...]) -> list[dict[str, Any]]:
-    """One row per scale factor and task of a carried model; its card gets them too."""
-    folder = carried_model_path(name)
-    model = AutoModelForImageTextToText.from_pretrained(folder).eval()
-    processor = AutoProcessor.from_pretrained(folder)
-    rows = []
-    for scale_factor in scale_factors:
-        for task in TASKS:
-            result = evaluate(model, processor, task, scale_factor=scale_factor)
-            rows.append(
-                {
-                    "model": name,
-                    "task": task,
-                    "scale_factor": scale_factor,
-                    "tokens_per_tile": processor.image_layout((1, 1), scale_factor=scale_factor).tokens_per_tile,
-                    "image_tokens": round(result.image_tokens, 1),
-                    "correct": result.score.num_correct,
-                    "questions": result.score.num_questions,
-                    "interval_95": [round(100 * bound, 2) for bound in result.score.interval],
-                    "kinds": {kind: [score.num_correct, score.num_questions] for kind, score in result.kinds.items()},
-                    "seconds": round(result.seconds, 1),
-                }
-            )
-    add_accuracies(folder, rows)
-    return rows
 
 
 def render(measured: dict[str, Any]) -> str:

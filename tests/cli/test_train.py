@@ -8,8 +8,16 @@ import pytest
 
 @pytest.fixture
 def trained(monkeypatch):
-    """Calls of `train_tiny`, which here only notes them."""
+    """Calls of `train_tiny`, which here only notes them; what is measured then is noted in the card."""
+    import tokenpacker.evaluate
+    import tokenpacker.train.card
+
     calls = []
+    rows = [{"task": "easy-vqa", "correct": 9, "questions": 10}]
+    monkeypatch.setattr(tokenpacker.evaluate, "measure_model", lambda folder: rows)
+    monkeypatch.setattr(
+        tokenpacker.train.card, "add_accuracies", lambda folder, rows: calls.append(("card", len(rows)))
+    )
 
     def train_tiny(output_dir, **options):
         calls.append((output_dir.name, options))
@@ -25,15 +33,16 @@ def trained(monkeypatch):
 def test_the_folder_of_the_model_is_printed(run, trained, tmp_path):
     result = run("train", "tiny", "--output", tmp_path / "model")
     assert result.stdout == f"{tmp_path / 'model'}\n"
-    assert trained == [("model", {"projector": "token-packer", "seed": 0, "foundation_dir": None})]
+    assert trained == [("model", {"projector": "token-packer", "seed": 0, "foundation_dir": None}), ("card", 1)]
 
 
 def test_options_reach_the_recipe(run_json, trained, tmp_path):
     told = run_json(
         "train", "tiny", "--output", tmp_path / "model", "--projector", "mlp", "--seed", 3, "--foundation", tmp_path
     )
-    assert told == {"model": str(tmp_path / "model"), "projector": "mlp", "seed": 3}
-    assert trained == [("model", {"projector": "mlp", "seed": 3, "foundation_dir": tmp_path})]
+    assert told["accuracies"] == [{"task": "easy-vqa", "correct": 9, "questions": 10}]
+    assert (told["model"], told["projector"], told["seed"]) == (str(tmp_path / "model"), "mlp", 3)
+    assert trained == [("model", {"projector": "mlp", "seed": 3, "foundation_dir": tmp_path}), ("card", 1)]
 
 
 def test_a_projector_without_a_recipe_is_refused(one_line_error, tmp_path):

@@ -5,6 +5,7 @@
 ['easy-vqa', 'fine-print']
 """
 
+from tokenpacker.evaluate.measure import measure_model
 from tokenpacker.evaluate.run import evaluate
 from tokenpacker.evaluate.score import Answer, Score, TaskResult
 from tokenpacker.evaluate.speed import Setting, Speed, measure_speed
@@ -20,6 +21,7 @@ __all__ = [
     "TaskResult",
     "evaluate",
     "find_task",
+    "measure_model",
     "measure_speed",
     "normalize_answer",
 ]

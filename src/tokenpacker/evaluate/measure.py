@@ -1,0 +1,44 @@
+"""All tasks at all scale factors of one model folder: the numbers of a model card."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from tokenpacker.evaluate.run import evaluate
+from tokenpacker.evaluate.tasks import TASKS
+
+SCALE_FACTORS = (2, 3, 4)
+
+
+def measure_model(folder: Path, *, limit: int | None = None, progress: bool = True) -> list[dict[str, Any]]:
+    """One JSON-ready row per scale factor and task; a projector without scale factors is measured as it is.
+
+    Args:
+        folder: a model with its processor.
+        limit: so many questions of each task, drawn at random; None asks all.
+    """
+    model = AutoModelForImageTextToText.from_pretrained(folder).eval()
+    processor = AutoProcessor.from_pretrained(folder)
+    packs = hasattr(model.config.projector, "scale_factor")
+    rows = []
+    for scale_factor in SCALE_FACTORS if packs else (None,):
+        for task in TASKS:
+            result = evaluate(model, processor, task, scale_factor=scale_factor, limit=limit, progress=progress)
+            rows.append(
+                {
+                    "projector": model.config.projector.name,
+                    "task": task,
+                    "scale_factor": scale_factor,
+                    "tokens_per_tile": processor.image_layout((1, 1), scale_factor=scale_factor).tokens_per_tile,
+                    "image_tokens": round(result.image_tokens, 1),
+                    "correct": result.score.num_correct,
+                    "questions": result.score.num_questions,
+                    "interval_95": [round(100 * bound, 2) for bound in result.score.interval],
+                    "kinds": {kind: [score.num_correct, score.num_questions] for kind, score in result.kinds.items()},
+                    "seconds": round(result.seconds, 1),
+                }
+            )
+    return rows
