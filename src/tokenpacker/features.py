@@ -93,6 +93,12 @@ class VisionFeatures:
         stacked = torch.cat([patch_tokens(level) for level in levels], dim=-1)
         return cls(patch_tokens(query_level), stacked, patch_grid)
 
+    def to(self, device: torch.device) -> VisionFeatures:
+        """These features on a device; device maps may place encoder and projector apart."""
+        if self.query.device == device:
+            return self
+        return VisionFeatures(self.query.to(device), self.levels.to(device), self.patch_grid)
+
     @property
     def vision_dim(self) -> int:
         """C, the width of one level."""

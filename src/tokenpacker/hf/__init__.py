@@ -1,9 +1,9 @@
 """The transformers layer. Importing it registers the model with transformers' Auto classes."""
 
 from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor
-from transformers.models.auto.image_processing_auto import (
-    AutoImageProcessor,
-)  # older versions hide it without torchvision
+
+# By its full path: transformers 5.16 hides the public name where torchvision is missing.
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from tokenpacker.carried import carried_model_path
 from tokenpacker.hf.chat import VICUNA_SYSTEM, chat_template
@@ -22,7 +22,6 @@ AutoImageProcessor.register(
     exist_ok=True,
 )
 AutoProcessor.register(TokenPackerConfig, TokenPackerProcessor, exist_ok=True)
-
 
 __all__ = [
     "VICUNA_SYSTEM",

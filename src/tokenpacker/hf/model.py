@@ -83,6 +83,7 @@ class TokenPackerModel(TokenPackerPreTrainedModel):
         super().__init__(config)
         self.vision_tower = build_vision_tower(config)
         self.projector = projectors.build(config.projector)
+        self._no_split_modules = [type(self.projector).__name__]  # device maps keep a projector on one device
         self.language_model = AutoModel.from_config(config.text_config)
         self.post_init()
 
@@ -122,7 +123,7 @@ class TokenPackerModel(TokenPackerPreTrainedModel):
         Raises:
             ValueError: for tiles of another size than the vision tower's and for a scale factor that cannot be.
         """
-        features = self.vision_features(pixel_values)
+        features = self.vision_features(pixel_values).to(next(self.projector.parameters()).device)
         packed = self.projector(features, scale_factor)
         return BaseModelOutputWithPooling(last_hidden_state=features.query, pooler_output=packed)
 
