@@ -3,9 +3,9 @@ import json
 import pytest
 import torch
 
-from tokenpacker.train import loop
+from tokenpacker.train import loop, recipes
+from tokenpacker.train import tiny as train_module
 from tokenpacker.train.card import add_accuracies
-from tokenpacker.train.recipes import tiny
 from tokenpacker.train.tiny import train_tiny
 
 
@@ -60,7 +60,13 @@ def test_an_interrupted_phase_ends_exactly_as_an_uninterrupted_one(tmp_path):
 
 def test_an_unknown_projector_names_the_valid_ones():
     with pytest.raises(ValueError, match="use one of token-packer, mlp"):
-        tiny("resampler")
+        recipes.tiny("resampler")
+
+
+def test_without_accelerate_the_remedy_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(train_module, "find_spec", lambda name: None)
+    with pytest.raises(ModuleNotFoundError, match=r"pip install 'tokenpacker\[train\]'"):
+        train_tiny(tmp_path)
 
 
 def test_a_fraction_outside_its_range_is_refused(tmp_path):

@@ -5,10 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoModelForImageTextToText, AutoProcessor
-
 from tokenpacker.evaluate.run import evaluate
 from tokenpacker.evaluate.tasks import TASKS
+from tokenpacker.hf import TokenPackerForConditionalGeneration, TokenPackerProcessor
 
 SCALE_FACTORS = (2, 3, 4)
 
@@ -20,8 +19,8 @@ def measure_model(folder: Path, *, limit: int | None = None, progress: bool = Tr
         folder: a model with its processor.
         limit: so many questions of each task, drawn at random; None asks all.
     """
-    model = AutoModelForImageTextToText.from_pretrained(folder).eval()
-    processor = AutoProcessor.from_pretrained(folder)
+    model = TokenPackerForConditionalGeneration.from_pretrained(folder).eval()
+    processor = TokenPackerProcessor.from_pretrained(folder)
     packs = hasattr(model.config.projector, "scale_factor")
     rows = []
     for scale_factor in SCALE_FACTORS if packs else (None,):

@@ -6,6 +6,7 @@ import platform
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -52,7 +53,10 @@ def train_tiny(
 
     Raises:
         ValueError: for a projector without a recipe, or a fraction outside 0 to 1.
+        ModuleNotFoundError: without `accelerate`, which transformers' Trainer runs on; the message names the remedy.
     """
+    if find_spec("accelerate") is None:
+        raise ModuleNotFoundError("training needs accelerate, which is not installed; pip install 'tokenpacker[train]'")
     if not 0 < steps_fraction <= 1:
         raise ValueError(f"steps_fraction={steps_fraction} must lie above 0 and be at most 1")
     recipe = _shortened(tiny(projector, seed=seed), steps_fraction)
