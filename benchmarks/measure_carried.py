@@ -31,12 +31,7 @@ MODELS = ("tiny", "tiny-mlp")
 
 def main() -> None:
     """Measures, then writes everything."""
-    rows = []
-    for name in MODELS:
-        folder = carried_model_path(name)
-        measured_rows = measure_model(folder)
-        add_accuracies(folder, measured_rows)
-        rows += measured_rows
+    rows_of = {name: measure_model(carried_model_path(name)) for name in MODELS}
     measured = {
         "command": "python -m benchmarks.measure_carried",
         "processors": os.cpu_count(),
@@ -46,12 +41,14 @@ def main() -> None:
             "torch": torch.__version__,
             "transformers": transformers.__version__,
         },
-        "rows": rows,
+        "rows": [row for rows in rows_of.values() for row in rows],
     }
     MEASURED.write_text(json.dumps(measured, indent=1) + "\n")
     text = README.read_text(encoding="utf-8")
     block = f"{BEGIN}\n{render(measured)}\n{END}"
     README.write_text(re.sub(f"{BEGIN}.*{END}", lambda _: block, text, flags=re.DOTALL), encoding="utf-8")
+    for name, rows in rows_of.items():
+        add_accuracies(carried_model_path(name), rows)
 
 
 def render(measured: dict[str, Any]) -> str:

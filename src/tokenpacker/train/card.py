@@ -74,7 +74,7 @@ def _circumstances(record: dict[str, Any]) -> str:
         f"Seed {record['recipe']['seed']}; {record['minutes']} minutes of training on {record['processors']} cores"
         f" ({record['threads']} threads); {versions}. The whole recipe and the loss curves are in `{RECORD}`."
     )
-    return "\n\n".join([facts, *record["notes"]])
+    return "\n\n".join([facts, *record.get("notes", [])])
 
 
 def _accuracy_table(accuracies: list[dict[str, Any]]) -> str:
