@@ -59,7 +59,11 @@ class TokenPackerProjectorConfig(ProjectorConfig):
 
 
 class WindowAttention(nn.Module):
-    """Multi-head attention of one query per window over that window's keys and values."""
+    """Multi-head attention of one query per window over that window's keys and values.
+
+    Released weights need this: the query is scaled before its product with the keys, as `nn.MultiheadAttention` does.
+    Fused attention rounds elsewhere, and after the output MLP that shows in the fifth decimal.
+    """
 
     def __init__(self, dim: int, num_heads: int):
         super().__init__()
@@ -69,29 +73,27 @@ class WindowAttention(nn.Module):
         self.value_proj = nn.Linear(dim, dim)
         self.output_proj = nn.Linear(dim, dim)
 
-    def _split_heads(self, tokens: Tensor) -> Tensor:
-        return tokens.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (B, K, C) -> (B, H, K, C/H)
-
     def forward(self, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
-        """(N, T, C) from queries (N, T, C), keys and values (N, T, W, C).
+        """(N, T, C) from queries (N, T, C), keys and values (W, N, T, C).
 
         `mask` (T, W) is True where a patch exists; None where all do.
         """
-        num_tiles, num_tokens, channels = queries.shape
-        attended = F.scaled_dot_product_attention(
-            self._split_heads(self.query_proj(queries).reshape(-1, 1, channels)),  # (N*T, H, 1, C/H)
-            self._split_heads(self.key_proj(keys).flatten(0, 1)),  # (N*T, H, W, C/H)
-            self._split_heads(self.value_proj(values).flatten(0, 1)),
-            attn_mask=None if mask is None else mask.repeat(num_tiles, 1)[:, None, None],  # (N*T, 1, 1, W)
-        )
-        return self.output_proj(attended.reshape(num_tiles, num_tokens, channels))
+        weights = self.weights(queries, keys, mask).flatten(0, 2).unsqueeze(1)  # (N*T*H, 1, W)
+        attended = weights @ self._split_heads(self.value_proj(values))  # (N*T*H, 1, C/H)
+        return self.output_proj(attended.view_as(queries))
 
     def weights(self, queries: Tensor, keys: Tensor, mask: Tensor | None) -> Tensor:
-        """(N, T, H, W), the softmax weights that `forward` uses."""
+        """(N, T, H, W), the share that each patch of its window has in each head of a packed token."""
         query = self.query_proj(queries).unflatten(-1, (self.num_heads, -1))  # (N, T, H, C/H)
-        key = self.key_proj(keys).unflatten(-1, (self.num_heads, -1))  # (N, T, W, H, C/H)
-        scores = torch.einsum("nthd,ntwhd->nthw", query, key) / query.shape[-1] ** 0.5
+        query = query * query.shape[-1] ** -0.5
+        key = self._split_heads(self.key_proj(keys))  # (N*T*H, W, C/H)
+        scores = query.flatten(0, 2).unsqueeze(1) @ key.transpose(1, 2)  # (N*T*H, 1, W)
+        scores = scores.view(*query.shape[:3], -1)  # (N, T, H, W)
         return (scores if mask is None else scores.masked_fill(~mask[:, None], float("-inf"))).softmax(dim=-1)
+
+    def _split_heads(self, tokens: Tensor) -> Tensor:
+        """(W, N, T, C) -> (N*T*H, W, C/H), a view: with the window's axis in front, all others are one batch."""
+        return tokens.unflatten(-1, (self.num_heads, -1)).flatten(1, 3).transpose(0, 1)
 
 
 @register(TokenPackerProjectorConfig)
@@ -143,7 +145,7 @@ class TokenPacker(Projector):
         self.check_features(features)
         grid = features.patch_grid
         queries = self.query_norm(self.query_proj(self._coarse_query(features.query, grid, scale_factor)))  # (N, T, C)
-        keys = self._windows(self.key_norm(self.key_mlp(features.levels)), grid, scale_factor)  # (N, T, W, C)
+        keys = self._windows(self.key_norm(self.key_mlp(features.levels)), grid, scale_factor)  # (W, N, T, C)
         return queries, keys, self._window_mask(grid, scale_factor, keys.device)
 
     def _extents(self, patch_grid: tuple[int, int], scale_factor: int | None) -> tuple[int, int, int]:
@@ -158,24 +160,20 @@ class TokenPacker(Projector):
         Its samples lie on window centres: an odd s reads the centre patch, an even s the mean of the central four.
         """
         scale, height, width = self._extents(patch_grid, scale_factor)
-        image = tokens.unflatten(1, patch_grid).float()  # (N, h, w, C)
+        image = tokens.unflatten(1, patch_grid).permute(0, 3, 1, 2).float()  # (N, C, h, w)
         if (height, width) != patch_grid:
-            row = torch.arange(height, device=image.device).clamp(max=patch_grid[0] - 1)
-            col = torch.arange(width, device=image.device).clamp(max=patch_grid[1] - 1)
-            image = image[:, row[:, None], col]
-        low, high = (scale - 1) // 2, scale // 2
-        image = (image[:, low::scale] + image[:, high::scale]) / 2  # (N, rows, w, C)
-        image = (image[:, :, low::scale] + image[:, :, high::scale]) / 2  # (N, rows, cols, C)
-        return image.flatten(1, 2).to(tokens.dtype)
+            image = F.pad(image, (0, width - patch_grid[1], 0, height - patch_grid[0]), mode="replicate")
+        image = F.interpolate(image, (height // scale, width // scale), mode="bilinear")  # (N, C, rows, cols)
+        return image.permute(0, 2, 3, 1).flatten(1, 2).to(tokens.dtype)
 
     def _windows(self, tokens: Tensor, patch_grid: tuple[int, int], scale_factor: int | None) -> Tensor:
-        """(N, L, C) -> (N, T, W, C), zeros where the grid was extended."""
+        """(N, L, C) -> (W, N, T, C), zeros where the grid was extended."""
         scale, height, width = self._extents(patch_grid, scale_factor)
         image = tokens.unflatten(1, patch_grid)  # (N, h, w, C)
         if (height, width) != patch_grid:
             image = F.pad(image, (0, 0, 0, width - patch_grid[1], 0, height - patch_grid[0]))
         image = image.unflatten(2, (-1, scale)).unflatten(1, (-1, scale))  # (N, rows, s, cols, s, C)
-        return image.transpose(2, 3).flatten(3, 4).flatten(1, 2)
+        return image.permute(2, 4, 0, 1, 3, 5).flatten(3, 4).flatten(0, 1).contiguous()  # a lone window is a view
 
     def _window_mask(
         self, patch_grid: tuple[int, int], scale_factor: int | None, device: torch.device
@@ -185,7 +183,7 @@ class TokenPacker(Projector):
         if (height, width) == patch_grid:
             return None
         exists = torch.ones(1, patch_grid[0] * patch_grid[1], 1, dtype=torch.bool, device=device)
-        return self._windows(exists, patch_grid, scale_factor)[0, :, :, 0]
+        return self._windows(exists, patch_grid, scale_factor)[:, 0, :, 0].T
 
 
 def _mlp(in_dim: int, out_dim: int) -> nn.Sequential:
