@@ -52,6 +52,15 @@ def test_a_budget_too_small_for_one_tile_says_so():
         plan_layout((480, 640), (336, 336), (12, 12), sliced=False, max_image_tokens=100)
 
 
+def test_a_budget_leaves_grids_out_of_the_released_list_too():
+    size, tile = (336, 5040), (336, 336)
+    assert plan_layout(size, tile, (12, 12), max_tiles=16).tile_grid == TileGrid(1, 15)
+    assert plan_layout(size, tile, (12, 12), max_tiles=16, grid_list="released").tile_grid == TileGrid(1, 9)
+    bound = plan_layout(size, tile, (12, 12), max_tiles=16, max_image_tokens=5 * 145, grid_list="released")
+    assert bound.tile_grid == TileGrid(1, 4)
+    assert bound.num_tokens == 5 * 145
+
+
 @pytest.mark.parametrize(("budget", "tiles"), [(145, 1), (289, 1), (290, 1), (434, 1), (435, 2), (1450, 9)])
 def test_two_tiles_cost_three_because_of_the_thumbnail(budget, tiles):
     assert max_tiles_for_budget(budget, 144) == tiles

@@ -1,5 +1,7 @@
 import json
+import re
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -10,18 +12,50 @@ from tokenpacker.tiling import TileGrid, choose_tile_grid, fit_within, make_tile
 sides = st.integers(min_value=1, max_value=5000)
 
 
-def released_grids(limit):
-    """The released lists: all grids within the limit, but one-row and one-column grids stop at nine."""
-    return tuple(grid for grid in tile_grids(limit) if min(grid.rows, grid.cols) > 1 or max(grid.rows, grid.cols) <= 9)
-
-
 @pytest.mark.parametrize("limit", [9, 16, 25])
-def test_the_score_chooses_the_grids_of_the_released_code(golden, limit):
+def test_the_released_list_chooses_what_the_original_chose(golden, limit):
     rows = json.loads((golden / "hd" / "grid_choice.json").read_text())[str(limit)]["rows"]
-    grids = released_grids(limit)
     for height, width, *expected in rows:
-        chosen = choose_tile_grid((height, width), (336, 336), grids=grids)
+        chosen = choose_tile_grid((height, width), (336, 336), limit, grid_list="released")
         assert [chosen.rows, chosen.cols] == expected, (height, width)
+
+
+def test_the_released_list_chooses_what_the_original_chose_for_lines_of_pixels(golden):
+    """Where the original went on to fail on a thumbnail of no height, its message tells the canvas it had chosen."""
+    extreme = json.loads((golden / "hd" / "images.json").read_text())["extreme"]
+    for case in extreme:
+        told = case["slice"]
+        canvas = re.search(r"input \(H: (\d+), W: (\d+)\)", told.get("error", ""))
+        expected = [int(side) // 336 for side in canvas.groups()] if canvas else [told["h_block"], told["w_block"]]
+        chosen = choose_tile_grid((case["h"], case["w"]), (336, 336), 9, grid_list="released")
+        assert [chosen.rows, chosen.cols] == expected, case
+
+
+def released_score(height, width, grid):
+    """The score as the original computes it: float32, step by step."""
+    canvas = np.float32([grid.rows * 336, grid.cols * 336])
+    height, width, area = np.float32(height), np.float32(width), canvas.prod()
+    ratio = min(canvas[0] / height, canvas[1] / width)
+    large = np.float32(1.4) * np.float32([height, width])
+    shared = np.minimum(canvas, large).prod()
+    return np.round(height * ratio) * np.round(width * ratio) / area + np.float32(0.1) * shared / (
+        area + large.prod() - shared
+    )
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.integers(1, 60_000), st.integers(1, 60_000), st.sampled_from([9, 16, 25]))
+def test_any_size_gets_the_grid_of_the_originals_arithmetic(height, width, limit):
+    grids = tile_grids(limit, "released")
+    scores = [released_score(height, width, grid) for grid in grids]
+    chosen = choose_tile_grid((height, width), (336, 336), limit, "released")
+    # below 1e-6 the original's own float32 decides by rounding
+    assert max(scores) - scores[grids.index(chosen)] < 1e-6
+
+
+def test_a_side_too_thin_for_a_canvas_fills_nothing_of_it():
+    """1 x 7000 in 1 x 9 tiles would be 0.4 pixels high; twelve columns of two rows make it 0.6, which rounds to 1."""
+    assert choose_tile_grid((1, 7000), (336, 336), 25, "released") == TileGrid(2, 12)
 
 
 @settings(max_examples=300, deadline=None)
@@ -45,15 +79,28 @@ def test_all_grids_within_the_limit_are_tried():
     assert len(tile_grids(9)) == len({(r, c) for r in range(1, 10) for c in range(1, 10) if r * c <= 9})
 
 
+def test_the_released_lists_have_no_line_longer_than_nine():
+    assert tile_grids(9, "released") == tile_grids(9)
+    assert [len(tile_grids(limit, "released")) for limit in (16, 25)] == [36, 55]
+    left_out = set(tile_grids(25)) - set(tile_grids(25, "released"))
+    assert left_out == {TileGrid(*grid) for n in range(10, 26) for grid in ((1, n), (n, 1))}
+
+
+def test_a_panorama_shows_the_difference_between_the_lists():
+    assert choose_tile_grid((336, 4032), (336, 336), 16) == TileGrid(1, 12)
+    assert choose_tile_grid((336, 4032), (336, 336), 16, "released") == TileGrid(1, 9)
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
         (lambda: choose_tile_grid((0, 5), (336, 336)), "image size 0x5 has a side below 1"),
         (lambda: choose_tile_grid((5, 5), (336, 336), 0), "max_tiles=0 must be at least 1"),
         (lambda: TileGrid(0, 1), "tile grid 0x1"),
+        (lambda: tile_grids(9, "paper"), "grid_list='paper' is unknown; use 'all' or 'released'"),
     ],
 )
-def test_sizes_below_one_are_refused(call, message):
+def test_sizes_below_one_and_unknown_lists_are_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call()
 

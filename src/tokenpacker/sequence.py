@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tokenpacker.tiling import TileGrid, TileView, choose_tile_grid
+from tokenpacker.tiling import GridList, TileGrid, TileView, choose_tile_grid
 
 
 @dataclass(frozen=True)
@@ -119,6 +119,7 @@ def plan_layout(
     sliced: bool = True,
     max_tiles: int = 9,
     max_image_tokens: int | None = None,
+    grid_list: GridList = "all",
 ) -> ImageLayout:
     """The token sequence that an image of (height, width) gets; the one place where this is decided.
 
@@ -127,9 +128,10 @@ def plan_layout(
         sliced: cut into tiles (`slice`); False for images in one piece (`square`, `pad`).
         max_tiles: limit of rows*cols.
         max_image_tokens: budget; grids whose exact count exceeds it are left out of the choice.
+        grid_list: see `tiling.tile_grids`.
 
     Raises:
-        ValueError: when the budget does not even pay for one tile, or a size or limit is below 1.
+        ValueError: when the budget does not even pay for one tile, a size or limit is below 1, or the list is unknown.
     """
     tokens_per_tile = token_grid[0] * token_grid[1]
     if not sliced:
@@ -141,7 +143,7 @@ def plan_layout(
         return ImageLayout(TileGrid(1, 1), token_grid, separators=False)
     if max_image_tokens is not None:
         max_tiles = min(max_tiles, max_tiles_for_budget(max_image_tokens, tokens_per_tile))
-    return ImageLayout(choose_tile_grid(image_size, tile_size, max_tiles), token_grid)
+    return ImageLayout(choose_tile_grid(image_size, tile_size, max_tiles, grid_list), token_grid)
 
 
 def scatter_image_tokens(embeddings: Tensor, input_ids: Tensor, packed_tokens: Tensor, image_token_id: int) -> Tensor:

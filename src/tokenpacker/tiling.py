@@ -7,13 +7,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+GridList = Literal["all", "released"]
 ThumbnailSource = Literal["image", "canvas"]
+
+# Released weights need this: the original's lists for 16 and 25 tiles hold no longer row or column than its list for 9.
+LONGEST_RELEASED_LINE = 9
 
 # Origin of both numbers: the score of the released code.
 SIZE_WEIGHT = 0.1  # how much a matching size counts beside a matching aspect ratio
@@ -61,17 +65,33 @@ class TileView:
 
 
 @lru_cache
-def tile_grids(max_tiles: int) -> tuple[TileGrid, ...]:
-    """All grids with rows*cols <= max_tiles, by rows, then columns. Raises ValueError when max_tiles < 1."""
+def tile_grids(max_tiles: int, grid_list: GridList = "all") -> tuple[TileGrid, ...]:
+    """The grids an image may be cut into, by rows, then columns.
+
+    Args:
+        max_tiles: limit of rows*cols; the thumbnail is not counted.
+        grid_list: "all" is every grid within the limit, as the paper says. "released" leaves out those of one row or
+            one column that are longer than nine tiles: the lists of the released weights, there for 9, 16 and 25.
+
+    Raises:
+        ValueError: when max_tiles is below 1, or for an unknown list.
+    """
     if max_tiles < 1:
         raise ValueError(f"max_tiles={max_tiles} must be at least 1")
-    return tuple(TileGrid(r, c) for r in range(1, max_tiles + 1) for c in range(1, max_tiles // r + 1))
+    if grid_list not in get_args(GridList):
+        raise ValueError(f"grid_list={grid_list!r} is unknown; use 'all' or 'released'")
+    grids = (TileGrid(r, c) for r in range(1, max_tiles + 1) for c in range(1, max_tiles // r + 1))
+    if grid_list == "all":
+        return tuple(grids)
+    return tuple(
+        grid for grid in grids if min(grid.rows, grid.cols) > 1 or grid.rows * grid.cols <= LONGEST_RELEASED_LINE
+    )
 
 
 def fit_within(image_size: tuple[int, int], canvas_size: tuple[int, int]) -> tuple[int, int]:
     """The largest size of the image's aspect ratio within the canvas, each side at least 1.
 
-    `round` is half to even, as the released code rounds.
+    `round` is half to even, as the released code rounds. There, a side may become 0, and resizing then fails.
     """
     (height, width), (canvas_height, canvas_width) = image_size, canvas_size
     if canvas_height / height <= canvas_width / width:
@@ -83,36 +103,34 @@ def grid_score(image_size: tuple[int, int], grid: TileGrid, tile_size: tuple[int
     """How well a grid suits an image: the share of the canvas that the fitted image fills, plus a small term for size.
 
     The size term is the overlap (intersection over union) of the canvas with the image enlarged by SIZE_HEADROOM.
-    Source: the released code's score; equal to it on every size of the golden data.
+    A side that would round to 0 pixels fills nothing. Source: the released code's score, on which every grid list is
+    judged; equal to it on every size of the golden data.
     """
     canvas_height, canvas_width = grid.canvas_size(tile_size)
-    fitted_height, fitted_width = fit_within(image_size, (canvas_height, canvas_width))
     canvas_area = canvas_height * canvas_width
-    height, width = image_size[0] * SIZE_HEADROOM, image_size[1] * SIZE_HEADROOM
-    overlap = min(canvas_height, height) * min(canvas_width, width)
-    size_iou = overlap / (canvas_area + height * width - overlap)
-    return fitted_height * fitted_width / canvas_area + SIZE_WEIGHT * size_iou
+    height, width = image_size
+    ratio = min(canvas_height / height, canvas_width / width)
+    filled = round(height * ratio) * round(width * ratio) / canvas_area
+    large_height, large_width = height * SIZE_HEADROOM, width * SIZE_HEADROOM
+    overlap = min(canvas_height, large_height) * min(canvas_width, large_width)
+    return filled + SIZE_WEIGHT * overlap / (canvas_area + large_height * large_width - overlap)
 
 
 def choose_tile_grid(
-    image_size: tuple[int, int],
-    tile_size: tuple[int, int],
-    max_tiles: int = 9,
-    grids: tuple[TileGrid, ...] | None = None,
+    image_size: tuple[int, int], tile_size: tuple[int, int], max_tiles: int = 9, grid_list: GridList = "all"
 ) -> TileGrid:
     """The grid with the highest score, the first of equals.
 
     Args:
         max_tiles: limit of rows*cols; the thumbnail is not counted.
-        grids: candidates, in order of preference among equals; all within `max_tiles` when None.
+        grid_list: see `tile_grids`.
 
     Raises:
-        ValueError: when a side of the image is below 1 or max_tiles is.
+        ValueError: when a side of the image is below 1, and as `tile_grids`.
     """
     if min(image_size) < 1:
         raise ValueError(f"image size {image_size[0]}x{image_size[1]} has a side below 1 pixel")
-    candidates = tile_grids(max_tiles) if grids is None else grids
-    return max(candidates, key=lambda grid: grid_score(image_size, grid, tile_size))
+    return max(tile_grids(max_tiles, grid_list), key=lambda grid: grid_score(image_size, grid, tile_size))
 
 
 def resize(image: Tensor, size: tuple[int, int], antialias: bool) -> Tensor:

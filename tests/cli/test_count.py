@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -39,6 +40,45 @@ def test_limits_bound_the_grid(run_json):
     assert run_json(*size, "--max-image-tokens", 800)["tokens"] <= 800
 
 
+@pytest.mark.parametrize("limit", [9, 16, 25])
+def test_the_released_choice_is_the_originals(run_json, golden, limit):
+    rows = json.loads((golden / "hd" / "grid_choice.json").read_text())[str(limit)]["rows"][::100]
+    sizes = "".join(f"{height}x{width}\n" for height, width, *_ in rows)
+    images = run_json("count", "--released", "--max-tiles", limit, "--size", "-", input=sizes)["images"]
+    assert [[image["height"], image["width"], image["rows"], image["cols"]] for image in images] == rows
+
+
+def test_released_models_take_at_most_nine_tiles_where_nothing_is_said(run_json):
+    image = run_json("count", "--released", "--size", "1344x1344", "--scale-factor", 4)["images"][0]
+    assert (image["rows"], image["cols"], image["tokens"]) == (3, 3, 10 * 37)
+
+
+def test_a_limit_that_the_original_does_not_know_is_counted_and_said(run):
+    result = run("count", "--released", "--max-tiles", 12, "--size", "336x4032")
+    assert result.stdout.splitlines()[1].split()[2:4] == ["1", "9"]
+    assert result.stderr.startswith("note: the original has grids for 9, 16 and 25 tiles only; --max-tiles 12 follows")
+    assert run("count", "--released", "--max-tiles", 16, "--size", "336x4032").stderr == ""
+
+
+def test_a_limit_below_one_is_an_error_and_nothing_more(one_line_error):
+    message = one_line_error("count", "--released", "--max-tiles", 0, "--size", "5x5")
+    assert message == "max_tiles=0 must be at least 1"
+
+
+def test_a_model_folder_is_counted_with_its_own_list_of_grids(run_json, tiny_model_dir, tmp_path):
+    for name in ("config.json", "processor_config.json"):
+        (tmp_path / name).write_text((tiny_model_dir / name).read_text())
+    count = ("count", "--model", tmp_path, "--max-tiles", 16, "--size", "32x384")
+    assert run_json(*count)["images"][0]["cols"] == 12
+    stored = json.loads((tmp_path / "processor_config.json").read_text())
+    stored["image_processor"]["grid_list"] = "released"
+    (tmp_path / "processor_config.json").write_text(json.dumps(stored))
+    assert run_json(*count)["images"][0]["cols"] == 9
+    del stored["image_processor"]["grid_list"]  # as version 0.1.0 saved
+    (tmp_path / "processor_config.json").write_text(json.dumps(stored))
+    assert run_json(*count)["images"][0]["cols"] == 12
+
+
 def test_the_table_has_one_line_for_each_image(run, picture):
     result = run("count", picture, "--size", "10x20", "--paper")
     header, first, second = result.stdout.splitlines()
@@ -65,10 +105,16 @@ def test_a_rotated_photograph_is_counted_upright(run_json, tmp_path, image_of):
         (("--size", "5x5", "--scale-factor", "99"), "scale_factor=99 exceeds patch_grid=24x24; use at most 24"),
         (("--size", "5x5", "--max-tiles", "0"), "max_tiles=0 must be at least 1"),
         (("--size", "5x5", "--model", "x"), "--paper and --model exclude each other; leave one out"),
+        (("--size", "5x5", "--released"), "--paper and --released exclude each other; leave one out"),
     ],
 )
 def test_mistakes(one_line_error, arguments, message):
     assert one_line_error("count", "--paper", *arguments) == message
+
+
+def test_released_and_a_model_exclude_each_other(one_line_error):
+    message = one_line_error("count", "--released", "--model", "x", "--size", "5x5")
+    assert message == "--released and --model exclude each other; leave one out"
 
 
 def test_a_budget_below_one_tile_is_refused(one_line_error):

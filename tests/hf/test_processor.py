@@ -1,3 +1,7 @@
+import copy
+import functools
+import json
+
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -5,6 +9,7 @@ from hypothesis import strategies as st
 from transformers import AutoProcessor
 
 from tokenpacker.hf import VICUNA_SYSTEM, TokenPackerProcessor, chat_template
+from tokenpacker.hf.image_processor import RELEASED_OPTIONS
 from tokenpacker.images import ImageError
 
 
@@ -99,6 +104,65 @@ def test_the_processor_survives_saving(tiny_processor, tiny_model_dir, image_of)
     for key, value in tiny_processor(picture, text, return_tensors="pt").items():
         assert torch.equal(again(picture, text, return_tensors="pt")[key], value)
     assert again.row_separator_id == tiny_processor.row_separator_id
+
+
+def processor_like(processor, **changes):
+    """The processor with other arguments."""
+    same = {"patch_grid": processor.patch_grid, "projector_config": processor.projector_config}
+    return TokenPackerProcessor(processor.image_processor, processor.tokenizer, **{**same, **changes})
+
+
+def test_rows_end_with_a_newline_or_as_in_the_released_weights_with_the_unknown_token(tiny_processor, image_of):
+    tokenizer = tiny_processor.tokenizer
+    sound, released = tiny_processor, processor_like(tiny_processor, row_separator="unknown")
+    assert sound.row_separator_id == tokenizer.encode("\n", add_special_tokens=False)[-1]
+    assert released.row_separator_id == tokenizer.unk_token_id
+    assert sound.tile_separator_id == released.tile_separator_id == tokenizer.convert_tokens_to_ids(",")
+    newlines, unknowns = (each(image_of(64, 64), "<image>")["input_ids"][0] for each in (sound, released))
+    assert [tokenizer.unk_token_id if i == sound.row_separator_id else i for i in newlines] == unknowns
+    rows = released.image_layout((64, 64)).tile_grid.rows
+    assert unknowns.count(tokenizer.unk_token_id) == rows + 1  # and the thumbnail
+
+
+def test_the_row_separator_survives_saving_and_its_id_is_not_stored(tiny_processor, tmp_path):
+    processor_like(tiny_processor, row_separator="unknown").save_pretrained(tmp_path)
+    stored = json.loads((tmp_path / "processor_config.json").read_text())
+    assert stored["row_separator"] == "unknown"
+    assert not any(name.endswith("separator_id") for name in stored)
+    assert TokenPackerProcessor.from_pretrained(tmp_path).row_separator == "unknown"
+
+
+def test_a_folder_that_still_stores_separator_ids_loads_where_they_say_the_same(tiny_processor, tmp_path):
+    tiny_processor.save_pretrained(tmp_path)
+    path = tmp_path / "processor_config.json"
+    stored = json.loads(path.read_text())
+    del stored["row_separator"]
+    ids = {name: getattr(tiny_processor, name) for name in ("row_separator_id", "tile_separator_id")}
+    path.write_text(json.dumps({**stored, **ids}))
+    assert TokenPackerProcessor.from_pretrained(tmp_path).row_separator_id == tiny_processor.row_separator_id
+    path.write_text(json.dumps({**stored, "row_separator_id": 0}))
+    with pytest.raises(
+        ValueError, match=r"has row_separator_id=0, but the tokenizer gives .* write row_separator='unk"
+    ):
+        TokenPackerProcessor.from_pretrained(tmp_path)
+
+
+def test_a_row_separator_that_cannot_be_is_refused(tiny_processor):
+    with pytest.raises(ValueError, match="row_separator='tab' is unknown; use 'newline' or 'unknown'"):
+        processor_like(tiny_processor, row_separator="tab")
+    without = copy.deepcopy(tiny_processor.tokenizer)
+    without.unk_token = None
+    with pytest.raises(ValueError, match="row_separator='unknown' needs a tokenizer with an unknown token"):
+        TokenPackerProcessor(tiny_processor.image_processor, without, row_separator="unknown")
+
+
+def test_the_layout_follows_the_image_processors_list_of_grids(tiny_model, tiny_tokenizer):
+    build = functools.partial(TokenPackerProcessor.from_config, tiny_model.config, tiny_tokenizer, max_tiles=16)
+    size = (32, 32 * 12)
+    assert build().image_layout(size).tile_grid.cols == 12
+    released = build(row_separator="unknown", **RELEASED_OPTIONS)
+    assert released.image_layout(size).tile_grid.cols == 9
+    assert released.image_processor.choose_grid(size) == released.image_layout(size).tile_grid
 
 
 def conversation(*turns):

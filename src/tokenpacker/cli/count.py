@@ -11,13 +11,15 @@ import typer
 
 from tokenpacker.cli.models import find_model, read_json
 from tokenpacker.cli.options import JsonOption, MaxImageTokensOption, ModelOption, ScaleFactorOption
-from tokenpacker.cli.output import print_json
+from tokenpacker.cli.output import print_json, print_note
 
 if TYPE_CHECKING:
     from tokenpacker.projectors import ProjectorConfig
     from tokenpacker.sequence import ImageLayout
+    from tokenpacker.tiling import GridList
 
 CONFIG_FILES = ["config.json", "processor_config.json"]
+RELEASED_LIMITS = (9, 16, 25)  # of which the original has lists of grids
 COLUMNS = ("height", "width", "rows", "cols", "tiles", "tokens")
 
 
@@ -35,14 +37,15 @@ class Geometry:
     projector: "ProjectorConfig"
     image_mode: str = "slice"
     max_tiles: int = 9
+    grid_list: "GridList" = "all"
 
     @classmethod
-    def paper(cls) -> "Geometry":
+    def paper(cls, grid_list: "GridList" = "all") -> "Geometry":
         """CLIP-L/336 in TokenPacker-HD: 24 x 24 patches of 14 pixels, up to 9 tiles, scale factor 2."""
         from tokenpacker.projectors import TokenPackerProjectorConfig
 
         projector = TokenPackerProjectorConfig(vision_dim=1024, language_dim=4096)
-        return cls(tile_size=(336, 336), patch_grid=(24, 24), projector=projector)
+        return cls(tile_size=(336, 336), patch_grid=(24, 24), projector=projector, grid_list=grid_list)
 
     @classmethod
     def of_model(cls, folder: Path) -> "Geometry":
@@ -58,6 +61,7 @@ class Geometry:
                 projector=config_from_dict(config["projector_config"]),
                 image_mode=images["image_mode"],
                 max_tiles=images["max_tiles"],
+                grid_list=images.get("grid_list", "all"),  # folders of version 0.1.0 do not say
             )
         except (KeyError, IndexError, TypeError) as error:
             raise ValueError(
@@ -77,6 +81,7 @@ class Geometry:
             sliced=self.image_mode == "slice",
             max_tiles=self.max_tiles if max_tiles is None else max_tiles,
             max_image_tokens=max_image_tokens,
+            grid_list=self.grid_list,
         )
 
 
@@ -98,6 +103,12 @@ def count(
     paper: Annotated[
         bool, typer.Option("--paper", help="Count with the paper's geometry instead of a model's: CLIP-L/336, 9 tiles.")
     ] = False,
+    released: Annotated[
+        bool,
+        typer.Option(
+            "--released", help="Count as the released HD models do: --paper with the original's own lists of grids."
+        ),
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Count the exact tokens of images, without loading weights.
@@ -108,15 +119,13 @@ def count(
 
         tokenpacker count --paper --size 1080x1920 --max-image-tokens 1000
 
+        tokenpacker count --released --max-tiles 16 --size 1344x1344
+
         identify -format '%hx%w\\n' *.jpg | tokenpacker count --size - --json
     """
-    if paper and model is not None:
-        raise ValueError("--paper and --model exclude each other; leave one out")
     if not images and not sizes:
         raise ValueError("there is nothing to count; give image files, or --size HxW")
-    geometry = (
-        Geometry.paper() if paper else Geometry.of_model(find_model(model, ["config.json", "processor_config.json"]))
-    )
+    geometry = _geometry(model, paper, released)
     rows: list[dict[str, Any]] = []
     for name, (height, width) in _named_sizes(images or [], sizes or []):
         layout = geometry.layout((height, width), scale_factor, max_image_tokens, max_tiles)
@@ -124,12 +133,27 @@ def count(
         values = (height, width, grid.rows, grid.cols, grid.num_tiles, layout.num_tokens)
         row = dict(zip(COLUMNS, values, strict=True))
         rows.append({"image": name, **row} if name else row)
+    if released and max_tiles not in (None, *RELEASED_LIMITS):
+        print_note(
+            f"note: the original has grids for 9, 16 and 25 tiles only; --max-tiles {max_tiles} follows their rule"
+        )
     if as_json:
         print_json({"images": rows, "tokens": sum(row["tokens"] for row in rows)})
         return
     typer.echo("".join(f"{column:>8}" for column in COLUMNS))
     for row in rows:
         typer.echo("".join(f"{row[column]:>8}" for column in COLUMNS) + f"  {row.get('image', '')}".rstrip())
+
+
+def _geometry(model: str | None, paper: bool, released: bool) -> Geometry:
+    """The geometry that the options ask for. Raises ValueError where they ask for two, and as `find_model`."""
+    options = {"--paper": paper, "--released": released, "--model": model is not None}
+    asked = [name for name, given in options.items() if given]
+    if len(asked) > 1:
+        raise ValueError(f"{asked[0]} and {asked[1]} exclude each other; leave one out")
+    if paper or released:
+        return Geometry.paper("released" if released else "all")
+    return Geometry.of_model(find_model(model, CONFIG_FILES))
 
 
 def _named_sizes(images: list[str], sizes: list[str]) -> Iterator[tuple[str | None, tuple[int, int]]]:

@@ -5,7 +5,9 @@ Shapes: I images, N tiles of all images in order, (h, w) tile size.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Literal
 
 import numpy as np
@@ -17,16 +19,34 @@ from transformers.image_processing_utils import BaseImageProcessor
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 from transformers.image_utils import load_image as download_image
 
-from tokenpacker.images import ImageError, load_image
-from tokenpacker.tiling import ThumbnailSource, TileGrid, TileView, choose_tile_grid, make_tiles, slice_views
+from tokenpacker.images import MAX_PIXELS, ImageError, load_image
+from tokenpacker.tiling import (
+    GridList,
+    ThumbnailSource,
+    TileGrid,
+    TileView,
+    choose_tile_grid,
+    make_tiles,
+    slice_views,
+    tile_grids,
+)
 
 ImageMode = Literal["slice", "pad", "square"]
 IMAGE_MODES = ("slice", "pad", "square")
 DOWNLOAD_TIMEOUT_S = 20.0
+CUBIC_REACH = 3  # source pixels beside a pixel, at scale 1, that a bicubic filter reads: 2, and 1 for rounding
+
+# What mode `slice` was when the released weights were trained; they need it. `docs/released.md` says what each is.
+RELEASED_OPTIONS: Mapping[str, Any] = MappingProxyType(
+    {"grid_list": "released", "thumbnail_source": "canvas", "antialias": False}
+)
 
 
 class TokenPackerImageProcessor(BaseImageProcessor):
     """Cuts, pads and normalises images.
+
+    The defaults are the sound variant, for new models. Released weights saw their images otherwise:
+    `TokenPackerImageProcessor(max_tiles=9, **RELEASED_OPTIONS)`. Modes `pad` and `square` are the same for both.
 
     Args:
         image_mode: `slice` cuts an image into a grid of tiles and adds a thumbnail (TokenPacker-HD); `pad` centres it
@@ -37,9 +57,10 @@ class TokenPackerImageProcessor(BaseImageProcessor):
         image_std: standard deviation per channel, likewise.
         thumbnail_source: see `tiling.make_tiles`.
         antialias: see `tiling.make_tiles`.
+        grid_list: see `tiling.tile_grids`.
 
     Raises:
-        ValueError: for an unknown mode or source, or sizes below 1.
+        ValueError: for an unknown mode, source or list, or sizes below 1.
     """
 
     model_input_names = ["pixel_values"]  # noqa: RUF012 - transformers' convention
@@ -53,13 +74,15 @@ class TokenPackerImageProcessor(BaseImageProcessor):
         image_std: Sequence[float] = tuple(OPENAI_CLIP_STD),
         thumbnail_source: ThumbnailSource = "image",
         antialias: bool = True,
+        grid_list: GridList = "all",
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
         if thumbnail_source not in ("image", "canvas"):
             raise ValueError(f"thumbnail_source={thumbnail_source!r} is unknown; use 'image' or 'canvas'")
-        if len(tile_size) != 2 or min(tile_size) < 1 or max_tiles < 1:
-            raise ValueError(f"tile_size={tuple(tile_size)} and max_tiles={max_tiles} must be at least 1")
+        if len(tile_size) != 2 or min(tile_size) < 1:
+            raise ValueError(f"tile_size={tuple(tile_size)} must be (height, width), each at least 1")
+        tile_grids(max_tiles, grid_list)  # refuses what it cannot list
         self.image_mode = _check_mode(image_mode)
         self.tile_size = list(tile_size)
         self.max_tiles = max_tiles
@@ -67,6 +90,7 @@ class TokenPackerImageProcessor(BaseImageProcessor):
         self.image_std = list(image_std)
         self.thumbnail_source = thumbnail_source
         self.antialias = antialias
+        self.grid_list = grid_list
 
     def preprocess(
         self,
@@ -110,7 +134,8 @@ class TokenPackerImageProcessor(BaseImageProcessor):
         """The grid for an image of (height, width); 1x1 in the modes that keep it in one piece."""
         if (mode or self.image_mode) != "slice":
             return TileGrid(1, 1)
-        return choose_tile_grid(image_size, self._tile_size, self.max_tiles if max_tiles is None else max_tiles)
+        max_tiles = self.max_tiles if max_tiles is None else max_tiles
+        return choose_tile_grid(image_size, self._tile_size, max_tiles, self.grid_list)
 
     def tile_views(self, image_size: tuple[int, int], grid: TileGrid, mode: ImageMode | None = None) -> list[TileView]:
         """Where each tile's pixels come from in an image of (height, width)."""
@@ -142,19 +167,15 @@ class TokenPackerImageProcessor(BaseImageProcessor):
             )
         if mode == "pad":
             background = tuple(int(mean * 255) for mean in self.image_mean)
-            picture = pad_to_square(picture, background).resize(self._tile_size[::-1], Image.Resampling.BICUBIC)
-        else:
-            height, width = cover_size((picture.height, picture.width), self._tile_size)
-            top, left = crop_offset((height, width), self._tile_size)
-            picture = picture.resize((width, height), Image.Resampling.BICUBIC)
-            picture = picture.crop((left, top, left + self.tile_size[1], top + self.tile_size[0]))
-        return self._normalise(picture)[None]
+            return self._normalise(shrink_padded(picture, background, self._tile_size))[None]
+        return self._normalise(cover_and_crop(picture, self._tile_size))[None]
 
     def _normalise(self, picture: Image.Image) -> Tensor:
         """RGB picture -> (3, H, W) float32, mean 0 and deviation 1 by the tower's statistics."""
-        pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1).float() / 255
+        pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1).float()
         mean, std = torch.tensor(self.image_mean), torch.tensor(self.image_std)
-        return (pixels - mean[:, None, None]) / std[:, None, None]
+        # in place: a large photograph is gigabytes here
+        return pixels.div_(255).sub_(mean[:, None, None]).div_(std[:, None, None])
 
 
 def to_rgb(image: Any) -> Image.Image:
@@ -182,12 +203,58 @@ def crop_offset(size: tuple[int, int], tile_size: tuple[int, int]) -> tuple[int,
     return (size[0] - tile_size[0]) // 2, (size[1] - tile_size[1]) // 2
 
 
-def pad_to_square(picture: Image.Image, background: tuple[int, ...]) -> Image.Image:
-    """The picture centred on a square of its longer side."""
-    side = max(picture.size)
-    square = Image.new("RGB", (side, side), background)
-    square.paste(picture, ((side - picture.width) // 2, (side - picture.height) // 2))
-    return square
+def cover_and_crop(picture: Image.Image, tile_size: tuple[int, int]) -> Image.Image:
+    """The picture resized to cover a tile, and the tile cut out of its centre.
+
+    A thin picture would cover more than `MAX_PIXELS`, so there only the tile's own pixels are computed, which is the
+    same within a grey level.
+    """
+    height, width = cover_size((picture.height, picture.width), tile_size)
+    top, left = crop_offset((height, width), tile_size)
+    bottom, right = top + tile_size[0], left + tile_size[1]
+    if height * width <= MAX_PIXELS:
+        return picture.resize((width, height), Image.Resampling.BICUBIC).crop((left, top, right, bottom))
+    first_row, last_row, y0, y1 = _share(picture.height, top, bottom, picture.height / height)
+    first_col, last_col, x0, x1 = _share(picture.width, left, right, picture.width / width)
+    part = picture.crop((first_col, first_row, last_col, last_row))
+    return part.resize(tile_size[::-1], Image.Resampling.BICUBIC, box=(x0, y0, x1, y1))
+
+
+def _share(length: int, start: int, stop: int, scale: float) -> tuple[int, int, float, float]:
+    """Of an axis: the pixels that start..stop of the resized one is made of (first, last), and where it lies in them.
+
+    Pillow rounds such a place to float32, which only a cut-out's small numbers survive.
+    """
+    margin = CUBIC_REACH * math.ceil(max(scale, 1))
+    first, last = max(0, int(start * scale) - margin), min(math.ceil(stop * scale) + margin, length)
+    return first, last, start * scale - first, min(stop * scale, length) - first
+
+
+def shrink_padded(picture: Image.Image, background: tuple[int, ...], tile_size: tuple[int, int]) -> Image.Image:
+    """The picture centred on a square of its longer side, and the square resized to a tile.
+
+    Where the square would hold more than `MAX_PIXELS`, the longer side is resized before the shorter one is padded.
+    Pillow resizes the width first, so this gives a wide picture the same pixels, and a tall one almost the same.
+
+    Raises:
+        ImageError: for a picture so long and thin that even this would take more memory.
+    """
+    width = height = max(picture.size)
+    if width * height > MAX_PIXELS:
+        if width * max(tile_size) > MAX_PIXELS:
+            raise ImageError(
+                f"the image is {picture.height}x{picture.width}, too long and thin for image_mode='pad'; cut it into"
+                " parts, or use image_mode='slice'"
+            )
+        if picture.width > picture.height:
+            width = tile_size[1]
+            picture = picture.resize((width, picture.height), Image.Resampling.BICUBIC)
+        else:
+            height = tile_size[0]
+            picture = picture.resize((picture.width, height), Image.Resampling.BICUBIC)
+    padded = Image.new("RGB", (width, height), background)
+    padded.paste(picture, ((width - picture.width) // 2, (height - picture.height) // 2))
+    return padded.resize(tile_size[::-1], Image.Resampling.BICUBIC)
 
 
 def _array_to_picture(array: np.ndarray) -> Image.Image:

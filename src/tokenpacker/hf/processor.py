@@ -6,7 +6,7 @@ Shapes: B samples, S sequence length, N tiles of all samples in order.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal, get_args
 
 from transformers import BatchFeature, PreTrainedTokenizerBase
 from transformers.processing_utils import ProcessorMixin
@@ -16,6 +16,8 @@ from tokenpacker.hf.config import TokenPackerConfig
 from tokenpacker.hf.image_processor import TokenPackerImageProcessor, to_rgb
 from tokenpacker.projectors import config_from_dict
 from tokenpacker.sequence import ImageLayout, plan_layout
+
+RowSeparator = Literal["newline", "unknown"]
 
 
 class TokenPackerProcessor(ProcessorMixin):
@@ -28,12 +30,12 @@ class TokenPackerProcessor(ProcessorMixin):
         patch_grid: (rows, cols) of patches in one tile.
         projector_config: dict of the model's projector, which counts the tokens of a tile.
         image_token: marks an image's place in a prompt.
-        tile_separator_id: token between the tiles of a row; the tokenizer's comma when None.
-        row_separator_id: token after each row of tiles and after the thumbnail; the newline when None. (The released
-            weights were trained with the unknown token here.)
+        row_separator: token after each row of tiles and after the thumbnail: "newline" is what the tokenizer makes of
+            a line break. "unknown" is its unknown token, which the released weights need: the original looked the
+            line break up as a vocabulary entry, and LLaMA's has none. (Between the tiles of a row stands a comma.)
 
     Raises:
-        ValueError: when the tokenizer lacks the image token.
+        ValueError: when the tokenizer lacks the image token or the row separator.
     """
 
     def __init__(
@@ -44,8 +46,7 @@ class TokenPackerProcessor(ProcessorMixin):
         patch_grid: Sequence[int] = (24, 24),
         projector_config: dict[str, Any] | None = None,
         image_token: str = "<image>",
-        tile_separator_id: int | None = None,
-        row_separator_id: int | None = None,
+        row_separator: RowSeparator = "newline",
     ):
         self.image_token = image_token
         self.image_token_id = tokenizer.convert_tokens_to_ids(image_token)
@@ -53,17 +54,54 @@ class TokenPackerProcessor(ProcessorMixin):
             raise ValueError(f"the tokenizer has no token {image_token!r}; add it as a special token first")
         self.patch_grid = list(patch_grid)
         self.projector_config = projector_config or {"name": "token-packer", "vision_dim": 1024, "language_dim": 4096}
-        self.tile_separator_id = _token_id(tokenizer, ",") if tile_separator_id is None else tile_separator_id
-        self.row_separator_id = _token_id(tokenizer, "\n") if row_separator_id is None else row_separator_id
+        self.row_separator = _check_row_separator(row_separator, tokenizer)
         super().__init__(image_processor, tokenizer, chat_template=chat_template or default_chat_template())
 
     @classmethod
     def from_config(
-        cls, config: TokenPackerConfig, tokenizer: PreTrainedTokenizerBase, **image_processor_kwargs: Any
+        cls,
+        config: TokenPackerConfig,
+        tokenizer: PreTrainedTokenizerBase,
+        row_separator: RowSeparator = "newline",
+        **image_processor_kwargs: Any,
     ) -> TokenPackerProcessor:
         """The processor of a model's config; further arguments go to `TokenPackerImageProcessor`."""
         image_processor = TokenPackerImageProcessor(tile_size=config.tile_size, **image_processor_kwargs)
-        return cls(image_processor, tokenizer, patch_grid=config.patch_grid, projector_config=config.projector_config)
+        return cls(
+            image_processor,
+            tokenizer,
+            patch_grid=config.patch_grid,
+            projector_config=config.projector_config,
+            row_separator=row_separator,
+        )
+
+    @classmethod
+    def from_args_and_dict(cls, args: Any, processor_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """The processor of a saved config; one that still stores the separators' ids is refused where they differ.
+
+        Raises:
+            ValueError: when a stored id is not what the tokenizer and `row_separator` give.
+        """
+        built = super().from_args_and_dict(args, processor_dict, **kwargs)
+        processor = built[0] if isinstance(built, tuple) else built
+        for name in ("tile_separator_id", "row_separator_id"):  # constructor arguments of version 0.1.0
+            stored, now = processor_dict.get(name), getattr(processor, name)
+            if stored not in (None, now):
+                raise ValueError(
+                    f"processor_config.json has {name}={stored}, but the tokenizer gives {now}; take {name} out, and"
+                    " for the unknown token after rows write row_separator='unknown'"
+                )
+        return built
+
+    @property
+    def tile_separator_id(self) -> int:
+        """Id of the comma between the tiles of a row."""
+        return _token_id(self.tokenizer, ",")
+
+    @property
+    def row_separator_id(self) -> int:
+        """Id of the token after each row of tiles and after the thumbnail."""
+        return self.tokenizer.unk_token_id if self.row_separator == "unknown" else _token_id(self.tokenizer, "\n")
 
     def image_layout(
         self,
@@ -86,6 +124,7 @@ class TokenPackerProcessor(ProcessorMixin):
             sliced=(image_mode or self.image_processor.image_mode) == "slice",
             max_tiles=self.image_processor.max_tiles if max_tiles is None else max_tiles,
             max_image_tokens=max_image_tokens,
+            grid_list=self.image_processor.grid_list,
         )
 
     def __call__(
@@ -189,15 +228,22 @@ class TokenPackerProcessor(ProcessorMixin):
 
     def _expand(self, row: dict[str, list[Any]], layouts: list[ImageLayout]) -> dict[str, list[Any]]:
         """One tokenized prompt with each image marker replaced by its image's tokens; other values are repeated."""
-        expansions = iter(
-            layout.token_ids(self.image_token_id, self.tile_separator_id, self.row_separator_id) for layout in layouts
-        )
+        separators = self.tile_separator_id, self.row_separator_id
+        expansions = iter(layout.token_ids(self.image_token_id, *separators) for layout in layouts)
         expanded: dict[str, list[Any]] = {key: [] for key in row}
         for position, token_id in enumerate(row["input_ids"]):
             ids = next(expansions) if token_id == self.image_token_id else [token_id]
             for key, values in row.items():
                 expanded[key] += ids if key == "input_ids" else [values[position]] * len(ids)
         return expanded
+
+
+def _check_row_separator(name: RowSeparator, tokenizer: PreTrainedTokenizerBase) -> RowSeparator:
+    if name not in get_args(RowSeparator):
+        raise ValueError(f"row_separator={name!r} is unknown; use 'newline' or 'unknown'")
+    if name == "unknown" and tokenizer.unk_token_id is None:
+        raise ValueError("row_separator='unknown' needs a tokenizer with an unknown token; use row_separator='newline'")
+    return name
 
 
 def _token_id(tokenizer: PreTrainedTokenizerBase, text: str) -> int:
