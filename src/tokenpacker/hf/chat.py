@@ -1,9 +1,11 @@
-"""The conversation format as a Jinja chat template; the one implementation for training, inference and serving.
+"""The conversation formats as Jinja chat templates; the one implementation for training, inference and serving.
 
-It is Vicuna's: an optional system text, `USER: question ASSISTANT: answer</s>`, each image on a line before its text:
+The usual one is Vicuna's: a system text, `USER: question ASSISTANT: answer</s>`, each image on a line before its text:
 
     <s>USER: <image>
     what is this? ASSISTANT: a cat</s>USER: what colour? ASSISTANT:
+
+A message without text ends at its colon, and nothing follows it: released weights need this.
 """
 
 from __future__ import annotations
@@ -14,28 +16,71 @@ VICUNA_SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. "
     "The assistant gives helpful, detailed, and polite answers to the user's questions."
 )
+LLAVA_SYSTEM = (
+    "A chat between a curious human and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the human's questions."
+)
+PLAIN = "plain"
+CHAT_FORMATS = {"v1": VICUNA_SYSTEM, "vicuna_v1": VICUNA_SYSTEM, "llava_v1": LLAVA_SYSTEM, PLAIN: ""}
+"""The original's formats by name, each with its system text."""
 
-_TEMPLATE = """\
+AFTER_END_MARK = "USER:"  # what the end mark of an answer is followed by
+
+_RENDER = """\
 {%- macro render(content) -%}
 {%- if content is string -%}{{ content }}{%- else -%}
 {%- for part in content -%}
-{%- if part.type == 'image' -%}{{ '<image>\\n' }}{%- elif part.type == 'text' -%}{{ part.text }}{%- endif -%}
+{%- if part.type == 'image' -%}{{ IMAGE_MARK + '\\n' }}{%- elif part.type == 'text' -%}{{ part.text }}{%- endif -%}
 {%- endfor -%}
 {%- endif -%}
 {%- endmacro -%}
 {{- bos_token -}}
+"""
+
+_VICUNA = """\
 {%- if messages and messages[0].role != 'system' and DEFAULT_SYSTEM -%}{{ DEFAULT_SYSTEM + ' ' }}{%- endif -%}
 {%- for message in messages -%}
-{%- if message.role == 'system' -%}{{ render(message.content) + ' ' }}
-{%- elif message.role == 'user' -%}{{ 'USER: ' + render(message.content) + ' ' }}
+{%- set text = render(message.content) -%}
+{%- if message.role == 'system' -%}{{ text + ' ' }}
+{%- elif message.role == 'user' -%}{{ 'USER: ' + text + ' ' if text else 'USER:' }}
+{%- elif message.role == 'assistant' and not text -%}{{ 'ASSISTANT:' }}
 {%- elif message.role == 'assistant' -%}
-{{- 'ASSISTANT: ' -}}{%- generation -%}{{ render(message.content) + eos_token }}{%- endgeneration -%}
+{{- 'ASSISTANT: ' -}}{%- generation -%}{{ text + eos_token }}{%- endgeneration -%}
 {%- else -%}{{ raise_exception("role '" + message.role + "' is unknown; use system, user or assistant") }}
 {%- endif -%}
 {%- endfor -%}
 {%- if add_generation_prompt -%}{{ 'ASSISTANT:' }}{%- endif -%}"""
 
+# A caption follows its image directly; a text that is to be continued ends its line.
+_PLAIN = """\
+{%- for message in messages -%}
+{%- set text = render(message.content) -%}
+{%- if message.role == 'user' -%}{{ text + '\\n' if loop.last and text else text }}
+{%- elif message.role == 'assistant' -%}{%- generation -%}{{ text + '\\n' }}{%- endgeneration -%}
+{%- else -%}{{ raise_exception("role '" + message.role + "' is unknown; the plain format has user and assistant") }}
+{%- endif -%}
+{%- endfor -%}"""
 
-def chat_template(default_system: str = "") -> str:
-    """The Jinja template; `default_system` opens conversations that bring no system text of their own."""
-    return _TEMPLATE.replace("DEFAULT_SYSTEM", json.dumps(default_system))
+
+def chat_template(
+    default_system: str | None = None, *, format: str | None = None, image_start_end: bool = False
+) -> str:
+    """The Jinja template of a conversation format.
+
+    Args:
+        default_system: opens conversations that bring no system text of their own; None takes the format's.
+        format: one of `CHAT_FORMATS`; None is Vicuna's without a system text.
+        image_start_end: each image stands between `<im_start>` and `<im_end>`, for models trained with
+            `mm_use_im_start_end`.
+
+    Raises:
+        ValueError: for an unknown format, and for a system text in the plain one.
+    """
+    if format is not None and format not in CHAT_FORMATS:
+        raise ValueError(f"format={format!r} is unknown; use one of {', '.join(CHAT_FORMATS)}")
+    if format == PLAIN and default_system:
+        raise ValueError("default_system cannot stand in format='plain', which has captions only; use format='v1'")
+    system = CHAT_FORMATS.get(format or "", "") if default_system is None else default_system
+    image_mark = "<im_start><image><im_end>" if image_start_end else "<image>"
+    template = _RENDER + (_PLAIN if format == PLAIN else _VICUNA)
+    return template.replace("DEFAULT_SYSTEM", json.dumps(system)).replace("IMAGE_MARK", json.dumps(image_mark))

@@ -1,0 +1,251 @@
+import itertools
+import json
+import re
+import shutil
+
+import pytest
+import sentencepiece
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+from transformers import AutoTokenizer
+
+from tokenpacker.hf.tokenizer import encode_as_trained, load_llama_tokenizer
+
+VARIANTS = ("slow", "slow_legacy", "fast")
+EXTRAS = ("<im_patch>", "<im_start>", "<im_end>")
+MARKS = ("<image>", "<s>", "</s>", "<unk>")
+
+property_test = settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
+words = st.sampled_from(
+    ["USER: hi", "the", "of", " a", " ", "  ", "\n", "\t", "▁", "\x00", "é", "你", "🚢", "1234", "<"]
+)
+texts = st.lists(st.one_of(st.sampled_from(MARKS), words, st.text(max_size=6)), max_size=8).map("".join)
+
+
+@pytest.fixture(scope="module")
+def folder(golden):
+    return golden / "tokenizer"
+
+
+@pytest.fixture(scope="module", params=VARIANTS)
+def variant(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def tokenizer(folder, variant):
+    return load_llama_tokenizer(folder, variant)
+
+
+@pytest.fixture(scope="module")
+def reloaded(tokenizer, tmp_path_factory):
+    saved = tmp_path_factory.mktemp("tokenizer")
+    tokenizer.save_pretrained(saved)
+    return AutoTokenizer.from_pretrained(saved)
+
+
+@pytest.fixture(scope="module")
+def cases(golden):
+    return json.loads((golden / "text/text.json").read_text())
+
+
+def ids_of(tokenizer, text):
+    return tokenizer(text, add_special_tokens=False).input_ids
+
+
+def with_image_id(tokenizer, ids):
+    """The original's ids, in which -200 stands for an image."""
+    return [tokenizer.convert_tokens_to_ids("<image>") if token == -200 else token for token in ids]
+
+
+def original_ids(processor, tokenizer, variant, text):
+    """The rule of the original, slowly: texts between images one by one, in each the parts between special tokens."""
+    specials = {"<unk>": 0, "<s>": 1, "</s>": 2}
+    ids = []
+    for number, chunk in enumerate(text.split("<image>")):
+        ids += [tokenizer.convert_tokens_to_ids("<image>")] if number else []
+        chunk = chunk.replace("▁", " ") if variant == "slow" else chunk
+        for place, part in enumerate(re.split("(<s>|</s>|<unk>)", chunk)):
+            if part in specials:
+                ids.append(specials[part])
+                continue
+            pieces = processor.encode(part, out_type=str)
+            if variant == "slow" and place and pieces and not part.startswith(" "):
+                pieces[0] = pieces[0].removeprefix("▁")
+            ids += [processor.piece_to_id(piece) for piece in pieces if piece]
+    return ids
+
+
+@pytest.fixture(scope="module")
+def processor(folder):
+    return sentencepiece.SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
+
+
+@property_test
+@given(texts)
+@example(" <image>\n ")
+@example("<image><image>")
+@example("a</s>USER: b<unk>of</s>")
+def test_any_text_gets_the_ids_that_sentencepiece_and_the_originals_rule_give(
+    processor, tokenizer, reloaded, variant, text
+):
+    expected = original_ids(processor, tokenizer, variant, text)
+    assert encode_as_trained(tokenizer, text) == expected
+    if variant != "slow" or not re.search("(<s>|</s>|<unk>)[^ ▁]", text):
+        for one in (tokenizer, reloaded):
+            assert ids_of(one, "<s>" + text) == [1, *expected]
+            assert text.startswith("<s>") or one(text).input_ids == [1, *expected]
+
+
+def test_prompts_get_the_originals_ids_in_one_call(cases, tokenizer, reloaded, variant):
+    untruncated = [case for case in cases["conversations"] if case["model_max_length"] > 1000]
+    for case in untruncated:
+        expected = case["slow"] if case[variant] == "same as slow" else case[variant]
+        expected = with_image_id(tokenizer, expected["input_ids"])
+        for one in (tokenizer, reloaded):
+            assert one(case["prompt"]).input_ids == expected, case["name"]
+            assert ids_of(one, "<s>" + case["prompt"]) == expected, case["name"]
+
+
+def test_texts_around_images_get_the_originals_ids(cases, tokenizer, reloaded, variant):
+    for case in cases["tokenizer_image_token"]:
+        for one in (tokenizer, reloaded):
+            assert one(case["prompt"]).input_ids == with_image_id(one, case[variant]), case["prompt"]
+
+
+def test_the_separators_have_the_originals_ids(cases, tokenizer, variant):
+    expected = cases["separator_ids"][variant]
+    assert tokenizer.convert_tokens_to_ids(["\n"]) == expected["ids_newline"]
+    assert tokenizer.convert_tokens_to_ids([","]) == expected["ids_comma"]
+    assert tokenizer("\n").input_ids == expected["encode_newline"]
+    assert tokenizer("a\nb").input_ids == expected["encode_a_newline_b"]
+    assert (tokenizer.unk_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id) == (0, 1, 2)
+    assert len(tokenizer) == expected["len"]
+
+
+def reads_alike_in_all_variants(ids):
+    """The stored texts come from sentencepiece, which shifts spaces around special tokens (ids up to 2) and finds
+    letters (byte pieces 3 to 130) beside broken bytes (131 to 258), where the fast decoder breaks the whole run.
+    """
+    mixed = any(min(pair) < 131 <= max(pair) <= 258 for pair in itertools.pairwise(ids))
+    return min(ids) > 2 and not mixed
+
+
+def test_generated_ids_read_as_they_did(golden, tokenizer, reloaded):
+    cases = json.loads((golden / "model/cases.json").read_text())["cases"].values()
+    generated = [case for case in cases if reads_alike_in_all_variants(case.get("generated_ids", [0]))]
+    assert generated
+    for case in generated:
+        assert tokenizer.decode(case["generated_ids"]) == case["generated_text"]
+        assert reloaded.decode(case["generated_ids"]) == case["generated_text"]
+
+
+@property_test
+@given(st.text(max_size=40).filter(lambda text: not any(mark in text for mark in MARKS)))
+def test_any_text_survives_encoding_and_decoding(tokenizer, text):
+    text = text.replace("▁", " ")
+    assert tokenizer.decode(tokenizer(text).input_ids, skip_special_tokens=True) == text
+
+
+def test_the_image_mark_takes_the_id_of_a_byte_that_no_text_contains(tokenizer, processor):
+    assert tokenizer.convert_tokens_to_ids("<image>") == processor.piece_to_id("<0xFF>")
+    assert tokenizer("<image>").input_ids == [1, processor.piece_to_id("<0xFF>")]
+    assert len(tokenizer) == processor.get_piece_size()
+
+
+def test_in_a_text_without_an_image_the_mark_is_ordinary_text(tokenizer, processor):
+    assert encode_as_trained(tokenizer, "a <image>", image_marks=False) == processor.encode("a <image>")
+
+
+def test_the_folder_says_which_variant_it_was_trained_with(folder, tmp_path):
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    legacy = ids_of(load_llama_tokenizer(folder, "slow_legacy"), "a</s>USER")
+    sound = ids_of(load_llama_tokenizer(folder, "slow"), "a</s>USER")
+    assert legacy != sound
+    for flag, expected in (({"legacy": False}, sound), ({"legacy": True}, legacy), ({}, legacy)):
+        config.pop("legacy", None)
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps(config | flag))
+        assert ids_of(load_llama_tokenizer(tmp_path), "a</s>USER") == expected
+
+
+def test_a_saved_tokenizer_loads_as_a_folder_of_its_own(tokenizer, tmp_path):
+    tokenizer.save_pretrained(tmp_path)
+    again = load_llama_tokenizer(tmp_path)
+    assert again.get_vocab() == tokenizer.get_vocab()
+    text = "<s>USER: <image>\nhi ASSISTANT: ok</s>USER: a</s>"
+    assert ids_of(again, text) == ids_of(tokenizer, text)
+
+
+def test_added_tokens_keep_the_folders_ids_and_missing_ones_follow(folder, tmp_path):
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "added_tokens.json").write_text(json.dumps({"<im_end>": 601, "<im_start>": 600}))
+    tokenizer = load_llama_tokenizer(tmp_path, extra_tokens=["<im_start>", "<mask>"])
+    assert tokenizer.convert_tokens_to_ids(["<im_start>", "<im_end>", "<mask>"]) == [600, 601, 602]
+    tokenizer.save_pretrained(tmp_path / "saved")
+    again = AutoTokenizer.from_pretrained(tmp_path / "saved")
+    assert ids_of(again, "a <mask> b") == ids_of(tokenizer, "a <mask> b")
+
+
+@pytest.mark.parametrize(("variant", "spaces"), [("slow", False), ("slow_legacy", False), ("fast", True)])
+def test_only_the_slow_variants_drop_the_spaces_around_an_added_token(folder, variant, spaces):
+    tokenizer = load_llama_tokenizer(folder, variant, extra_tokens=EXTRAS)
+    for encode in (lambda text: ids_of(tokenizer, text), lambda text: encode_as_trained(tokenizer, text)):
+        assert (encode("a \n<im_start> </s>") != encode("a<im_start></s>")) == spaces
+
+
+def test_defaults_suit_batched_generation(tokenizer, reloaded):
+    for one in (tokenizer, reloaded):
+        assert one.padding_side == "left"
+        assert one.pad_token_id == one.unk_token_id
+        assert one.model_max_length == 2048
+        batch = one(["a", "a b c"], padding=True)
+        assert batch["input_ids"][0][0] == 0
+        assert batch["attention_mask"][0][0] == 0
+
+
+def broken(folder, path, name, content):
+    shutil.copytree(folder, path, dirs_exist_ok=True)
+    if content is None:
+        (path / name).unlink()
+    else:
+        (path / name).write_bytes(content)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("tokenizer.model", None, "has neither tokenizer.model nor tokenizer.json; copy one of them there"),
+        ("tokenizer.model", b"", "holds no BPE vocabulary"),
+        ("tokenizer.model", b"\xff" * 40, "cannot be read as a sentencepiece model; fetch it again"),
+        ("tokenizer_config.json", b"{", "is not valid JSON"),
+        ("tokenizer_config.json", b"[]", "holds no JSON object"),
+        ("tokenizer_config.json", b'{"add_bos_token": false}', "sets add_bos_token"),
+        ("added_tokens.json", b'{"<mask>": 700}', "wants id 700, but the next free one is 600"),
+        ("added_tokens.json", b'{"<s>": 600}', "gives '<s>' the ids 1 and 600"),
+    ],
+)
+def test_a_broken_folder_is_named(folder, tmp_path, name, content, message):
+    with pytest.raises(ValueError, match=message) as error:
+        load_llama_tokenizer(broken(folder, tmp_path, name, content))
+    assert "\n" not in str(error.value)
+
+
+def test_a_truncated_vocabulary_is_refused(folder, tmp_path):
+    whole = (folder / "tokenizer.model").read_bytes()
+    with pytest.raises(ValueError, match=r"tokenizer\.model"):
+        load_llama_tokenizer(broken(folder, tmp_path, "tokenizer.model", whole[: len(whole) // 2]))
+
+
+def test_the_vocabulary_must_fit_the_model(folder):
+    assert len(load_llama_tokenizer(folder, vocab_size=600)) == 600
+    with pytest.raises(ValueError, match="has 600 tokens but the model's vocab_size=599"):
+        load_llama_tokenizer(folder, vocab_size=599)
+
+
+def test_an_unknown_variant_is_refused(folder):
+    with pytest.raises(ValueError, match="variant='quick' is unknown; use one of slow, slow_legacy, fast, or None"):
+        load_llama_tokenizer(folder, "quick")
