@@ -8,6 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
+pytest_plugins = ["released_layout"]
+
 GOLDEN = Path(__file__).resolve().parents[2] / "shared" / "golden"
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tokenpacker.hf import convert
 from tokenpacker.projectors import base
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -21,6 +22,12 @@ PYTHON = [code for language, code in BLOCKS if language == "python"]
 COMMANDS = [line for language, code in BLOCKS if language == "sh" for line in code.splitlines() if line.strip()]
 # Installing and training are what CI and hours are for; their commands are checked to exist.
 WIDE = {**os.environ, "COLUMNS": "200"}  # narrow terminals would break long options
+STAND_INS = {  # small checkpoints of the same kind, for what the README takes from the hub or from a training
+    "sunshine-lwt/TokenPacker-HD-7b-9patch-144token": "complete",
+    "lmsys/vicuna-7b-v1.5": "base",
+    "checkpoints/pretrain": "stage-1",
+    "checkpoints/lora": "lora",
+}
 LONG = ("make ", "pip ", "git ", "cd ", "tokenpacker train", "tokenpacker evaluate", "tokenpacker chat")
 
 
@@ -38,8 +45,16 @@ def test_the_readme_has_blocks_of_both_kinds():
     assert len(COMMANDS) >= 8
 
 
+@pytest.fixture
+def stand_ins(make_complete, make_stage_1, lora_folder, base_folder):
+    """Name in the README -> folder."""
+    folders = {"complete": make_complete(), "stage-1": make_stage_1(), "lora": lora_folder, "base": base_folder}
+    return {name: str(folders[kind]) for name, kind in STAND_INS.items()}
+
+
 @pytest.mark.parametrize("code", PYTHON, ids=lambda code: code.strip().splitlines()[0][:40])
-def test_a_python_block_does_what_it_shows(checkout, code):
+def test_a_python_block_does_what_it_shows(checkout, stand_ins, monkeypatch, code):
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, **_: stand_ins[name])
     test = doctest.DocTestParser().get_doctest(code, {}, "README", None, 0)
     assert test.examples, "a python block without >>> proves nothing"
     report = []
@@ -49,9 +64,13 @@ def test_a_python_block_does_what_it_shows(checkout, code):
 
 
 @pytest.mark.parametrize("command", [line for line in COMMANDS if not line.startswith(LONG)])
-def test_a_command_runs(checkout, command):
-    words = shlex.split(command, comments=True)
+def test_a_command_runs(checkout, stand_ins, command):
+    words = [stand_ins.get(word, word) for word in shlex.split(command, comments=True)]
     assert words[0] == "tokenpacker"
+    if "4bit" in words:
+        pytest.importorskip("bitsandbytes", reason="--dtype 4bit needs bitsandbytes")
+    if "packer-hd-7b" in words and words[2] not in stand_ins.values():
+        convert(next(iter(stand_ins.values())), "packer-hd-7b")  # as the first command of that section does
     done = subprocess.run([sys.executable, "-m", *words], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
 

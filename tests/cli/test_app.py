@@ -10,7 +10,7 @@ import pytest
 
 from tokenpacker.cli.errors import mistake
 
-COMMANDS = [("ask",), ("chat",), ("count",), ("show",), ("evaluate",), ("train", "tiny")]
+COMMANDS = [("ask",), ("chat",), ("count",), ("show",), ("evaluate",), ("convert",), ("models",), ("train", "tiny")]
 
 
 def python(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -61,10 +61,15 @@ def test_a_folder_without_tokenizer(error_of, model_copy):
     assert error_of(model_copy).startswith(f"model {model_copy} cannot be loaded (")
 
 
-@pytest.mark.parametrize("kind", ["bert", "llama", "llava", None])
+@pytest.mark.parametrize("kind", ["bert", "llama", None])
 def test_a_model_of_another_kind(error_of, model_copy, kind):
     (model_copy / "config.json").write_text(json.dumps({"model_type": kind}))
     assert error_of(model_copy).startswith(f"model {model_copy} is of the kind {kind!r}, not 'tokenpacker'; give")
+
+
+def test_a_checkpoint_in_the_original_layout(error_of, model_copy):
+    (model_copy / "config.json").write_text(json.dumps({"model_type": "llava"}))
+    assert error_of(model_copy).endswith(f"is in the original layout; first run: tokenpacker convert {model_copy} DST")
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "\ufeff"])
@@ -105,13 +110,13 @@ def test_a_hub_name_without_a_network(error_of, monkeypatch):
     monkeypatch.setattr("huggingface_hub.snapshot_download", offline)
     message = error_of("somebody/some-model")
     assert message.startswith("model somebody/some-model is no folder here, and the hub cannot be reached for it")
-    assert message.endswith("check the name and the network, or leave --model out")
+    assert "; check the name and the network, or give a folder that" in message
 
 
 def test_the_kind_of_a_hub_model_is_checked_before_its_weights_are_fetched(error_of, monkeypatch, tmp_path):
     fetched = []
 
-    def download(_name: str, allow_patterns: list[str]) -> str:
+    def download(_name: str, allow_patterns: list[str], **_: object) -> str:
         fetched.extend(allow_patterns)
         (tmp_path / "config.json").write_text('{"model_type": "llama"}')
         return str(tmp_path)

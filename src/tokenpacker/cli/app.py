@@ -7,9 +7,11 @@ import typer
 from tokenpacker import __version__
 from tokenpacker.cli.ask import ask
 from tokenpacker.cli.chat import chat
+from tokenpacker.cli.convert import convert
 from tokenpacker.cli.count import count
 from tokenpacker.cli.errors import reports_mistakes
 from tokenpacker.cli.evaluate import evaluate
+from tokenpacker.cli.released import models
 from tokenpacker.cli.show import show
 from tokenpacker.cli.train import train_app
 
@@ -36,7 +38,7 @@ def _options(
     """Ask images with a quarter of the visual tokens."""
 
 
-for _command in (ask, chat, count, show, evaluate):
+for _command in (ask, chat, count, show, evaluate, convert, models):
     app.command()(reports_mistakes(_command))
 app.add_typer(train_app, name="train")
 

@@ -7,6 +7,8 @@ import typer
 
 from tokenpacker.cli.models import load_model
 from tokenpacker.cli.options import (
+    DeviceOption,
+    DtypeOption,
     JsonOption,
     MaxImageTokensOption,
     MaxNewTokensOption,
@@ -24,6 +26,8 @@ def ask(
     scale_factor: ScaleFactorOption = None,
     max_image_tokens: MaxImageTokensOption = None,
     max_new_tokens: MaxNewTokensOption = 256,
+    device: DeviceOption = None,
+    dtype: DtypeOption = None,
     as_json: JsonOption = False,
     verbose: VerboseOption = False,
 ) -> None:
@@ -43,7 +47,7 @@ def ask(
 
     with image_notes_on_stderr():
         pictures = [load_image(image) for image in images]
-    loaded, processor = load_model(model, verbose)
+    loaded, processor = load_model(model, verbose, device, dtype)
     from tokenpacker.cli.conversation import Conversation
 
     conversation = Conversation(

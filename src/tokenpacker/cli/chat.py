@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 from tokenpacker.cli.errors import mistake
 from tokenpacker.cli.models import load_model
 from tokenpacker.cli.options import (
+    DeviceOption,
+    DtypeOption,
     JsonOption,
     MaxImageTokensOption,
     MaxNewTokensOption,
@@ -29,6 +31,8 @@ def chat(
     scale_factor: ScaleFactorOption = None,
     max_image_tokens: MaxImageTokensOption = None,
     max_new_tokens: MaxNewTokensOption = 256,
+    device: DeviceOption = None,
+    dtype: DtypeOption = None,
     as_json: JsonOption = False,
     verbose: VerboseOption = False,
 ) -> None:
@@ -40,7 +44,7 @@ def chat(
 
         printf '/image sign.png\\nwhat number is in the red box?\\n' | tokenpacker chat --json
     """
-    loaded, processor = load_model(model, verbose)
+    loaded, processor = load_model(model, verbose, device, dtype)
     from tokenpacker.cli.conversation import Conversation
 
     conversation = Conversation(

@@ -5,7 +5,15 @@ from typing import Annotated
 import typer
 
 from tokenpacker.cli.models import load_model
-from tokenpacker.cli.options import JsonOption, MaxImageTokensOption, ModelOption, ScaleFactorOption, VerboseOption
+from tokenpacker.cli.options import (
+    DeviceOption,
+    DtypeOption,
+    JsonOption,
+    MaxImageTokensOption,
+    ModelOption,
+    ScaleFactorOption,
+    VerboseOption,
+)
 from tokenpacker.cli.output import print_json
 
 DEFAULT_TASKS = "easy-vqa,fine-print"
@@ -24,6 +32,8 @@ def evaluate(
     model: ModelOption = None,
     scale_factor: ScaleFactorOption = None,
     max_image_tokens: MaxImageTokensOption = None,
+    device: DeviceOption = None,
+    dtype: DtypeOption = None,
     as_json: JsonOption = False,
     verbose: VerboseOption = False,
 ) -> None:
@@ -41,7 +51,7 @@ def evaluate(
     chosen = [find_task(name.strip()) for name in tasks.split(",") if name.strip()]
     if not chosen:
         raise ValueError("--tasks names no task; write for example --tasks easy-vqa,fine-print")
-    loaded, processor = load_model(model, verbose)
+    loaded, processor = load_model(model, verbose, device, dtype)
     results = []
     for task in chosen:
         result = run(

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 import os
-import re
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tokenpacker.hub import fetch
+
 if TYPE_CHECKING:
     from tokenpacker.hf import TokenPackerForConditionalGeneration, TokenPackerProcessor
 
 MODEL_TYPE = "tokenpacker"
+RELEASED_TYPES = ("llava", "llava_llama")
 MODEL_FILES = ["*.json", "*.jinja", "*.safetensors", "tokenizer.model"]
+DEVICES = ("cpu", "cuda", "mps", "auto")
+DTYPES = ("float32", "float16", "bfloat16", "4bit")
 WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json")
 REMEDY = "give a folder that TokenPackerForConditionalGeneration.save_pretrained wrote, or leave --model out"
 
@@ -31,37 +36,38 @@ def find_model(model: str | None, files: list[str] | None = None) -> Path:
     """
     from tokenpacker.carried import carried_model_path
 
-    folder = carried_model_path() if model is None else Path(model).expanduser()
-    if folder.is_file():
-        raise ValueError(f"model {model} is a file; {REMEDY}")
-    if folder.is_dir():
-        _check_kind(folder)
-        return folder
-    _check_kind(_fetch(str(model), ["config.json"]))  # before gigabytes of another kind are fetched
-    return _fetch(str(model), MODEL_FILES if files is None else files)
+    name = str(carried_model_path() if model is None else model)
+    _check_kind(fetch(name, ["config.json"], REMEDY))  # before gigabytes of another kind are fetched
+    return fetch(name, MODEL_FILES if files is None else files, REMEDY)
 
 
 def load_model(
-    model: str | None, verbose: bool = False
+    model: str | None, verbose: bool = False, device: str | None = None, dtype: str | None = None
 ) -> tuple[TokenPackerForConditionalGeneration, TokenPackerProcessor]:
-    """Model (on the GPU where there is one) and processor of `--model`, ready to answer.
+    """Model and processor of `--model`, ready to answer.
+
+    Args:
+        device: where the weights go; `auto` spreads them; None is the GPU where there is one.
+        dtype: of the weights, or `4bit` for the language model's; None takes them as stored.
 
     Raises:
-        ValueError: as `find_model`, and when weights or tokenizer are missing, damaged or do not fit the config.
+        ValueError: as `find_model`, for a device or type that is not to be had, and when weights or tokenizer are
+            missing, damaged or do not fit the config.
+        ImportError: for `4bit` without bitsandbytes.
     """
     folder = find_model(model)
     if not any((folder / name).is_file() for name in WEIGHT_FILES):
         raise ValueError(f"model {folder} has no weights ({' or '.join(WEIGHT_FILES)}); {REMEDY}")
     read_json(folder / "processor_config.json")
-    with _quiet(verbose):
-        import torch
+    placement = _placement(device, dtype)
+    with quiet(verbose):
         from safetensors import SafetensorError
 
         from tokenpacker.hf import TokenPackerForConditionalGeneration, TokenPackerProcessor
 
         try:
             loaded, report = TokenPackerForConditionalGeneration.from_pretrained(
-                folder, dtype="auto", output_loading_info=True
+                folder, output_loading_info=True, **placement
             )
             processor = TokenPackerProcessor.from_pretrained(folder)
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
@@ -74,7 +80,32 @@ def load_model(
     missing = sorted([*report["missing_keys"], *(key[0] for key in report["mismatched_keys"])])
     if missing:  # transformers would fill these with random numbers and go on
         raise ValueError(f"model {folder} lacks {len(missing)} weights of its config, such as {missing[0]}; {REMEDY}")
-    return loaded.to("cuda" if torch.cuda.is_available() else "cpu").eval(), processor
+    return loaded.eval(), processor
+
+
+def _placement(device: str | None, dtype: str | None) -> dict[str, Any]:
+    """Arguments of `from_pretrained` for `--device` and `--dtype`. Raises as `load_model`."""
+    import torch
+
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    kind, _, index = device.partition(":")
+    if kind not in DEVICES or (index and not index.isdigit()):
+        raise ValueError(f"--device {device} is unknown; use one of {', '.join(DEVICES)}, or cuda:1")
+    if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
+        raise ValueError(
+            f"--device {device} is not there: torch sees {torch.cuda.device_count()} CUDA devices; use cpu"
+        )
+    if dtype is not None and dtype not in DTYPES:
+        raise ValueError(f"--dtype {dtype} is unknown; use one of {', '.join(DTYPES)}")
+    if dtype != "4bit":
+        return {"device_map": device, "dtype": dtype or "auto"}
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise ImportError("--dtype 4bit needs bitsandbytes; run: pip install bitsandbytes")
+    from tokenpacker.hf import four_bit_config
+
+    compute = torch.float32 if kind == "cpu" else torch.bfloat16
+    return {"device_map": device, "dtype": compute, "quantization_config": four_bit_config(compute)}
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -92,31 +123,14 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def _check_kind(folder: Path) -> None:
     kind = read_json(folder / "config.json").get("model_type")
+    if kind in RELEASED_TYPES:
+        raise ValueError(f"model {folder} is in the original layout; first run: tokenpacker convert {folder} DST")
     if kind != MODEL_TYPE:
         raise ValueError(f"model {folder} is of the kind {kind!r}, not {MODEL_TYPE!r}; {REMEDY}")
 
 
-def _fetch(name: str, files: list[str]) -> Path:
-    if not re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", name):
-        raise ValueError(f"model {name} does not exist; {REMEDY}")
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import RepositoryNotFoundError
-
-    try:
-        return Path(snapshot_download(name, allow_patterns=files))
-    except RepositoryNotFoundError:
-        raise ValueError(
-            f"model {name} is neither a folder here nor on the hub (or it is private); check the name, or log in"
-        ) from None
-    except Exception as error:  # of several network libraries
-        raise ValueError(
-            f"model {name} is no folder here, and the hub cannot be reached for it ({type(error).__name__});"
-            " check the name and the network, or leave --model out"
-        ) from error
-
-
 @contextlib.contextmanager
-def _quiet(verbose: bool) -> Iterator[None]:
+def quiet(verbose: bool = False) -> Iterator[None]:
     """Within the context, libraries neither warn nor show bars unless the user wants to see it."""
     if verbose:
         yield

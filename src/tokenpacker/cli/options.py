@@ -37,6 +37,24 @@ MaxNewTokensOption = Annotated[
 JsonOption = Annotated[
     bool, typer.Option("--json", help="Print one JSON object and nothing else on standard output; notes go to stderr.")
 ]
+DeviceOption = Annotated[
+    str | None,
+    typer.Option(
+        "--device",
+        metavar="DEVICE",
+        help="cpu, cuda, cuda:1, or auto to spread the model over all GPUs and the memory.",
+        show_default="cuda where there is one",
+    ),
+]
+DtypeOption = Annotated[
+    str | None,
+    typer.Option(
+        "--dtype",
+        metavar="TYPE",
+        help="float32, float16, bfloat16, or 4bit (bitsandbytes) for the language model.",
+        show_default="as stored",
+    ),
+]
 VerboseOption = Annotated[
     bool, typer.Option("--verbose", "-v", help="Show what the libraries have to say while loading.")
 ]

@@ -6,7 +6,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tokenpacker.cli.models import load_model
-from tokenpacker.cli.options import JsonOption, MaxImageTokensOption, ModelOption, ScaleFactorOption, VerboseOption
+from tokenpacker.cli.options import (
+    DeviceOption,
+    DtypeOption,
+    JsonOption,
+    MaxImageTokensOption,
+    ModelOption,
+    ScaleFactorOption,
+    VerboseOption,
+)
 from tokenpacker.cli.output import image_notes_on_stderr, print_json, print_note
 
 if TYPE_CHECKING:
@@ -28,6 +36,8 @@ def show(
     model: ModelOption = None,
     scale_factor: ScaleFactorOption = None,
     max_image_tokens: MaxImageTokensOption = None,
+    device: DeviceOption = None,
+    dtype: DtypeOption = None,
     as_json: JsonOption = False,
     verbose: VerboseOption = False,
 ) -> None:
@@ -45,7 +55,7 @@ def show(
 
     with image_notes_on_stderr():
         picture = load_image(image)
-    loaded, processor = load_model(model, verbose)
+    loaded, processor = load_model(model, verbose, device, dtype)
     packed = PackedImage.plan(processor, picture, scale_factor=scale_factor, max_image_tokens=max_image_tokens)
     if token is not None:
         check_token(packed, token)

@@ -6,11 +6,14 @@ from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, Aut
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from tokenpacker.carried import carried_model_path
-from tokenpacker.hf.chat import VICUNA_SYSTEM, chat_template
+from tokenpacker.hf.chat import CHAT_FORMATS, LLAVA_SYSTEM, VICUNA_SYSTEM, chat_template
+from tokenpacker.hf.checkpoints import convert, export_original, load_released
 from tokenpacker.hf.config import TokenPackerConfig
-from tokenpacker.hf.image_processor import TokenPackerImageProcessor
+from tokenpacker.hf.image_processor import RELEASED_OPTIONS, TokenPackerImageProcessor
 from tokenpacker.hf.model import TokenPackerForConditionalGeneration, TokenPackerModel
 from tokenpacker.hf.processor import TokenPackerProcessor
+from tokenpacker.hf.quantization import four_bit_config
+from tokenpacker.hf.tokenizer import load_llama_tokenizer
 
 AutoConfig.register(TokenPackerConfig.model_type, TokenPackerConfig, exist_ok=True)
 AutoModel.register(TokenPackerConfig, TokenPackerModel, exist_ok=True)
@@ -24,6 +27,9 @@ AutoImageProcessor.register(
 AutoProcessor.register(TokenPackerConfig, TokenPackerProcessor, exist_ok=True)
 
 __all__ = [
+    "CHAT_FORMATS",
+    "LLAVA_SYSTEM",
+    "RELEASED_OPTIONS",
     "VICUNA_SYSTEM",
     "TokenPackerConfig",
     "TokenPackerForConditionalGeneration",
@@ -32,4 +38,9 @@ __all__ = [
     "TokenPackerProcessor",
     "carried_model_path",
     "chat_template",
+    "convert",
+    "export_original",
+    "four_bit_config",
+    "load_llama_tokenizer",
+    "load_released",
 ]

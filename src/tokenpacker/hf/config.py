@@ -25,6 +25,9 @@ class TokenPackerConfig(PreTrainedConfig):
             numbers count from the last layer's output, which is -1. None spreads four levels as the paper does.
         vision_query_level: hidden state that the coarse query comes from; None takes the last of `vision_levels`.
         image_token_id: id of the placeholder that packed tokens replace.
+        keep_spare_vision_layers: keep the tower's layers above the last used level, without running them. A converted
+            model needs them to be written back whole.
+        released: where a converted model comes from: its original config and what its files held, for the way back.
 
     Raises:
         ValueError: for levels that do not exist and for a projector config that does not fit.
@@ -41,6 +44,8 @@ class TokenPackerConfig(PreTrainedConfig):
         vision_levels: list[int] | None = None,
         vision_query_level: int | None = None,
         image_token_id: int = 32000,
+        keep_spare_vision_layers: bool = False,
+        released: dict[str, Any] | None = None,
         **kwargs: Any,
     ):
         self.vision_config = _sub_config(vision_config, "clip_vision_model")
@@ -51,6 +56,8 @@ class TokenPackerConfig(PreTrainedConfig):
         query_level = levels[-1] if vision_query_level is None else vision_query_level
         self.vision_query_level = _resolve_level(query_level, num_layers)
         self.image_token_id = image_token_id
+        self.keep_spare_vision_layers = keep_spare_vision_layers
+        self.released = released
         widths = {
             "vision_dim": self.vision_config.hidden_size,
             "language_dim": self.text_config.hidden_size,
@@ -74,6 +81,11 @@ class TokenPackerConfig(PreTrainedConfig):
     def projector(self) -> ProjectorConfig:
         """The projector's own config, which counts tokens without weights."""
         return config_from_dict(self.projector_config)
+
+    @property
+    def num_vision_layers(self) -> int:
+        """How many of the tower's layers run: up to the last level that is used."""
+        return max(*self.vision_levels, self.vision_query_level)
 
     @property
     def tile_size(self) -> tuple[int, int]:

@@ -17,7 +17,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling, ModelOutpu
 from tokenpacker import projectors
 from tokenpacker.features import VisionFeatures
 from tokenpacker.hf.config import TokenPackerConfig
-from tokenpacker.hf.vision_encoder import build_vision_tower, encode_tiles, encoder_layers
+from tokenpacker.hf.vision_encoder import build_spare_layers, build_vision_tower, encode_tiles, encoder_layers
 from tokenpacker.sequence import scatter_image_tokens
 
 
@@ -61,7 +61,7 @@ class TokenPackerPreTrainedModel(PreTrainedModel):
 
     def __init__(self, config: TokenPackerConfig):
         super().__init__(config)
-        unused = range(max(*config.vision_levels, config.vision_query_level), config.vision_config.num_hidden_layers)
+        unused = range(config.num_vision_layers, config.vision_config.num_hidden_layers)
         head_and_norm = r"vision_tower\..*(head|post_layernorm)\."
         self._keys_to_ignore_on_load_unexpected = [
             head_and_norm,
@@ -82,6 +82,8 @@ class TokenPackerModel(TokenPackerPreTrainedModel):
     def __init__(self, config: TokenPackerConfig):
         super().__init__(config)
         self.vision_tower = build_vision_tower(config)
+        if config.keep_spare_vision_layers:
+            self.spare_vision_layers = build_spare_layers(config)
         self.projector = projectors.build(config.projector)
         self._no_split_modules = [type(self.projector).__name__]  # device maps keep a projector on one device
         self.language_model = AutoModel.from_config(config.text_config)
@@ -216,8 +218,7 @@ class TokenPackerForConditionalGeneration(TokenPackerPreTrainedModel, Generation
         config = TokenPackerConfig(*parts, **config_kwargs)
         with torch.device("meta"):
             model = cls(config)
-        num_layers = max(*config.vision_levels, config.vision_query_level)
-        del encoder_layers(vision_tower)[num_layers:]
+        del encoder_layers(vision_tower)[config.num_vision_layers :]
         model.model.vision_tower = vision_tower
         model.model.language_model = language_model.base_model
         model.model.projector = projectors.build(config.projector).to(head.weight.device, head.weight.dtype)

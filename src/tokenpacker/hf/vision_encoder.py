@@ -18,10 +18,17 @@ from tokenpacker.hf.config import TokenPackerConfig
 def build_vision_tower(config: TokenPackerConfig) -> PreTrainedModel:
     """A freshly initialised vision tower that ends at the last level that is used."""
     vision_config = copy.deepcopy(config.vision_config)
-    vision_config.num_hidden_layers = max(*config.vision_levels, config.vision_query_level)
+    vision_config.num_hidden_layers = config.num_vision_layers
     if hasattr(vision_config, "vision_use_head"):
         vision_config.vision_use_head = False  # SigLIP's pooling head: nothing here reads it
     return AutoModel.from_config(vision_config)
+
+
+def build_spare_layers(config: TokenPackerConfig) -> nn.ModuleList:
+    """The freshly initialised layers above the last level that is used, frozen."""
+    vision_config = copy.deepcopy(config.vision_config)
+    vision_config.num_hidden_layers -= config.num_vision_layers
+    return encoder_layers(AutoModel.from_config(vision_config)).requires_grad_(False)
 
 
 def encoder_layers(tower: nn.Module) -> nn.ModuleList:

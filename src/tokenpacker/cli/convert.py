@@ -1,0 +1,198 @@
+"""`tokenpacker convert`: checkpoints from the original layout to ours, and back."""
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from tokenpacker.cli.options import JsonOption
+from tokenpacker.cli.output import print_json, print_note
+
+
+class Target(str, Enum):
+    """What `--to` can be."""
+
+    tokenpacker = "tokenpacker"
+    original = "original"
+    stage_1 = "stage-1"
+
+
+class Dtype(str, Enum):
+    """What `--dtype` can be."""
+
+    float32 = "float32"
+    float16 = "float16"
+    bfloat16 = "bfloat16"
+
+
+class TokenizerVariant(str, Enum):
+    """What `--tokenizer-variant` can be."""
+
+    slow = "slow"
+    slow_legacy = "slow_legacy"
+    fast = "fast"
+
+
+class WeightFormat(str, Enum):
+    """What `--weights` can be."""
+
+    bin = "bin"
+    safetensors = "safetensors"
+
+
+def convert(
+    src: Annotated[str, typer.Argument(metavar="SRC", help="Folder or hub id of the checkpoint.")],
+    dst: Annotated[Path, typer.Argument(metavar="DST", help="Folder to write; it appears when it is complete.")],
+    to: Annotated[
+        Target,
+        typer.Option(
+            "--to",
+            help="tokenpacker: what transformers loads. original: the whole model in the original layout."
+            " stage-1: mm_projector.bin of the original's first stage.",
+        ),
+    ] = Target.tokenpacker,
+    base: Annotated[
+        str | None,
+        typer.Option(
+            "--base",
+            metavar="FOLDER|HUB-ID",
+            help="Language model that a stage-1 or LoRA checkpoint was trained from.",
+            show_default="none",
+        ),
+    ] = None,
+    vision_tower: Annotated[
+        str | None,
+        typer.Option(
+            "--vision-tower",
+            metavar="FOLDER|HUB-ID",
+            help="Vision tower to take; with --to original, the name that the config gets.",
+            show_default="the checkpoint's own",
+        ),
+    ] = None,
+    dtype: Annotated[
+        Dtype | None,
+        typer.Option("--dtype", help="Cast all weights on the way.", show_default="as they are, bit for bit"),
+    ] = None,
+    merge: Annotated[
+        bool, typer.Option("--merge/--keep-adapter", help="Merge a LoRA adapter, or keep it for PEFT in DST/adapter.")
+    ] = True,
+    max_tiles: Annotated[
+        int | None,
+        typer.Option("--max-tiles", metavar="N", help="Limit of tiles.", show_default="patch_num of the config, or 9"),
+    ] = None,
+    tokenizer_variant: Annotated[
+        TokenizerVariant | None,
+        typer.Option(
+            "--tokenizer-variant",
+            help="Which of the original's tokenizers to reproduce; they differ in conversations of several turns.",
+            show_default="the one it was trained with",
+        ),
+    ] = None,
+    weights: Annotated[
+        WeightFormat, typer.Option("--weights", help="Format of the weights with --to original.")
+    ] = WeightFormat.bin,
+    tokenizer: Annotated[
+        Path | None,
+        typer.Option(
+            "--tokenizer",
+            metavar="FOLDER",
+            help="With --to original: folder with tokenizer.model.",
+            show_default="the one the model came with",
+        ),
+    ] = None,
+    revision: Annotated[
+        str | None, typer.Option("--revision", help="Branch, tag or commit of SRC on the hub.", show_default="main")
+    ] = None,
+    max_shard_gb: Annotated[
+        float, typer.Option("--max-shard-gb", metavar="GB", min=0.001, help="Largest file of weights.")
+    ] = 4.0,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace DST, once the new folder is complete.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Convert a checkpoint of the original TokenPacker code, or write a model back in its layout.
+
+    Weights are read file by file, so that memory holds a few gigabytes at most. Every tensor is accounted for.
+
+    Examples:
+
+        tokenpacker convert sunshine-lwt/TokenPacker-HD-7b-9patch-144token packer-hd-7b --dtype bfloat16
+
+        tokenpacker convert checkpoints/pretrain stage1 --base lmsys/vicuna-7b-v1.5
+
+        tokenpacker convert packer-hd-7b back --to original
+    """
+    from tokenpacker.cli.models import quiet
+
+    shared: dict[str, Any] = {
+        "vision_tower": vision_tower,
+        "dtype": dtype.value if dtype else None,
+        "overwrite": overwrite,
+        "shard_bytes": int(max_shard_gb * 1e9),
+    }
+    with quiet(), _progress(f"{src} to {dst}") as progress:
+        from tokenpacker.hf import checkpoints
+
+        if to is Target.tokenpacker:
+            _refuse({"--tokenizer": tokenizer}, "--to tokenpacker")
+            done = checkpoints.convert(
+                src,
+                dst,
+                base=base,
+                merge=merge,
+                max_tiles=max_tiles,
+                tokenizer_variant=tokenizer_variant.value if tokenizer_variant else None,
+                revision=revision,
+                progress=progress,
+                **shared,
+            )
+        else:
+            unused = {"--base": base, "--max-tiles": max_tiles, "--tokenizer-variant": tokenizer_variant}
+            _refuse(unused | {"--revision": revision}, f"--to {to.value}")
+            done = checkpoints.export_original(
+                src,
+                dst,
+                layout="stage-1" if to is Target.stage_1 else "complete",
+                weights=weights.value,
+                tokenizer=tokenizer,
+                progress=progress,
+                **shared,
+            )
+    for note in done["notes"]:
+        print_note(f"note: {note}")
+    if as_json:
+        print_json({"src": src, "dst": str(dst), "to": to.value, **done})
+    else:
+        typer.echo(f"{dst}: {done['tensors']} tensors, {done['bytes'] / 1e9:.2f} GB, from a {done['kind']} checkpoint")
+
+
+def _refuse(options: dict[str, Any], target: str) -> None:
+    given = [name for name, value in options.items() if value is not None]
+    if given:
+        raise ValueError(f"{given[0]} has no meaning with {target}; leave it out")
+
+
+@contextlib.contextmanager
+def _progress(title: str) -> Iterator[Callable[[int, int], None] | None]:
+    """A bar on standard error, where that is a terminal."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(title, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -1,0 +1,158 @@
+"""A model of ours written back in the original layout: the tensors that it came from, bit for bit."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig
+
+from tokenpacker.hf.checkpoints import names
+from tokenpacker.hf.checkpoints.accounts import Entry, collect, listed, read, shapes_of
+from tokenpacker.hf.checkpoints.convert import ADAPTER_FOLDER, Progress, as_dtype
+from tokenpacker.hf.checkpoints.files import read_json, weight_files
+from tokenpacker.hf.checkpoints.folder import SHARD_BYTES, ShardWriter, new_folder
+from tokenpacker.hf.checkpoints.original import ORIGINAL_FOLDER, check_exportable, copy_tokenizer, original_config
+from tokenpacker.hf.checkpoints.parts import STAGE_1_FILE
+from tokenpacker.hf.config import TokenPackerConfig
+from tokenpacker.hub import fetch
+
+Layout = Literal["complete", "stage-1"]
+SRC_REMEDY = "give the folder of a converted or trained TokenPacker model"
+MODEL_FILES = ("*.json", "*.safetensors", f"{ORIGINAL_FOLDER}/*")
+
+
+def export_original(
+    src: str | Path,
+    dst: str | Path,
+    *,
+    layout: Layout = "complete",
+    weights: Literal["bin", "safetensors"] = "bin",
+    tokenizer: str | Path | None = None,
+    vision_tower: str | None = None,
+    dtype: str | torch.dtype | None = None,
+    overwrite: bool = False,
+    shard_bytes: int = SHARD_BYTES,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Writes a model folder of ours in the original layout; returns what was done.
+
+    Weights that were cast when they were loaded get the type back that they came in, where that loses nothing.
+
+    Args:
+        src: folder or hub id that `convert` or `save_pretrained` wrote.
+        layout: `complete` is what stage 2 of the original writes; `stage-1` is `mm_projector.bin` and the config.
+        weights: `.bin` as the libraries of 2023 expect it, or safetensors.
+        tokenizer: folder with the original `tokenizer.model`; None takes the one that the model came with.
+        vision_tower: what the config names as tower; None keeps the name that the model came with.
+        dtype: of all weights; None gives each tensor its own.
+
+    Raises:
+        ValueError: for models that the original layout has no place for, and for damaged folders.
+        OSError: when the disk gets full; nothing is kept.
+    """
+    folder = fetch(str(src), MODEL_FILES, SRC_REMEDY)
+    kind = read_json(folder / "config.json").get("model_type")
+    if kind != TokenPackerConfig.model_type:
+        raise ValueError(f"model {folder} is of the kind {kind!r}, not {TokenPackerConfig.model_type!r}; {SRC_REMEDY}")
+    if layout not in ("complete", "stage-1") or weights not in ("bin", "safetensors"):
+        raise ValueError(f"layout={layout!r}, weights={weights!r}: use complete or stage-1, and bin or safetensors")
+    if (folder / ADAPTER_FOLDER).is_dir() and layout == "complete":
+        raise ValueError(
+            f"{folder} keeps a LoRA adapter beside its weights; convert its source again with --merge first"
+        )
+    config = TokenPackerConfig.from_pretrained(folder)
+    check_exportable(config)
+    content = original_config(config, read_json(folder / "processor_config.json"), vision_tower)
+    tokenizer_folder = _tokenizer_folder(folder, config, tokenizer) if layout == "complete" else None
+    entries = _entries(folder, config, layout)
+    chosen = as_dtype(dtype)
+    total = sum(e.num_elements * (chosen or e.dtype).itemsize for e in entries.values())
+    with new_folder(Path(dst), total, overwrite) as new:
+        if layout == "stage-1":
+            tensors = dict(_released_tensors(config, entries, chosen, progress))
+            torch.save(tensors, new / STAGE_1_FILE)
+            content |= {"architectures": ["LlamaForCausalLM"], "tune_mm_mlp_adapter": True}
+            num_tensors = len(tensors)
+        else:
+            writer = (ShardWriter.bin if weights == "bin" else ShardWriter.safetensors)(new, shard_bytes)
+            for name, tensor in _released_tensors(config, entries, chosen, progress):
+                writer.add(name, tensor)
+            writer.close()
+            num_tensors = writer.num_tensors
+            GenerationConfig.from_model_config(config.text_config).save_pretrained(new)
+        (new / "config.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        if tokenizer_folder is not None:
+            copy_tokenizer(tokenizer_folder, new)
+    return {"kind": layout, "tensors": num_tensors, "bytes": total, "notes": []}
+
+
+def _entries(folder: Path, config: TokenPackerConfig, layout: Layout) -> dict[str, Entry]:
+    """Our names with what is stored of them, all that the layout takes."""
+    found, expected = collect(weight_files(folder)), shapes_of(config)
+    wrong = [name for name in expected if name not in found or found[name].shape != expected[name]]
+    unknown = sorted(set(found) - set(expected))
+    if wrong or unknown:
+        raise ValueError(
+            f"{folder} does not fit its config; missing or of wrong shape: {listed(wrong)}; unknown: {listed(unknown)}"
+        )
+    inside = bool((config.released or {}).get("tower_inside", False))
+    tower = (names.TOWER, names.SPARE_LAYERS)
+    if layout == "stage-1":
+        return {name: entry for name, entry in found.items() if name.startswith(names.PROJECTOR)}
+    return {name: entry for name, entry in found.items() if inside or not name.startswith(tower)}
+
+
+def _released_tensors(
+    config: TokenPackerConfig, entries: dict[str, Entry], dtype: torch.dtype | None, progress: Progress | None
+) -> Iterator[tuple[str, Tensor]]:
+    """Released names and tensors, file by file, the buffers of 2023 at the end."""
+    released = config.released or {}
+    total, done = sum(entry.num_elements * entry.dtype.itemsize for entry in entries.values()), 0
+    waiting: dict[str, dict[str, Tensor]] = {}
+    for file in dict.fromkeys(entry.file for entry in entries.values()):
+        for entry, tensor in read(file, {name: e for name, e in entries.items() if e.file == file}):
+            ours = entry.stored_name
+            name = names.to_released(ours, config.num_vision_layers)
+            assert name is not None, f"{ours} passed the accounts"
+            parts = waiting.setdefault(name, {})
+            parts[ours] = tensor.to(dtype) if dtype else _as_stored(tensor, _stored_dtype(ours, released))
+            if len(parts) == names.num_parts(name):
+                yield name, names.join(waiting.pop(name))
+            done += entry.num_elements * entry.dtype.itemsize
+            if progress is not None:
+                progress(done, total)
+    rotary = released.get("rotary_frequencies")
+    if rotary and any(name.startswith(names.LANGUAGE_MODEL) for name in entries):
+        values = torch.tensor(rotary["values"], dtype=torch.float64).to(as_dtype(rotary["dtype"]))
+        for layer in range(rotary["layers"]):
+            yield f"model.layers.{layer}.self_attn.rotary_emb.inv_freq", values.clone()
+
+
+def _stored_dtype(name: str, released: dict[str, Any]) -> torch.dtype | None:
+    """The type that a tensor of ours came in; see `accounts.dtypes_by_part`."""
+    dtypes = released.get("dtypes", {})
+    prefix = next((prefix for prefix in dtypes if prefix.endswith(".") and name.startswith(prefix)), "")
+    return as_dtype(dtypes.get(name, dtypes.get(prefix)))
+
+
+def _as_stored(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+    """The tensor in its former type where that is no larger and loses nothing."""
+    if dtype is None or dtype == tensor.dtype or dtype.itemsize > tensor.dtype.itemsize:
+        return tensor
+    cast = tensor.to(dtype)
+    return cast if torch.equal(cast.to(tensor.dtype), tensor) else tensor
+
+
+def _tokenizer_folder(folder: Path, config: TokenPackerConfig, given: str | Path | None) -> Path:
+    """Where the original tokenizer is: given, beside the model, or where the model was converted from."""
+    source = (config.released or {}).get("tokenizer")
+    for place in [given] if given is not None else [folder / ORIGINAL_FOLDER, source]:
+        if place is not None and (Path(place) / "tokenizer.model").is_file():
+            return Path(place)
+    where = f"{given} has" if given is not None else f"neither {folder / ORIGINAL_FOLDER} nor its source {source} has"
+    raise ValueError(f"{where} a tokenizer.model; give the original's folder with --tokenizer (tokenizer=)")
