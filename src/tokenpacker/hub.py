@@ -32,7 +32,7 @@ def fetch(name: str, files: Sequence[str], remedy: str, revision: str | None = N
     if not is_hub_id(name):
         raise ValueError(f"model {name} does not exist; {remedy}")
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import RepositoryNotFoundError
+    from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
     try:
         return Path(snapshot_download(name, allow_patterns=list(files), revision=revision))
@@ -40,8 +40,18 @@ def fetch(name: str, files: Sequence[str], remedy: str, revision: str | None = N
         raise ValueError(
             f"model {name} is neither a folder here nor on the hub (or it is private); check the name, or log in"
         ) from None
+    except RevisionNotFoundError:
+        raise ValueError(f"model {name} has no revision {revision!r} on the hub; check it") from None
+    except OSError as error:
+        if error.errno is None:  # a library's own kind, about the network
+            raise _unreachable(name, remedy, error) from error
+        raise
     except Exception as error:  # of several network libraries
-        raise ValueError(
-            f"model {name} is no folder here, and the hub cannot be reached for it ({type(error).__name__});"
-            f" check the name and the network, or {remedy}"
-        ) from error
+        raise _unreachable(name, remedy, error) from error
+
+
+def _unreachable(name: str, remedy: str, error: Exception) -> ValueError:
+    return ValueError(
+        f"model {name} is no folder here, and the hub cannot be reached for it ({type(error).__name__});"
+        f" check the name and the network, or {remedy}"
+    )

@@ -55,13 +55,17 @@ def test_what_the_user_should_know_is_told_on_standard_error(run, make_complete,
 def test_mistakes_are_told_in_one_line(one_line_error, make_complete, make_stage_1, tmp_path):
     src = make_complete()
     assert "--base" in one_line_error("convert", make_stage_1(), tmp_path / "model")
-    assert one_line_error("convert", src, src).startswith(f"{src} exists already")
+    assert "which is read; choose another folder" in one_line_error("convert", src, src)
+    assert "exists already" in one_line_error("convert", src, make_complete())
     assert one_line_error("convert", src, tmp_path / "b", "--to", "original").endswith(
         "give the folder of a converted or trained TokenPacker model"
     )
     assert "--base has no meaning with --to original" in one_line_error(
         "convert", src, tmp_path / "b", "--to", "original", "--base", "x"
     )
+    assert "has no adapter to keep" in one_line_error("convert", src, tmp_path / "b", "--keep-adapter")
+    assert "has no revision 'v2'" in one_line_error("convert", src, tmp_path / "b", "--revision", "v2")
+    assert "--weights has no meaning" in one_line_error("convert", src, tmp_path / "b", "--weights", "bin")
     (src / "pytorch_model.bin").write_bytes(b"PK")
     assert "cannot be read; it is damaged or cut off" in one_line_error("convert", src, tmp_path / "model")
     assert not (tmp_path / "model").exists()

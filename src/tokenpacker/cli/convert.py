@@ -1,6 +1,7 @@
 """`tokenpacker convert`: checkpoints from the original layout to ours, and back."""
 
 import contextlib
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from enum import Enum
@@ -77,9 +78,9 @@ def convert(
         Dtype | None,
         typer.Option("--dtype", help="Cast all weights on the way.", show_default="as they are, bit for bit"),
     ] = None,
-    merge: Annotated[
-        bool, typer.Option("--merge/--keep-adapter", help="Merge a LoRA adapter, or keep it for PEFT in DST/adapter.")
-    ] = True,
+    keep_adapter: Annotated[
+        bool, typer.Option("--keep-adapter", help="Keep a LoRA adapter for PEFT in DST/adapter instead of merging it.")
+    ] = False,
     max_tiles: Annotated[
         int | None,
         typer.Option("--max-tiles", metavar="N", help="Limit of tiles.", show_default="patch_num of the config, or 9"),
@@ -88,13 +89,14 @@ def convert(
         TokenizerVariant | None,
         typer.Option(
             "--tokenizer-variant",
-            help="Which of the original's tokenizers to reproduce; they differ in conversations of several turns.",
+            help="Which of the original's tokenizers to reproduce; they differ from the second turn on.",
             show_default="the one it was trained with",
         ),
     ] = None,
     weights: Annotated[
-        WeightFormat, typer.Option("--weights", help="Format of the weights with --to original.")
-    ] = WeightFormat.bin,
+        WeightFormat | None,
+        typer.Option("--weights", help="Format of the weights with --to original.", show_default="bin"),
+    ] = None,
     tokenizer: Annotated[
         Path | None,
         typer.Option(
@@ -108,8 +110,15 @@ def convert(
         str | None, typer.Option("--revision", help="Branch, tag or commit of SRC on the hub.", show_default="main")
     ] = None,
     max_shard_gb: Annotated[
-        float, typer.Option("--max-shard-gb", metavar="GB", min=0.001, help="Largest file of weights.")
-    ] = 4.0,
+        float | None,
+        typer.Option(
+            "--max-shard-gb",
+            metavar="GB",
+            min=0.001,
+            help="Largest file of weights; as much is in memory.",
+            show_default="4.3",
+        ),
+    ] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace DST, once the new folder is complete.")
     ] = False,
@@ -133,18 +142,27 @@ def convert(
         "vision_tower": vision_tower,
         "dtype": dtype.value if dtype else None,
         "overwrite": overwrite,
-        "shard_bytes": int(max_shard_gb * 1e9),
     }
-    with quiet(), _progress(f"{src} to {dst}") as progress:
+    if max_shard_gb is not None:
+        shared["shard_bytes"] = int(max_shard_gb * 1e9)
+    only_from_original = {
+        "--base": base,
+        "--keep-adapter": keep_adapter or None,
+        "--max-tiles": max_tiles,
+        "--tokenizer-variant": tokenizer_variant,
+        "--revision": revision,
+    }
+    only_to_original = {"--weights": weights, "--tokenizer": tokenizer}
+    with quiet(), _stopped_by_signals(), _progress(f"{src} to {dst}") as progress:
         from tokenpacker.hf import checkpoints
 
         if to is Target.tokenpacker:
-            _refuse({"--tokenizer": tokenizer}, "--to tokenpacker")
+            _refuse(only_to_original, "--to tokenpacker")
             done = checkpoints.convert(
                 src,
                 dst,
                 base=base,
-                merge=merge,
+                merge=not keep_adapter,
                 max_tiles=max_tiles,
                 tokenizer_variant=tokenizer_variant.value if tokenizer_variant else None,
                 revision=revision,
@@ -152,13 +170,14 @@ def convert(
                 **shared,
             )
         else:
-            unused = {"--base": base, "--max-tiles": max_tiles, "--tokenizer-variant": tokenizer_variant}
-            _refuse(unused | {"--revision": revision}, f"--to {to.value}")
+            _refuse(only_from_original, f"--to {to.value}")
+            if to is Target.stage_1:
+                _refuse(only_to_original | {"--max-shard-gb": max_shard_gb}, "--to stage-1")
             done = checkpoints.export_original(
                 src,
                 dst,
                 layout="stage-1" if to is Target.stage_1 else "complete",
-                weights=weights.value,
+                weights=weights.value if weights else "bin",
                 tokenizer=tokenizer,
                 progress=progress,
                 **shared,
@@ -175,6 +194,22 @@ def _refuse(options: dict[str, Any], target: str) -> None:
     given = [name for name, value in options.items() if value is not None]
     if given:
         raise ValueError(f"{given[0]} has no meaning with {target}; leave it out")
+
+
+@contextlib.contextmanager
+def _stopped_by_signals() -> Iterator[None]:
+    """Within the context, SIGTERM and SIGHUP end the command as Ctrl-C does: what was begun is removed."""
+
+    def leave(number: int, frame: object) -> None:
+        raise SystemExit(128 + number)
+
+    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    before = {number: signal.signal(number, leave) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ from transformers.processing_utils import ProcessorMixin
 from tokenpacker.hf.chat import chat_template as default_chat_template
 from tokenpacker.hf.config import TokenPackerConfig
 from tokenpacker.hf.image_processor import TokenPackerImageProcessor, to_rgb
+from tokenpacker.hf.tokenizer import encode_as_trained
 from tokenpacker.projectors import config_from_dict
 from tokenpacker.sequence import ImageLayout, plan_layout
 
@@ -170,9 +171,7 @@ class TokenPackerProcessor(ProcessorMixin):
         if any(layouts) and tokenizer_kwargs.get("truncation"):
             raise ValueError("truncation would cut images apart; leave it out and bound them with max_image_tokens")
 
-        if self.tokenizer.bos_token and all(prompt.startswith(self.tokenizer.bos_token) for prompt in prompts):
-            tokenizer_kwargs["add_special_tokens"] = False  # the chat template has written the start already
-        encoded = self.tokenizer(prompts, **tokenizer_kwargs)
+        encoded = self._encode(prompts, tokenizer_kwargs)
         rows = [
             self._expand(dict(zip(encoded, values, strict=True)), layout)
             for values, layout in zip(zip(*encoded.values(), strict=True), layouts, strict=True)
@@ -193,6 +192,18 @@ class TokenPackerProcessor(ProcessorMixin):
             features = self.image_processor(pictures, tile_grids=grids, image_mode=image_mode)
             data["pixel_values"] = features["pixel_values"]
         return BatchFeature(data)
+
+    def _encode(self, prompts: list[str], tokenizer_kwargs: dict[str, Any]) -> dict[str, Any]:
+        """Ids and masks, not yet padded; a start token that the chat template has written is not added again."""
+        start = self.tokenizer.bos_token
+        if start and all(prompt.startswith(start) for prompt in prompts):
+            tokenizer_kwargs = tokenizer_kwargs | {"add_special_tokens": False}
+            if set(tokenizer_kwargs) == {"add_special_tokens"} and self.tokenizer.init_kwargs.get("llama_variant"):
+                # Released weights need this: see `encode_as_trained` for what one call cannot tell.
+                texts = [prompt.removeprefix(start) for prompt in prompts]
+                ids = [[self.tokenizer.bos_token_id, *encode_as_trained(self.tokenizer, text)] for text in texts]
+                return {"input_ids": ids, "attention_mask": [[1] * len(row) for row in ids]}
+        return dict(self.tokenizer(prompts, **tokenizer_kwargs))
 
     @property
     def model_input_names(self) -> list[str]:

@@ -91,7 +91,7 @@ def load_llama_tokenizer(
         tokenizer_object=_build(vocabulary, merges, added, names, rules),
         **{role: _special(name) for role, name in names.items()},
         extra_special_tokens=[_special(name) for name in added if name not in names.values()],
-        model_max_length=model_max_length or config.get("model_max_length") or int(1e30),
+        model_max_length=model_max_length or _max_length(folder, config),
         padding_side=padding_side,
         clean_up_tokenization_spaces=False,
         llama_variant=variant,
@@ -272,8 +272,11 @@ def _special_names(folder: Path, config: dict[str, Any]) -> dict[str, str]:
 
 def _read_added(folder: Path, config: dict[str, Any]) -> dict[str, int]:
     """Added tokens with their ids, wherever the folder's age had them written."""
-    listed = {entry["content"]: int(index) for index, entry in config.get("added_tokens_decoder", {}).items()}
-    return listed | _read_json(folder / "added_tokens.json")
+    try:
+        listed = {str(_content(entry)): int(index) for index, entry in config.get("added_tokens_decoder", {}).items()}
+        return listed | {name: int(index) for name, index in _read_json(folder / "added_tokens.json").items()}
+    except (AttributeError, TypeError, ValueError) as error:
+        raise ValueError(f"the added tokens of {folder} are no names with ids ({error}); fetch it again") from None
 
 
 def _number_added(
@@ -304,13 +307,23 @@ def _place_image_token(folder: Path, vocabulary: dict[str, int], added: dict[str
     added[IMAGE_TOKEN] = vocabulary[IMAGE_TOKEN]
 
 
+def _max_length(folder: Path, config: dict[str, Any]) -> int:
+    value = config.get("model_max_length") or int(1e30)
+    if type(value) not in (int, float) or value < 1:
+        raise ValueError(f"{folder} has model_max_length={value!r}; it must be a number of tokens")
+    return int(value)
+
+
 def _special(name: str) -> AddedToken:
     return AddedToken(name, special=True, normalized=True)
 
 
 def _content(entry: Any) -> str | None:
-    """A token's text, given alone or as the dict of an added token."""
-    return entry["content"] if isinstance(entry, dict) else entry
+    """A token's text, given alone or as the dict of an added token. Raises ValueError for anything else."""
+    text = entry.get("content") if isinstance(entry, dict) else entry
+    if (text in (None, "") and isinstance(entry, dict)) or not isinstance(text, (str, type(None))):
+        raise ValueError(f"a special token is given as {entry!r}, which is no text; fetch the tokenizer again")
+    return text
 
 
 def _escape(text: str) -> str:
@@ -324,7 +337,7 @@ def _read_json(path: Path) -> dict[str, Any]:
         return {}
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not valid JSON ({error}); fetch it again") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds no JSON object; fetch it again")

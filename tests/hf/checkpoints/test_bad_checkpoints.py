@@ -2,39 +2,18 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import pickle
-import shutil
-import subprocess
-import sys
+import zipfile
 
 import pytest
 import torch
 
 from released_layout import TOWER
-from tokenpacker.hf.checkpoints import convert, export_original, folder, load_released
+from tokenpacker.hf.checkpoints import load_released
 
 PROJECTOR = "model.mm_projector."
-
-
-@pytest.fixture
-def refused(tmp_path):
-    """Tries to convert and to load; gives the message, and sees that nothing was left behind."""
-
-    def convert_and_load(src, **options) -> str:
-        before = sorted(path.name for path in tmp_path.iterdir())
-        with pytest.raises(ValueError, match=r"\w") as error:
-            convert(src, tmp_path / "converted", **options)
-        assert sorted(path.name for path in tmp_path.iterdir()) == before
-        with pytest.raises(ValueError, match=r"\w") as same:
-            load_released(src, **options)
-        assert str(same.value) == str(error.value)
-        assert "\n" not in str(error.value)
-        return str(error.value)
-
-    return convert_and_load
 
 
 def test_unknown_missing_and_misshaped_tensors_are_all_listed_by_name(make_complete, refused):
@@ -107,7 +86,7 @@ def test_an_index_that_is_none(make_complete, refused, content):
 def test_an_index_that_leads_out_of_the_folder(make_complete, refused):
     src = make_complete(shards=2)
     (src / "pytorch_model.bin.index.json").write_text('{"weight_map": {"a": "../../elsewhere.bin"}}')
-    assert "'../../elsewhere.bin', which is no weight file beside it" in refused(src)
+    assert "names the shard ../../elsewhere.bin, which is no weight file beside it" in refused(src)
 
 
 @pytest.mark.parametrize("weights", ["bin", "safetensors"])
@@ -199,80 +178,86 @@ def test_an_adapter_that_fits_no_weight(lora_folder, base_folder, refused):
     )
 
 
-def test_a_folder_that_is_taken_stays_as_it_is(make_complete, tmp_path):
-    target = tmp_path / "converted"
-    target.mkdir()
-    (target / "precious").write_text("keep")
-    with pytest.raises(ValueError, match="exists already; choose another folder, or pass --overwrite"):
-        convert(make_complete(), target)
-    assert (target / "precious").read_text() == "keep"
-    convert(make_complete(), target, overwrite=True)
-    assert not (target / "precious").exists()
-    assert sorted(path.name for path in tmp_path.iterdir() if path.name.startswith(".")) == []
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [
+        (f"{TOWER}vision_model.encoder.layers.99.mlp.fc1.bias", "unknown"),
+        (f"{TOWER}vision_model.encoder.layers.23.novelty.weight", "unknown"),
+        (f"{TOWER}encoder.layers.1.mlp.fc1.bias", "stored under two names"),
+        (f"other.{PROJECTOR}mlp.0.bias", "unknown"),
+    ],
+)
+def test_no_tensor_is_dropped_or_taken_in_silence(make_complete, refused, name, problem):
+    src = make_complete(change=lambda tensors: tensors.update({name: torch.zeros(24)}))
+    assert f"1 {problem}: {name}" in refused(src)
 
 
-def test_too_little_room_is_told_before_anything_is_written(make_complete, tmp_path, monkeypatch):
-    usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(folder.shutil, "disk_usage", lambda _: usage._replace(free=1000))
-    with pytest.raises(ValueError, match=r"has room for 0.0 GB but 0.0 GB are to be written; free some"):
-        convert(make_complete(), tmp_path / "converted")
-    assert not (tmp_path / "converted").exists()
+def test_a_stage_only_brings_what_it_trains(make_stage_1, base_folder, refused):
+    src = make_stage_1(extra={"model.layers.0.mlp.up_proj.weight": torch.zeros(48, 32)})
+    assert "holds what its stage does not train: model.layers.0.mlp.up_proj.weight" in refused(src, base=base_folder)
 
 
-@pytest.mark.parametrize("failure", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()])
-def test_a_full_disk_or_ctrl_c_while_writing_leaves_nothing(make_complete, tmp_path, monkeypatch, failure):
-    calls = []
+def test_a_base_with_other_heads_is_another_model(make_stage_1, base_folder, refused):
+    message = refused(make_stage_1({"num_attention_heads": 8, "num_key_value_heads": 8}), base=base_folder)
+    assert "has num_attention_heads=4 but" in message
 
-    def fail_at_the_second_shard(tensors, path, **_):
-        calls.append(path)
-        path.write_bytes(b"half")
-        if len(calls) == 2:
-            raise failure
 
+@pytest.mark.parametrize(
+    "dtype", [torch.int64, torch.int8, torch.uint8, torch.bool, torch.complex64, torch.float8_e4m3fn]
+)
+@pytest.mark.parametrize("weights", ["bin", "safetensors"])
+def test_weights_are_floating_point(make_complete, refused, dtype, weights):
+    src = make_complete(weights, change=lambda tensors: tensors.update({"model.norm.weight": torch.ones(32).to(dtype)}))
+    assert "model.norm.weight" in refused(src)
+
+
+def test_numbers_too_large_for_the_wanted_type_are_not_made_infinite(make_complete, refused):
+    def enlarge(tensors):
+        tensors["lm_head.weight"] = tensors["lm_head.weight"].clone()
+        tensors["lm_head.weight"][0, 0] = -1e6
+
+    assert "numbers too large for float16; use bfloat16" in refused(make_complete(change=enlarge), dtype="float16")
+
+
+def test_a_compressed_archive_is_read_rightly(make_complete, tmp_path):
     src = make_complete()
-    monkeypatch.setattr(folder, "save_file", fail_at_the_second_shard)
-    with pytest.raises(type(failure)):
-        convert(src, tmp_path / "converted", shard_bytes=100_000)
-    assert len(calls) == 2
-    assert sorted(path.name for path in tmp_path.iterdir()) == [src.name]
-    monkeypatch.undo()
-    convert(src, tmp_path / "converted", shard_bytes=100_000)
+    file, plain = src / "pytorch_model.bin", load_released(src)[0].state_dict()
+    with zipfile.ZipFile(file) as archive:
+        entries = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in entries.items():
+            archive.writestr(name, content)
+    packed = load_released(src)[0].state_dict()
+    assert all(torch.equal(packed[name], tensor) for name, tensor in plain.items())
 
 
-@pytest.mark.skipif(not shutil.which("mount") or os.geteuid() != 0, reason="a small disk needs root to be mounted")
-def test_a_disk_that_is_really_full(make_complete, tmp_path, monkeypatch):
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    if subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk], check=False, capture_output=True
-    ).returncode:
-        pytest.skip("this machine does not allow mounts")
-    try:
-        src = make_complete()
-        convert(src, tmp_path / "converted")
-        monkeypatch.setattr(folder, "SPARE_BYTES", -(10**9))  # past the check beforehand
-        with pytest.raises(OSError, match="the disk is full; nothing was kept"):
-            convert(src, disk / "model")
-        for weights in ("bin", "safetensors"):
-            with pytest.raises(OSError, match="the disk is full; nothing was kept"):
-                export_original(tmp_path / "converted", disk / "model", weights=weights)
-        assert list(disk.iterdir()) == []
-    finally:
-        subprocess.run(["umount", "-l", disk], check=True)
+@pytest.mark.parametrize("key", ["hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size", "rope_theta"])
+@pytest.mark.parametrize("value", [-1, 0, "many", [1], 10**12, 2.5])
+def test_no_value_of_a_config_ends_in_a_traceback(make_complete, refused, key, value):
+    if key == "rope_theta" and value in (10**12, 2.5):
+        pytest.skip("a number that a base of frequencies can be; the stored frequencies decide")
+    refused(make_complete(config={key: value}))
 
 
-def test_what_a_killed_conversion_left_is_cleared_by_the_next(make_complete, tmp_path):
+@pytest.mark.parametrize(
+    "key", ["mm_vision_tower", "mm_use_im_start_end", "max_sequence_length", "pad_token_id", "hidden_act"]
+)
+@pytest.mark.parametrize("value", [[1], {"a": 1}, -5, "no such thing"])
+def test_no_other_value_of_a_config_either(make_complete, refused, key, value):
+    if (key, value) == ("mm_vision_tower", "no such thing"):
+        pytest.skip("the name of a tower that is not here, while its weights are")
+    refused(make_complete(config={key: value}))
+
+
+@pytest.mark.parametrize("content", ['{"unk_token": []}', '{"bos_token": {"a": 1}}', '{"eos_token": 3}', "{", "[1]"])
+def test_special_tokens_that_are_none(make_complete, refused, content):
     src = make_complete()
-    code = (
-        "import os, sys; from tokenpacker.hf import checkpoints; from tokenpacker.hf.checkpoints import folder\n"
-        "save = folder.save_file\n"
-        "def die(tensors, path, **kwargs):\n"
-        "    save(tensors, path, **kwargs); os.kill(os.getpid(), 9)\n"
-        "folder.save_file = die\n"
-        f"checkpoints.convert({str(src)!r}, {str(tmp_path / 'converted')!r}, shard_bytes=100_000)\n"
-    )
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -9
-    assert not (tmp_path / "converted").exists()
-    assert (tmp_path / ".converted.partial").exists()
-    convert(src, tmp_path / "converted")
-    assert not (tmp_path / ".converted.partial").exists()
+    (src / "special_tokens_map.json").write_text(content)
+    refused(src)
+
+
+@pytest.mark.parametrize("settings", [{"r": 8}, {"lora_alpha": None}, {"lora_alpha": "16"}, {"fan_in_fan_out": True}])
+def test_an_adapters_settings_must_fit_its_factors(lora_folder, base_folder, refused, settings):
+    file = lora_folder / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | settings))
+    assert next(iter(settings)) in refused(lora_folder, base=base_folder)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from released_layout import TOWER, load, save
+from released_layout import TOWER, VOCABULARY, load, save
 from tokenpacker.hf.checkpoints import convert, export_original, load_released
 
 
@@ -228,27 +228,72 @@ def test_the_golden_checkpoints_go_all_the_way_and_come_back(make_golden, tmp_pa
     assert all(torch.equal(value, expected[key]) for key, value in stage_1.state_dict().items())
 
 
-def test_memory_holds_one_file_beside_the_model(make_complete, tmp_path):
-    """Peak memory of loading shards of 24 MB into a model of 96 MB, in a process of its own."""
-    src = make_complete(config={"intermediate_size": 120_000}, change=widen, shards=4)
+@pytest.mark.parametrize("dtype", [None, "bfloat16"])
+@pytest.mark.parametrize("weights", ["bin", "safetensors"])
+def test_memory_holds_one_file_beside_the_model(make_complete, tmp_path, weights, dtype):
+    """Peak memory of loading and of converting four shards of 23 MB, in a process of its own."""
+    src = make_complete(weights, config={"intermediate_size": 120_000}, change=enlarge, shards=4)
     code = (
         "import resource\n"
-        "from tokenpacker.hf import load_released\n"
+        "from tokenpacker.hf import convert, load_released\n"
         "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024\n"
-        f"load_released({str(make_complete())!r})\n"  # what the libraries need
+        f"load_released({str(make_complete(weights))!r})\n"  # what the libraries need
         "before = peak()\n"
-        f"load_released({str(src)!r})\n"
+        f"convert({str(src)!r}, {str(tmp_path / 'converted')!r}, dtype={dtype!r}, shard_bytes=20_000_000)\n"
+        "print(peak() - before)\n"
+        f"load_released({str(src)!r}, dtype={dtype!r})\n"
         "print(peak() - before)\n"
     )
     result = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
-    files = [path.stat().st_size / 2**20 for path in src.glob("*.bin")]
-    largest_tensor = 120_000 * 32 * 4 / 2**20
-    assert float(result.stdout) < sum(files) + max(files) + largest_tensor
+    converting, loading = map(float, result.stdout.split())
+    files = [path.stat().st_size / 2**20 for path in src.iterdir() if path.suffix in (".bin", ".safetensors")]
+    allowed = max(files) + 120_000 * 32 * 4 / 2**20  # a shard and the largest tensor
+    assert converting < allowed + 20_000_000 / 2**20  # and the shard that is being written
+    assert loading < sum(files) / (2 if dtype else 1) + allowed
 
 
-def widen(tensors):
+def enlarge(tensors):
     generator = torch.Generator().manual_seed(0)
     for name in [name for name in tensors if ".mlp.up_proj" in name or ".mlp.gate_proj" in name]:
         tensors[name] = torch.randn(120_000, 32, generator=generator)
     for name in [name for name in tensors if ".mlp.down_proj" in name]:
         tensors[name] = torch.randn(32, 120_000, generator=generator)
+
+
+def test_position_ids_of_older_files_come_back(make_complete, tmp_path):
+    name, ids = f"{TOWER}vision_model.embeddings.position_ids", torch.arange(17)[None]
+    src = make_complete(change=lambda tensors: tensors.update({name: ids}))
+    convert(src, tmp_path / "converted")
+    export_original(tmp_path / "converted", tmp_path / "back")
+    assert torch.equal(load(tmp_path / "back")[name], ids)
+
+
+def test_merging_is_what_peft_does(lora_folder, base_folder):
+    merged, _ = load_released(lora_folder, base=base_folder)
+    kept, _ = load_released(lora_folder, base=base_folder, merge=False)
+    expected = kept.merge_and_unload().state_dict()
+    for name, tensor in merged.state_dict().items():
+        torch.testing.assert_close(tensor, expected[name], atol=1e-6, rtol=0)
+
+
+def test_the_processor_encodes_as_training_did_with_start_and_end_marks(make_complete):
+    from tokenpacker.train.labels import prepare_example
+
+    def widen(tensors):
+        for name in ("model.embed_tokens.weight", "lm_head.weight"):
+            tensors[name] = torch.cat([tensors[name], tensors[name][:2]])
+
+    src = make_complete(change=widen, config={"mm_use_im_start_end": True, "vocab_size": VOCABULARY + 2})
+    _, processor = load_released(src)
+    for question in ("What is it?", "The door", "two boats", " a"):
+        conversation = [{"from": "human", "value": f"<image>\n{question}"}, {"from": "gpt", "value": "a boat"}]
+        trained = prepare_example(conversation, processor.tokenizer, has_image=True, image_start_end=True)
+        prompt = processor.apply_chat_template(
+            [
+                {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question.strip()}]},
+                {"role": "assistant", "content": "a boat"},
+            ],
+            tokenize=False,
+        )
+        given = processor._encode([prompt], {})["input_ids"][0]
+        assert given == list(trained.input_ids)

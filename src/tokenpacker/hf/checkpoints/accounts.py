@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from tokenpacker.hf.checkpoints import names
-from tokenpacker.hf.checkpoints.files import read_tensors, stored_tensors
+from tokenpacker.hf.checkpoints.files import FETCH_AGAIN, read_tensors, stored_tensors
 from tokenpacker.hf.config import TokenPackerConfig
 from tokenpacker.hf.model import TokenPackerForConditionalGeneration
 
+MAX_NEW_TOKENS = 3  # <im_patch>, <im_start>, <im_end>
 MAX_LISTED = 40  # names in an error message
 # How far stored rotary frequencies may be from the config's: the rounding of bfloat16.
 FREQUENCY_TOLERANCE = 1e-2
@@ -46,8 +47,10 @@ def collect(files: Iterable[Path]) -> dict[str, Entry]:
 
 
 def grow(entry: Entry, rows: int) -> Entry:
-    """The entry with as many rows, as the original adds rows for new tokens; itself where it has them."""
-    return entry if entry.shape[0] >= rows else replace(entry, shape=(rows, *entry.shape[1:]), rows=rows)
+    """The entry with as many rows, as the original adds rows for its few new tokens; itself where it has them."""
+    if len(entry.shape) != 2 or not 0 < rows - entry.shape[0] <= MAX_NEW_TOKENS:
+        return entry
+    return replace(entry, shape=(rows, entry.shape[1]), rows=rows)
 
 
 def read(file: Path, entries: Mapping[str, Entry]) -> Iterator[tuple[Entry, Tensor]]:
@@ -60,8 +63,23 @@ def read(file: Path, entries: Mapping[str, Entry]) -> Iterator[tuple[Entry, Tens
         yield entry, tensor
 
 
+def check_finite(tensor: Tensor, dtype: torch.dtype | None, where: str) -> None:
+    """Raises ValueError for a tensor that holds NaN or infinity, or would in another type.
+
+    The smallest and the largest number tell: no mask as large as the tensor is made.
+    """
+    if not tensor.numel():
+        return
+    low, high = torch.aminmax(tensor)
+    if not bool(low.isfinite() & high.isfinite()):
+        raise ValueError(f"{where} holds NaN or infinity, so the file is damaged; {FETCH_AGAIN}")
+    if dtype is not None and max(-low.item(), high.item()) > torch.finfo(dtype).max:
+        name = str(dtype).removeprefix("torch.")
+        raise ValueError(f"{where} holds numbers too large for {name}; use bfloat16 or float32")
+
+
 def account(
-    found: Mapping[str, Entry], expected: Mapping[str, tuple[int, ...]], num_vision_layers: int
+    found: Mapping[str, Entry], expected: Mapping[str, tuple[int, ...]], config: TokenPackerConfig
 ) -> dict[str, tuple[str, ...]]:
     """Released name -> our names, for all that is needed.
 
@@ -70,28 +88,30 @@ def account(
         expected: shapes by our names.
 
     Raises:
-        ValueError: listing by name what is unknown, missing or of another shape.
+        ValueError: listing by name what is unknown, missing, of another shape, or there under two names.
     """
     plan: dict[str, tuple[str, ...]] = {}
-    shapes: dict[str, tuple[int, ...]] = {}
-    unknown, wrong = [], []
+    taken: set[str] = set()
+    unknown, wrong, twice = [], [], []
     for released, entry in found.items():
         if names.is_derived(released):
             continue
-        ours = names.from_released(released, num_vision_layers)
+        ours = names.from_released(released, config.num_vision_layers)
         if ours is None or any(name not in expected for name in ours):
-            if not names.is_spare(released, num_vision_layers):
+            if ours is None or not _is_unused_layer(ours[0], expected, config):
                 unknown.append(released)
             continue
-        rows = sum(expected[name][0] for name in ours)
-        shape = (rows, *expected[ours[0]][1:])
-        if entry.shape != shape:
-            wrong.append(f"{released} is {_shape(entry.shape)}, should be {_shape(shape)}")
+        shape = (sum(expected[name][0] for name in ours), *expected[ours[0]][1:])
+        if entry.shape != shape or not entry.dtype.is_floating_point:
+            kind = "" if entry.dtype.is_floating_point else f" of {entry.dtype}"
+            wrong.append(f"{released} is {_shape(entry.shape)}{kind}, should be {_shape(shape)}")
+        if taken.intersection(ours):
+            twice.append(released)
         plan[released] = ours
-        shapes |= dict.fromkeys(ours, shape)
-    missing = sorted({names.to_released(name, num_vision_layers) or name for name in expected if name not in shapes})
-    if unknown or missing or wrong:
-        problems = {"unknown": unknown, "missing": missing, "wrong shape": wrong}
+        taken.update(ours)
+    missing = sorted({names.to_released(name, config.num_vision_layers) or name for name in expected} - set(plan))
+    problems = {"unknown": unknown, "missing": missing, "wrong shape": wrong, "stored under two names": twice}
+    if any(problems.values()):
         told = "; ".join(f"{len(which)} {what}: {listed(which)}" for what, which in problems.items() if which)
         is_region = any(name.startswith(names.REGION_PREFIXES) for name in unknown)
         hint = " (mask_extractor belongs to a region model, which is no plain TokenPacker model)" if is_region else ""
@@ -99,14 +119,25 @@ def account(
     return plan
 
 
+def _is_unused_layer(name: str, expected: Mapping[str, tuple[int, ...]], config: TokenPackerConfig) -> bool:
+    """Whether the tower has this tensor, in a layer above the last that runs, and the model does not keep it."""
+    place = names.first_layer_name(name)
+    if place is None or config.keep_spare_vision_layers:
+        return False
+    return place[0] < config.vision_config.num_hidden_layers - config.num_vision_layers and place[1] in expected
+
+
 def shapes_of(config: TokenPackerConfig) -> dict[str, tuple[int, ...]]:
-    """Our names and shapes of all that a model of this config stores."""
-    with torch.device("meta"):
-        model = TokenPackerForConditionalGeneration(config)
+    """Our names and shapes of all that a model of this config stores. Raises ValueError where none can be built."""
+    try:
+        with torch.device("meta"):
+            model = TokenPackerForConditionalGeneration(config)
+    except Exception as error:  # of many kinds, for configs that contradict themselves
+        raise ValueError(f"no model can be built from the config ({' '.join(str(error).split())[:200]})") from error
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
 
 
-def rotary_frequencies(found: Mapping[str, Entry], expected: Tensor) -> dict[str, Any] | None:
+def rotary_frequencies(found: Mapping[str, Entry], expected: Tensor, num_layers: int) -> dict[str, Any] | None:
     """The rotary frequencies that a checkpoint stores, once for all layers; None where it stores none.
 
     The model computes them from its config; they are kept to be written back.
@@ -115,16 +146,21 @@ def rotary_frequencies(found: Mapping[str, Entry], expected: Tensor) -> dict[str
         expected: those of the config.
 
     Raises:
-        ValueError: when they differ between layers or from the config's.
+        ValueError: when they are not there for all layers, or differ between layers or from the config's.
     """
-    stored = [entry for name, entry in found.items() if names.ROTARY_FREQUENCIES.fullmatch(name)]
-    values: list[Tensor] = []
-    for file in {entry.file: None for entry in stored}:
-        values += [tensor for _, tensor in read_tensors(file, [e.stored_name for e in stored if e.file == file])]
-    if not values:
+    stored = {name: match for name in found if (match := names.ROTARY_FREQUENCIES.fullmatch(name))}
+    if not stored:
         return None
+    if {int(match[1]) for match in stored.values()} != set(range(num_layers)):
+        raise ValueError(
+            f"the checkpoint has rotary_emb.inv_freq for {len(stored)} of {num_layers} layers; fetch it anew"
+        )
+    values: list[Tensor] = []
+    for file in {found[name].file: None for name in stored}:
+        wanted = [found[name].stored_name for name in stored if found[name].file == file]
+        values += [tensor for _, tensor in read_tensors(file, wanted)]
     first = values[0]
-    if any(not torch.equal(first, value) for value in values):
+    if any(first.dtype != value.dtype or not torch.equal(first, value) for value in values):
         raise ValueError(
             "the checkpoint's rotary_emb.inv_freq differ between layers, which no LLaMA has; fetch it anew"
         )
@@ -132,7 +168,13 @@ def rotary_frequencies(found: Mapping[str, Entry], expected: Tensor) -> dict[str
         raise ValueError(
             "the checkpoint's rotary_emb.inv_freq are not those of its config; correct rope_theta or rope_scaling there"
         )
-    return {"dtype": str(first.dtype).removeprefix("torch."), "values": first.double().tolist(), "layers": len(values)}
+    return {"dtype": str(first.dtype).removeprefix("torch."), "values": first.double().tolist()}
+
+
+def position_ids_shape(found: Mapping[str, Entry]) -> list[int] | None:
+    """The shape of the tower's position ids, which count up from 0; None where a checkpoint does not store them."""
+    entry = next((entry for name, entry in found.items() if names.POSITION_IDS.fullmatch(name)), None)
+    return None if entry is None else list(entry.shape)
 
 
 def dtypes_by_part(plan: Mapping[str, tuple[str, ...]], found: Mapping[str, Entry]) -> dict[str, str]:

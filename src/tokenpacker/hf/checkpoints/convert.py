@@ -56,7 +56,7 @@ def load_released(
 
     Raises:
         ValueError: for whatever is missing, damaged, unknown or does not fit together.
-        ImportError: for a LoRA checkpoint without peft.
+        ImportError: for an adapter that is kept, without peft.
     """
     checkpoint = open_checkpoint(
         src,
@@ -70,14 +70,13 @@ def load_released(
     checkpoint.config.dtype = chosen
     with init_empty_weights(include_buffers=False):
         model = TokenPackerForConditionalGeneration(checkpoint.config)
-    for name, tensor in checkpoint.tensors(chosen, merge, _counter(checkpoint, progress)):
-        _assign(model, name, tensor.to(device, copy=True))
+    check_device(device)
+    for name, tensor in checkpoint.tensors(chosen, merge, _counter(checkpoint, progress), cast=False):
+        _assign(model, name, tensor.to(device, chosen, copy=True))
     model.to(device)  # buffers
     model.generation_config = checkpoint.generation_config
     model.eval()
-    if checkpoint.adapter is not None and not merge:
-        return checkpoint.adapter.attach(model), checkpoint.processor
-    return model, checkpoint.processor
+    return (model if merge else checkpoint.require_adapter().attach(model)), checkpoint.processor
 
 
 def convert(
@@ -119,9 +118,11 @@ def convert(
         tokenizer_variant=tokenizer_variant,
         revision=revision,
     )
+    if not merge:
+        checkpoint.require_adapter()  # before anything is written
     chosen = as_dtype(dtype)
     checkpoint.config.dtype = chosen or checkpoint.config.dtype
-    with new_folder(Path(dst), checkpoint.size_as(chosen), overwrite) as folder:
+    with new_folder(Path(dst), checkpoint.size_as(chosen), overwrite, [src, base, vision_tower]) as folder:
         writer = ShardWriter.safetensors(folder, shard_bytes)
         for name, tensor in checkpoint.tensors(chosen, merge, _counter(checkpoint, progress)):
             writer.add(name, tensor)
@@ -131,8 +132,8 @@ def convert(
         checkpoint.processor.save_pretrained(folder)
         (folder / ORIGINAL_FOLDER).mkdir()
         copy_tokenizer(checkpoint.tokenizer_folder, folder / ORIGINAL_FOLDER)
-        if checkpoint.adapter is not None and not merge:
-            checkpoint.adapter.save(folder / ADAPTER_FOLDER)
+        if not merge:
+            checkpoint.require_adapter().save(folder / ADAPTER_FOLDER)
     return {
         "kind": checkpoint.kind,
         "tensors": sum(len(ours) for targets in checkpoint.targets.values() for ours in targets.values()),
@@ -143,11 +144,19 @@ def convert(
 
 def as_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
     """A type by its name. Raises ValueError for others than float32, float16 and bfloat16."""
-    if dtype is None or isinstance(dtype, torch.dtype):
-        return dtype
+    if dtype is None or dtype in DTYPES.values():
+        return dtype  # type: ignore[return-value]
     if dtype not in DTYPES:
         raise ValueError(f"dtype={dtype!r} is unknown; use one of {', '.join(DTYPES)}")
-    return DTYPES[dtype]
+    return DTYPES[str(dtype)]
+
+
+def check_device(device: str | torch.device) -> None:
+    """Raises ValueError for a device that is not there."""
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device={str(device)!r} cannot be used ({' '.join(str(error).split())[:120]})") from None
 
 
 def _assign(model: nn.Module, name: str, tensor: Tensor) -> None:

@@ -14,13 +14,14 @@ from transformers import GenerationConfig
 from tokenpacker.hf.checkpoints import names
 from tokenpacker.hf.checkpoints.accounts import Entry, collect, listed, read, shapes_of
 from tokenpacker.hf.checkpoints.convert import ADAPTER_FOLDER, Progress, as_dtype
-from tokenpacker.hf.checkpoints.files import read_json, weight_files
+from tokenpacker.hf.checkpoints.files import WEIGHT_TYPES, read_json, weight_files
 from tokenpacker.hf.checkpoints.folder import SHARD_BYTES, ShardWriter, new_folder
 from tokenpacker.hf.checkpoints.original import ORIGINAL_FOLDER, check_exportable, copy_tokenizer, original_config
 from tokenpacker.hf.checkpoints.parts import STAGE_1_FILE
 from tokenpacker.hf.config import TokenPackerConfig
 from tokenpacker.hub import fetch
 
+STORED_TYPES = {str(dtype).removeprefix("torch."): dtype for dtype in WEIGHT_TYPES.values()}
 Layout = Literal["complete", "stage-1"]
 SRC_REMEDY = "give the folder of a converted or trained TokenPacker model"
 MODEL_FILES = ("*.json", "*.safetensors", f"{ORIGINAL_FOLDER}/*")
@@ -65,14 +66,18 @@ def export_original(
         raise ValueError(
             f"{folder} keeps a LoRA adapter beside its weights; convert its source again with --merge first"
         )
-    config = TokenPackerConfig.from_pretrained(folder)
+    try:
+        config = TokenPackerConfig.from_pretrained(folder)
+    except Exception as error:  # transformers validates with several kinds
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"{folder / 'config.json'} is damaged ({reason}); {SRC_REMEDY}") from error
     check_exportable(config)
     content = original_config(config, read_json(folder / "processor_config.json"), vision_tower)
     tokenizer_folder = _tokenizer_folder(folder, config, tokenizer) if layout == "complete" else None
     entries = _entries(folder, config, layout)
     chosen = as_dtype(dtype)
     total = sum(e.num_elements * (chosen or e.dtype).itemsize for e in entries.values())
-    with new_folder(Path(dst), total, overwrite) as new:
+    with new_folder(Path(dst), total, overwrite, [src, tokenizer]) as new:
         if layout == "stage-1":
             tensors = dict(_released_tensors(config, entries, chosen, progress))
             torch.save(tensors, new / STAGE_1_FILE)
@@ -128,16 +133,20 @@ def _released_tensors(
                 progress(done, total)
     rotary = released.get("rotary_frequencies")
     if rotary and any(name.startswith(names.LANGUAGE_MODEL) for name in entries):
-        values = torch.tensor(rotary["values"], dtype=torch.float64).to(as_dtype(rotary["dtype"]))
-        for layer in range(rotary["layers"]):
+        values = torch.tensor(rotary["values"], dtype=torch.float64).to(STORED_TYPES[rotary["dtype"]])
+        for layer in range(config.text_config.num_hidden_layers):
             yield f"model.layers.{layer}.self_attn.rotary_emb.inv_freq", values.clone()
+    shape = released.get("position_ids")
+    if shape and any(name.startswith(names.TOWER) for name in entries):
+        ids = torch.arange(torch.Size(shape).numel()).reshape(shape)
+        yield f"{names.RELEASED_TOWER}vision_model.embeddings.position_ids", ids
 
 
 def _stored_dtype(name: str, released: dict[str, Any]) -> torch.dtype | None:
     """The type that a tensor of ours came in; see `accounts.dtypes_by_part`."""
     dtypes = released.get("dtypes", {})
     prefix = next((prefix for prefix in dtypes if prefix.endswith(".") and name.startswith(prefix)), "")
-    return as_dtype(dtypes.get(name, dtypes.get(prefix)))
+    return STORED_TYPES.get(dtypes.get(name, dtypes.get(prefix, "")))
 
 
 def _as_stored(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:

@@ -22,6 +22,8 @@ WEIGHT_FILES = (
     ("pytorch_model.bin", "pytorch_model.bin.index.json"),
 )
 FETCH_AGAIN = "fetch the file anew"
+WEIGHT_TYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+OTHER_TYPES = {"I64": torch.int64}  # of position ids, which older libraries stored
 
 
 @dataclass(frozen=True)
@@ -109,16 +111,30 @@ def _header(file: Path) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
     try:
         with safe_open(file, framework="pt") as opened:
             entries = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118 - not a dict
-            return {name: (tuple(part.get_shape()), _dtype(part.get_dtype())) for name, part in entries.items()}
+            return {
+                name: (tuple(part.get_shape()), _dtype(part.get_dtype(), name, file)) for name, part in entries.items()
+            }
     except (SafetensorError, OSError, KeyError) as error:
         raise _unreadable(file, error) from error
 
 
-def _dtype(code: str) -> torch.dtype:
+def _dtype(code: str, name: str, file: Path) -> torch.dtype:
     """The type behind a safetensors code such as F32 or BF16."""
-    kinds = {"F": "float", "BF": "bfloat", "I": "int", "U": "uint"}
-    kind, bits = re.fullmatch(r"(BF|F|I|U)(\d+)", code).groups() if code != "BOOL" else ("", "")  # type: ignore[union-attr]
-    return getattr(torch, f"{kinds[kind]}{bits}") if kind else torch.bool
+    types = WEIGHT_TYPES | OTHER_TYPES
+    if code not in types:
+        raise ValueError(f"{file} holds {_clipped(name)} as {code}; weights are {', '.join(WEIGHT_TYPES)}")
+    return types[code]
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a value is an ordinary tensor with numbers that a weight can have."""
+    return (
+        isinstance(value, Tensor)
+        and value.layout == torch.strided
+        and not (value.is_nested or value.is_quantized)
+        and value.device.type == "cpu"
+        and value.dtype in {*WEIGHT_TYPES.values(), *OTHER_TYPES.values()}
+    )
 
 
 def _shards(index: Path) -> list[Path]:
@@ -129,7 +145,9 @@ def _shards(index: Path) -> list[Path]:
     names = sorted(set(map(str, weight_map.values())))
     for name in names:
         if Path(name).name != name or Path(name).suffix not in (".bin", ".safetensors"):
-            raise ValueError(f"{index} names the shard {name!r}, which is no weight file beside it; {FETCH_AGAIN}")
+            raise ValueError(
+                f"{index} names the shard {_clipped(name)}, which is no weight file beside it; {FETCH_AGAIN}"
+            )
         if not (index.parent / name).is_file():
             raise ValueError(f"{index} names the shard {name}, which is missing; {FETCH_AGAIN}")
     files = [index.parent / name for name in names]
@@ -148,7 +166,7 @@ def _unpickle(file: Path) -> dict[str, Tensor]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # about pickle protocols, before the error that follows
-            content = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
+            content = torch.load(file, map_location="cpu", weights_only=True, mmap=_can_be_mapped(file))
     except FileNotFoundError:
         raise ValueError(f"{file} is missing; {FETCH_AGAIN}") from None
     except pickle.UnpicklingError as error:
@@ -164,9 +182,25 @@ def _unpickle(file: Path) -> dict[str, Tensor]:
     if not isinstance(content, dict):
         raise ValueError(f"{file} holds a {type(content).__name__}, not names and tensors; give a file of weights")
     for name, value in content.items():
-        if not isinstance(name, str) or not isinstance(value, Tensor) or value.layout != torch.strided:
-            raise ValueError(f"{file} holds {name!r}: {type(value).__name__}, which is no plain tensor")
+        if not isinstance(name, str) or not _is_plain(value):
+            kind = f"{value.dtype} tensor" if isinstance(value, Tensor) else type(value).__name__
+            raise ValueError(f"{file} holds {_clipped(name)}: {kind}, which is no plain tensor of weights")
     return content
+
+
+def _can_be_mapped(file: Path) -> bool:
+    """Whether the file is an archive whose entries lie in it as they are."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            return all(entry.compress_type == zipfile.ZIP_STORED for entry in archive.infolist())
+    except (zipfile.BadZipFile, OSError):
+        return False
+
+
+def _clipped(name: object) -> str:
+    """A name from a file that may be hostile, fit for a terminal."""
+    text = name if isinstance(name, str) and name.isprintable() else repr(name)
+    return text if len(text) <= 120 else f"{text[:117]}..."
 
 
 def _unreadable(file: Path, error: Exception) -> ValueError:
@@ -176,4 +210,4 @@ def _unreadable(file: Path, error: Exception) -> ValueError:
 
 
 def _some(names: list[str], limit: int = 8) -> str:
-    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
+    return ", ".join(map(_clipped, names[:limit])) + (f" and {len(names) - limit} more" if len(names) > limit else "")

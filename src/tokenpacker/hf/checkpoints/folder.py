@@ -7,7 +7,7 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import torch
@@ -15,56 +15,111 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+try:
+    import fcntl
+except ImportError:  # Windows: two writers of one folder are then not told apart
+    fcntl = None  # type: ignore[assignment]
+
 SHARD_BYTES = 4 * 1024**3
 FULL_BYTES = 1024**2  # a disk with less room is full
 SPARE_BYTES = 64 * 1024**2  # for the small files beside the weights
 
 
 @contextlib.contextmanager
-def new_folder(path: Path, needed_bytes: int, overwrite: bool = False) -> Iterator[Path]:
+def new_folder(
+    path: Path, needed_bytes: int, overwrite: bool = False, sources: Iterable[str | Path | None] = ()
+) -> Iterator[Path]:
     """A folder to write into, which takes the name `path` when the block ends well and vanishes when it does not.
 
     What a killed run has left is removed by the next one. With `overwrite` the old folder stays until the new one is
     complete.
 
+    Args:
+        sources: what is read meanwhile; it may not lie in the place that is written.
+
     Raises:
-        ValueError: when `path` is taken, or the disk has less room than `needed_bytes`.
+        ValueError: when `path` is taken or being written, holds a source, or the disk has less room than needed.
         OSError: when the disk gets full meanwhile, or the place cannot be written.
     """
-    path = path.expanduser().absolute()
-    if path.exists() and (not path.is_dir() or (any(path.iterdir()) and not overwrite)):
-        raise ValueError(f"{path} exists already; choose another folder, or pass --overwrite (overwrite=True)")
+    path = path.expanduser().resolve()
+    _check_place(path, overwrite, sources)
+    _check_room(path, needed_bytes)
+    made = [parent for parent in path.parents if not parent.exists()]
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.parent / f".{path.name}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    free = shutil.disk_usage(path.parent).free
-    if free < needed_bytes + SPARE_BYTES:
-        raise ValueError(
-            f"{path.parent} has room for {free / 1e9:.1f} GB but {needed_bytes / 1e9:.1f} GB are to be written;"
-            " free some, or choose another disk"
-        )
-    partial.mkdir()
     try:
-        yield partial
-        _swap(partial, path)
-    except BaseException as error:
-        full = _is_full_disk(error, partial)
-        shutil.rmtree(partial, ignore_errors=True)
-        if full:
-            raise OSError(
-                errno.ENOSPC, "the disk is full; nothing was kept. Free some room and run it again", str(path)
-            ) from error
+        with _only_writer(path):
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir()
+            try:
+                yield partial
+                _swap(partial, path, overwrite)
+            except BaseException as error:
+                full = _is_full_disk(error, partial)
+                shutil.rmtree(partial, ignore_errors=True)
+                if full:
+                    message = "the disk is full; nothing was kept. Free some room and run it again"
+                    raise OSError(errno.ENOSPC, message, str(path)) from error
+                raise
+    except BaseException:
+        for parent in made:
+            with contextlib.suppress(OSError):  # not empty: somebody else uses it by now
+                parent.rmdir()
         raise
 
 
-def _swap(partial: Path, path: Path) -> None:
+def _check_place(path: Path, overwrite: bool, sources: Iterable[str | Path | None]) -> None:
+    for source in sources:
+        if source is None:
+            continue
+        place = Path(source).expanduser().resolve()
+        if place.exists() and (place == path or path in place.parents):
+            raise ValueError(f"{path} holds {source}, which is read; choose another folder to write")
+    if os.path.ismount(path):
+        raise ValueError(f"{path} is where a disk is mounted and cannot be replaced; choose a folder within it")
+    if not path.exists():
+        return
+    taken = not path.is_dir() or any(path.iterdir())
+    if taken and not overwrite:
+        raise ValueError(f"{path} exists already; choose another folder, or pass --overwrite (overwrite=True)")
+    if taken and not (path / "config.json").is_file():
+        raise ValueError(f"{path} is no model's folder and is not replaced; choose another, or remove it yourself")
+
+
+def _check_room(path: Path, needed_bytes: int) -> None:
+    disk = next(parent for parent in path.parents if parent.exists())
+    free, needed = shutil.disk_usage(disk).free, needed_bytes + SPARE_BYTES
+    if free < needed:
+        raise ValueError(
+            f"{disk} has room for {free / 1e6:,.0f} MB but {needed / 1e6:,.0f} MB are needed; free some, or choose"
+            " another disk"
+        )
+
+
+@contextlib.contextmanager
+def _only_writer(path: Path) -> Iterator[None]:
+    """Within the context no other process writes this folder; the lock goes with its process, however that ends."""
+    lock = path.parent / f".{path.name}.lock"
+    with lock.open("w") as file:
+        try:
+            if fcntl is not None:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise ValueError(f"another process is writing {path}; wait for it, or choose another folder") from None
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
+
+
+def _swap(partial: Path, path: Path, overwrite: bool) -> None:
     """Gives the finished folder its name; an old folder of that name goes last."""
     old = path.parent / f".{path.name}.old"
     shutil.rmtree(old, ignore_errors=True)
-    if path.exists():
+    if overwrite and path.exists():
         os.replace(path, old)
     try:
-        os.replace(partial, path)
+        os.replace(partial, path)  # replaces an empty folder, and no other
     except BaseException:
         if old.exists():
             os.replace(old, path)

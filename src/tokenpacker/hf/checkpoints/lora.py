@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from tokenpacker.hf.checkpoints import names
+from tokenpacker.hf.checkpoints.accounts import check_finite
 from tokenpacker.hf.checkpoints.files import read_json, read_tensors, stored_tensors
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ ADAPTER_FOLDER = "adapter"  # within a converted model that keeps its adapter
 _KEY = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<part>[AB])\.weight")
 # Settings under which the update is not simply scale * B A.
 _UNSUPPORTED = (
+    "fan_in_fan_out",
     "use_dora",
     "rank_pattern",
     "alpha_pattern",
@@ -35,10 +37,13 @@ _UNSUPPORTED = (
 
 @dataclass(frozen=True)
 class Adapter:
-    """An adapter's settings and, by the name of our weight that they update, its factors A (r, in) and B (out, r)."""
+    """An adapter: by the name of our weight that they update, its factors A (rank, in) and B (out, rank)."""
 
-    settings: dict[str, Any]
     factors: Mapping[str, tuple[Tensor, Tensor]]
+    rank: int
+    alpha: float
+    dropout: float
+    rank_stabilised: bool
 
     @classmethod
     def read(cls, folder: Path) -> Adapter:
@@ -46,69 +51,47 @@ class Adapter:
 
         Raises:
             ValueError: for a damaged file, another kind of adapter, and keys that belong to no linear layer.
-            ImportError: without peft.
         """
-        _require_peft()
-        settings = read_json(folder / ADAPTER_CONFIG)
         where = folder / ADAPTER_CONFIG
+        settings = read_json(where)
         if settings.get("peft_type") != "LORA":
             raise ValueError(f"{where} has peft_type={settings.get('peft_type')!r}; only LORA can be converted")
         used = [key for key in _UNSUPPORTED if settings.get(key)]
         if used or settings.get("bias", "none") != "none":
-            raise ValueError(
-                f"{where} sets {', '.join(used) or 'bias'}, which the original never did; merge it with peft"
-            )
-        file = next((folder / name for name in ADAPTER_WEIGHTS if (folder / name).is_file()), None)
-        if file is None:
-            raise ValueError(f"{folder} has no {' or '.join(ADAPTER_WEIGHTS)}; give the adapter's whole folder")
-        stored = stored_tensors([file])
-        unknown = [name for name in stored if _KEY.fullmatch(name) is None]
-        if unknown:
-            raise ValueError(f"{file} holds unknown tensors: {', '.join(sorted(unknown))}")
-        pairs: dict[str, dict[str, Tensor]] = {}
-        for name, tensor in read_tensors(file, stored):
-            if not bool(torch.isfinite(tensor).all()):
-                raise ValueError(f"{file} is damaged: {name} holds NaN or infinity; fetch it anew")
-            match = _KEY.fullmatch(name)
-            assert match is not None
-            ours = names.from_released(f"{match['module']}.weight", num_layers=0)
-            if ours is None or len(ours) != 1:
-                raise ValueError(f"{file} updates {match['module']}, which released models train without LoRA")
-            pairs.setdefault(ours[0], {})[match["part"]] = tensor.clone()
-        halves = [name for name, pair in pairs.items() if len(pair) != 2]
-        if halves:
-            raise ValueError(f"{file} lacks lora_A or lora_B of {', '.join(sorted(halves))}; fetch it anew")
-        return cls(settings, {name: (pair["A"], pair["B"]) for name, pair in pairs.items()})
+            what = ", ".join(used) or "bias"
+            raise ValueError(f"{where} sets {what}, which the original never did; merge it with peft")
+        adapter = cls(
+            factors=_read_factors(folder),
+            rank=int(_number(settings, "r", where)),
+            alpha=_number(settings, "lora_alpha", where),
+            dropout=_number(settings | {"lora_dropout": settings.get("lora_dropout", 0.0)}, "lora_dropout", where),
+            rank_stabilised=settings.get("use_rslora") is True,
+        )
+        for name, (a, b) in adapter.factors.items():
+            if a.dim() != 2 or b.dim() != 2 or not a.shape[0] == b.shape[1] == adapter.rank > 0:
+                shapes = f"{tuple(a.shape)} and {tuple(b.shape)}"
+                raise ValueError(f"{folder}: the factors of {name} are {shapes}, which is not rank r={adapter.rank}")
+        return adapter
 
     def check(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
         """Raises ValueError when a factor has no weight of ours to update, or does not fit its shape."""
         for name, (a, b) in self.factors.items():
             shape, made = shapes.get(name), (b.shape[0], a.shape[1])
-            if shape != made or a.shape[0] != b.shape[1]:
+            if shape != made:
                 raise ValueError(f"the adapter's update of {name} has shape {made}, the base model's weight {shape}")
 
     def merge(self, name: str, weight: Tensor) -> Tensor:
-        """The weight with its update, summed in float32; the weight itself when the adapter leaves it alone."""
-        if name not in self.factors:
-            return weight
-        from peft import get_peft_model
-
-        with torch.device("meta"):
-            linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
-        linear.weight = nn.Parameter(weight.float())
+        """The weight with its update, summed in float32."""
         a, b = self.factors[name]
-        model = get_peft_model(nn.ModuleDict({"linear": linear}), self._config(["linear"], rank=a.shape[0]))
-        layer: Any = model.get_submodule("base_model.model.linear")
-        layer.lora_A["default"].weight.data = a.float()
-        layer.lora_B["default"].weight.data = b.float()
-        merged: Any = model.merge_and_unload()
-        return merged["linear"].weight.data.to(weight.dtype)
+        scale = self.alpha / (self.rank**0.5 if self.rank_stabilised else self.rank)
+        return torch.addmm(weight.float(), b.float(), a.float(), alpha=scale).to(weight.dtype)
 
     def attach(self, model: nn.Module) -> PeftModel:
         """The model with the adapter beside its weights, as `PeftModel.from_pretrained` would give it."""
+        config = self.peft_config()
         from peft import get_peft_model, set_peft_model_state_dict
 
-        wrapped = get_peft_model(model, self.peft_config())
+        wrapped = get_peft_model(model, config)
         set_peft_model_state_dict(wrapped, self._state())
         return wrapped.eval()
 
@@ -126,26 +109,50 @@ class Adapter:
         }
 
     def peft_config(self) -> LoraConfig:
-        """PEFT's config. Full names keep the vision tower out, whose layers are called like the language model's."""
-        modules = sorted(name.removesuffix(".weight") for name in self.factors)
-        rank = next(iter(self.factors.values()))[0].shape[0]
-        return self._config(modules, rank)
+        """PEFT's config. Full names keep the vision tower out, whose layers are called like the language model's.
 
-    def _config(self, modules: list[str], rank: int) -> LoraConfig:
-        from peft import LoraConfig
-
+        Raises:
+            ImportError: without peft.
+        """
+        try:
+            from peft import LoraConfig
+        except ImportError as error:
+            raise ImportError("keeping an adapter needs peft; run: pip install peft") from error
         return LoraConfig(
-            r=rank,
-            lora_alpha=self.settings.get("lora_alpha", 8),
-            lora_dropout=self.settings.get("lora_dropout", 0.0),
-            use_rslora=bool(self.settings.get("use_rslora", False)),
-            target_modules=modules,
+            r=self.rank,
+            lora_alpha=self.alpha,  # type: ignore[arg-type]
+            lora_dropout=self.dropout,
+            use_rslora=self.rank_stabilised,
+            target_modules=sorted(name.removesuffix(".weight") for name in self.factors),
             inference_mode=True,
         )
 
 
-def _require_peft() -> None:
-    try:
-        import peft  # noqa: F401
-    except ImportError as error:
-        raise ImportError("LoRA checkpoints need peft; run: pip install 'tokenpacker[train]'") from error
+def _read_factors(folder: Path) -> dict[str, tuple[Tensor, Tensor]]:
+    file = next((folder / name for name in ADAPTER_WEIGHTS if (folder / name).is_file()), None)
+    if file is None:
+        raise ValueError(f"{folder} has no {' or '.join(ADAPTER_WEIGHTS)}; give the adapter's whole folder")
+    stored = stored_tensors([file])
+    unknown = [name for name in stored if _KEY.fullmatch(name) is None]
+    if unknown or not stored:
+        raise ValueError(f"{file} holds {'unknown tensors: ' + ', '.join(sorted(unknown)) if unknown else 'nothing'}")
+    pairs: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in read_tensors(file, stored):
+        check_finite(tensor, None, f"{file}: {name}")
+        match = _KEY.fullmatch(name)
+        assert match is not None
+        ours = names.from_released(f"{match['module']}.weight", num_layers=0)
+        if ours is None or len(ours) != 1 or not ours[0].startswith((names.LANGUAGE_MODEL, "lm_head.")):
+            raise ValueError(f"{file} updates {match['module']}, which released models train without LoRA")
+        pairs.setdefault(ours[0], {})[match["part"]] = tensor.clone()
+    halves = [name for name, pair in pairs.items() if len(pair) != 2]
+    if halves:
+        raise ValueError(f"{file} lacks lora_A or lora_B of {', '.join(sorted(halves))}; fetch it anew")
+    return {name: (pair["A"], pair["B"]) for name, pair in pairs.items()}
+
+
+def _number(settings: dict[str, Any], key: str, where: Path) -> float:
+    value: Any = settings.get(key)
+    if type(value) not in (int, float) or not 0 <= value < float("inf"):
+        raise ValueError(f"{where} has {key}={value!r}; it must be a number of at least 0")
+    return value

@@ -30,9 +30,9 @@ _PROJECTOR_MODULES = {
 _IN_PROJECTION = {"clip_attn.in_proj_weight": "weight", "clip_attn.in_proj_bias": "bias"}
 _IN_PARTS = ("query_proj", "key_proj", "value_proj")  # in the order of their rows
 
-# Buffers that follow from the config. The first is kept to write it back, the second nobody needs.
-ROTARY_FREQUENCIES = re.compile(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq")
-POSITION_IDS = re.compile(r".*\.embeddings\.position_ids")
+# Buffers that follow from the config; what is needed to write them back is kept in ours.
+ROTARY_FREQUENCIES = re.compile(r"model\.layers\.(\d+)\.self_attn\.rotary_emb\.inv_freq")
+POSITION_IDS = re.compile(re.escape(RELEASED_TOWER) + r"vision_model\.embeddings\.position_ids")
 # What a file of a complete CLIP holds beside its vision tower.
 OTHER_CLIP_PARTS = re.compile(r"(text_model\.|text_projection|visual_projection|logit_scale)")
 REGION_PREFIXES = ("mask_extractor.", "model.mask_extractor.")
@@ -84,10 +84,10 @@ def is_derived(name: str) -> bool:
     return ROTARY_FREQUENCIES.fullmatch(name) is not None or POSITION_IDS.fullmatch(name) is not None
 
 
-def is_spare(name: str, num_layers: int) -> bool:
-    """Whether a released tensor belongs to the tower's layers above the last that runs."""
-    ours = from_released(name, num_layers)
-    return ours is not None and ours[0].startswith(SPARE_LAYERS)
+def first_layer_name(name: str) -> tuple[int, str] | None:
+    """For one of our spare layers' tensors, how many layers it is above the last that runs, and its sister's name."""
+    match = re.fullmatch(re.escape(SPARE_LAYERS) + r"(\d+)\.(.+)", name)
+    return None if match is None else (int(match[1]), f"{TOWER}encoder.layers.0.{match[2]}")
 
 
 def split(tensor: Tensor, num_parts: int) -> tuple[Tensor, ...]:

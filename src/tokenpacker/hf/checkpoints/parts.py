@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,11 @@ from typing import Any
 from transformers import LlamaConfig
 
 from tokenpacker.hf.checkpoints import names
-from tokenpacker.hf.checkpoints.accounts import Entry, collect, grow
+from tokenpacker.hf.checkpoints.accounts import Entry, collect, grow, listed
 from tokenpacker.hf.checkpoints.files import has_weights, read_json, weight_files
 from tokenpacker.hf.checkpoints.lora import ADAPTER_CONFIG, Adapter
 from tokenpacker.hf.checkpoints.settings import ReleasedSettings, language_model_config
-from tokenpacker.hf.checkpoints.vision_tower import TowerSource, open_tower, tower_from_shapes
+from tokenpacker.hf.checkpoints.vision_tower import REMEDY, TowerSource, open_tower, tower_from_shapes
 from tokenpacker.hub import fetch
 from tokenpacker.released import RELEASED_MODELS
 
@@ -22,6 +23,11 @@ BASE_FILES = ("*.json", "model*.safetensors", "pytorch_model*.bin", "tokenizer.m
 CHECKPOINT_FILES = (*BASE_FILES, "adapter_model.*", STAGE_1_FILE, LORA_FILE)
 SRC_REMEDY = "give a folder or hub id of a checkpoint in the original layout"
 BASE_REMEDY = "give the language model that it was trained from with --base (base=)"
+# What a stage may have trained beside an adapter, with the prefixes of the wrappers that it was saved from.
+TRAINED_NAME = re.compile(
+    r"(?:base_model\.model\.)?(?:model\.)?(mm_projector\..+|embed_tokens\.weight|lm_head\.weight)"
+)
+SAME_AS_BASE = ("num_attention_heads", "num_key_value_heads", "rms_norm_eps", "hidden_act", "rope_parameters")
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 
@@ -58,6 +64,8 @@ class Parts:
 def open_parts(src: str, base: str | None, vision_tower: str | None, revision: str | None) -> Parts:
     """The parts of the checkpoint `src`. Raises ValueError as `source.open_checkpoint`."""
     folder = fetch(src, CHECKPOINT_FILES, SRC_REMEDY, revision)
+    if revision is not None and Path(src).expanduser().is_dir():
+        raise ValueError(f"{src} is a folder here and has no revision {revision!r}; leave it out")
     where = str(folder / "config.json")
     content = read_json(folder / "config.json")
     settings = ReleasedSettings.read(content, where)
@@ -77,10 +85,9 @@ def open_parts(src: str, base: str | None, vision_tower: str | None, revision: s
         folders: tuple[Path, ...] = (folder,)
         found = collect(weight_files(folder))
     else:
-        folders = (folder, _base_folder(kind, src, base))
+        folders = (folder, _base_folder(kind, src, base, text_config))
         found = collect(weight_files(folders[1]))
-        trained = collect([folder / (STAGE_1_FILE if kind == "stage-1" else LORA_FILE)])
-        found |= {_trained_name(name): entry for name, entry in trained.items()}
+        found |= _trained(folder / (STAGE_1_FILE if kind == "stage-1" else LORA_FILE))
         found |= {name: grow(found[name], text_config.vocab_size) for name in (EMBEDDING, HEAD) if name in found}
     tower, tower_inside = _add_tower(found, settings, vision_tower, notes)
     return Parts(
@@ -105,7 +112,7 @@ def _kind(folder: Path) -> str:
     return "stage-1" if (folder / STAGE_1_FILE).is_file() and not has_weights(folder) else "complete"
 
 
-def _base_folder(kind: str, src: str, base: str | None) -> Path:
+def _base_folder(kind: str, src: str, base: str | None, text_config: LlamaConfig) -> Path:
     if base is None:
         holds = "only a projector" if kind == "stage-1" else "only an adapter and a projector"
         raise ValueError(f"{src} holds {holds}; {BASE_REMEDY}")
@@ -113,15 +120,32 @@ def _base_folder(kind: str, src: str, base: str | None) -> Path:
     model_type = read_json(folder / "config.json").get("model_type")
     if model_type != "llama":
         raise ValueError(f"base {base} is of the kind {model_type!r}; a plain LLaMA such as Vicuna is needed")
+    other = language_model_config(read_json(folder / "config.json"), str(folder / "config.json"))
+    for key in SAME_AS_BASE:  # what no tensor's shape would tell
+        if getattr(other, key) != getattr(text_config, key):
+            theirs, ours = getattr(other, key), getattr(text_config, key)
+            raise ValueError(f"base {base} has {key}={theirs} but {src} was trained with {ours}; {BASE_REMEDY}")
     return folder
+
+
+def _trained(file: Path) -> dict[str, Entry]:
+    """What a stage trained, by released names. Raises ValueError for what no stage trains, and for a name twice."""
+    stored = collect([file])
+    unknown = [name for name in stored if TRAINED_NAME.fullmatch(name) is None]
+    if unknown:
+        raise ValueError(f"{file} holds what its stage does not train: {listed(unknown)}")
+    renamed = {_trained_name(name): entry for name, entry in stored.items()}
+    if len(renamed) < len(stored):
+        raise ValueError(f"{file} holds the same tensor under two names; fetch it anew")
+    return renamed
 
 
 def _trained_name(name: str) -> str:
     """The released name of a tensor in a file of trained parts, which wrappers may have prefixed."""
-    if "mm_projector." in name:
-        return names.RELEASED_PROJECTOR + name.split("mm_projector.", 1)[1]
-    name = name.removeprefix("base_model.")
-    return name.removeprefix("model.") if name.startswith(("model.model.", "model.lm_head.")) else name
+    match = TRAINED_NAME.fullmatch(name)
+    if match is None:
+        return name
+    return HEAD if match[1] == HEAD else f"model.{match[1]}"
 
 
 def _add_tower(
@@ -145,5 +169,8 @@ def _add_tower(
         assert tower.folder is not None, "weights were asked for"
         for name, entry in collect(weight_files(tower.folder)).items():
             if names.OTHER_CLIP_PARTS.match(name) is None:
-                found[f"{names.RELEASED_TOWER}vision_model.{name.removeprefix('vision_model.')}"] = entry
+                released = f"{names.RELEASED_TOWER}vision_model.{name.removeprefix('vision_model.')}"
+                if released in found:
+                    raise ValueError(f"{tower.folder} holds {name} under two names; {REMEDY}")
+                found[released] = entry
     return tower, bool(inside)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,7 +44,22 @@ HONOURED = {
     "mm_vision_tower",
     "patch_num",
     "scale_factor",
+    "vision_tower",
 }
+# Sizes in a config, and bounds that no model comes near: beyond them building one would take for ever.
+SIZES = (
+    "head_dim",
+    "hidden_size",
+    "image_size",
+    "intermediate_size",
+    "max_position_embeddings",
+    "num_attention_heads",
+    "num_hidden_layers",
+    "num_key_value_heads",
+    "patch_size",
+    "vocab_size",
+)
+LARGEST_SIZE, LARGEST_DEPTH = 10**7, 1000
 # Keys of a LLaMA's config, old spellings included.
 LANGUAGE_MODEL_KEYS = set(LlamaConfig().to_dict()) | {"rope_theta", "rope_scaling", "pretraining_tp"}
 
@@ -86,28 +102,49 @@ class ReleasedSettings:
         if feature != "patch":
             raise ValueError(f"{where} has mm_vision_select_feature={feature!r}; the projector takes 'patch' only")
         max_tiles = _integer(config, "patch_num", DEFAULT_TILE_LIMIT, where)
-        if max_tiles not in TILE_LIMITS:
-            raise ValueError(
-                f"{where} has patch_num={max_tiles}; the original knows {', '.join(map(str, TILE_LIMITS))}"
-            )
+        vision_tower = config.get("mm_vision_tower") or config.get("vision_tower")
+        if vision_tower is not None and not isinstance(vision_tower, str):
+            raise ValueError(f"{where} has mm_vision_tower={vision_tower!r}; it must be a folder or hub id")
+        start_end = config.get("mm_use_im_start_end") or False
+        if not isinstance(start_end, bool):
+            raise ValueError(f"{where} has mm_use_im_start_end={start_end!r}; it must be true or false")
         known = WITHOUT_EFFECT | HONOURED | LANGUAGE_MODEL_KEYS
         return cls(
             image_mode=aspect_ratio,
-            max_tiles=max_tiles,
+            max_tiles=check_tile_limit(max_tiles, f"{where} has patch_num"),
             scale_factor=_integer(config, "scale_factor", DEFAULT_SCALE_FACTOR, where, minimum=1),
             query_level=_integer(config, "mm_vision_select_layer", DEFAULT_QUERY_LEVEL, where),
-            vision_tower=config.get("mm_vision_tower") or config.get("vision_tower"),
-            image_start_end=bool(config.get("mm_use_im_start_end", False)),
-            context_length=_integer(config, "max_sequence_length", 0, where) or None,
+            vision_tower=vision_tower,
+            image_start_end=start_end,
+            context_length=_integer(config, "max_sequence_length", 0, where, minimum=1) or None,
             unknown=tuple(sorted(set(config) - known)),
         )
+
+
+def check_tile_limit(max_tiles: int, what: str) -> int:
+    """The limit itself. Raises ValueError for one that the original has no grids for."""
+    if type(max_tiles) is not int or max_tiles not in TILE_LIMITS:
+        raise ValueError(f"{what}={max_tiles!r}; the original knows {', '.join(map(str, TILE_LIMITS))}")
+    return max_tiles
+
+
+def check_sizes(config: dict[str, Any], where: str) -> None:
+    """Raises ValueError for sizes that no model has."""
+    for key in SIZES:
+        value = config.get(key)
+        largest = LARGEST_DEPTH if key == "num_hidden_layers" else LARGEST_SIZE
+        if value is not None and (type(value) is not int or not 0 < value <= largest):
+            raise ValueError(f"{where} has {key}={value!r}; it must be a whole number from 1 to {largest:,}")
 
 
 def check_model_type(config: dict[str, Any], where: str) -> None:
     """Raises ValueError unless the config is that of a released model."""
     model_type = config.get("model_type")
     if model_type == "tokenpacker":
-        raise ValueError(f"{where} is a converted model already; load it with AutoModelForImageTextToText")
+        raise ValueError(
+            f"{where} is a converted model already: load it with from_pretrained or --model, or write it back with"
+            " convert --to original"
+        )
     if model_type not in MODEL_TYPES:
         raise ValueError(f"{where} has model_type={model_type!r}; a released TokenPacker model has 'llava'")
 
@@ -119,8 +156,10 @@ def language_model_config(config: dict[str, Any], where: str) -> LlamaConfig:
     ]
     if missing:
         raise ValueError(f"{where} lacks {', '.join(missing)}, which a language model's config has; fetch it anew")
+    check_sizes(config, where)
+    known = LANGUAGE_MODEL_KEYS - {"dtype", "torch_dtype"}  # the tensors' own types count
     try:
-        return LlamaConfig(**{key: value for key, value in config.items() if key in LANGUAGE_MODEL_KEYS})
+        return LlamaConfig(**{key: value for key, value in config.items() if key in known})
     except Exception as error:  # transformers validates with several kinds
         raise ValueError(f"{where} is no config of a LLaMA ({' '.join(str(error).split())[:200]})") from error
 
@@ -129,7 +168,7 @@ def _integer(config: dict[str, Any], key: str, default: int, where: str, minimum
     value = config.get(key)
     if value is None:
         return default
-    if isinstance(value, str) and value.lstrip("-").isdigit():  # the original's command lines pass text
+    if isinstance(value, str) and re.fullmatch(r"-?[0-9]{1,9}", value):  # the original's command lines pass text
         value = int(value)
     if not isinstance(value, int) or isinstance(value, bool) or (minimum is not None and value < minimum):
         raise ValueError(

@@ -17,11 +17,20 @@ from transformers import GenerationConfig, LlamaConfig, PreTrainedTokenizerFast
 
 from tokenpacker.hf.chat import chat_template
 from tokenpacker.hf.checkpoints import names
-from tokenpacker.hf.checkpoints.accounts import Entry, account, dtypes_by_part, read, rotary_frequencies, shapes_of
+from tokenpacker.hf.checkpoints.accounts import (
+    Entry,
+    account,
+    check_finite,
+    dtypes_by_part,
+    position_ids_shape,
+    read,
+    rotary_frequencies,
+    shapes_of,
+)
 from tokenpacker.hf.checkpoints.files import read_json
 from tokenpacker.hf.checkpoints.lora import Adapter
 from tokenpacker.hf.checkpoints.parts import Parts, open_parts
-from tokenpacker.hf.checkpoints.settings import KEY_VALUE_LEVELS, ReleasedSettings
+from tokenpacker.hf.checkpoints.settings import KEY_VALUE_LEVELS, ReleasedSettings, check_tile_limit
 from tokenpacker.hf.checkpoints.vision_tower import TowerSource
 from tokenpacker.hf.config import TokenPackerConfig
 from tokenpacker.hf.image_processor import RELEASED_OPTIONS, TokenPackerImageProcessor
@@ -55,6 +64,12 @@ class ReleasedCheckpoint:
     tokenizer_folder: Path
     notes: tuple[str, ...]
 
+    def require_adapter(self) -> Adapter:
+        """The adapter that is to be kept. Raises ValueError where there is none."""
+        if self.adapter is None:
+            raise ValueError(f"a {self.kind} checkpoint has no adapter to keep; leave --keep-adapter (merge=False) out")
+        return self.adapter
+
     @property
     def num_bytes(self) -> int:
         """Size of all tensors as stored."""
@@ -66,27 +81,35 @@ class ReleasedCheckpoint:
         return sum(entry.num_elements * (dtype or entry.dtype).itemsize for entry in entries)
 
     def tensors(
-        self, dtype: torch.dtype | None = None, merge: bool = True, progress: Progress | None = None
+        self,
+        dtype: torch.dtype | None = None,
+        merge: bool = True,
+        progress: Progress | None = None,
+        cast: bool = True,
     ) -> Iterator[tuple[str, Tensor]]:
         """Our names and tensors, file by file; they may be views of the files.
 
         Args:
             dtype: cast to it; None keeps each tensor's own.
             merge: add an adapter's updates to the weights.
+            cast: False leaves the cast to the caller, who copies anyway.
 
         Raises:
-            ValueError: for damaged files and for weights that are not finite.
+            ValueError: for damaged files, and for weights that are not finite or too large for `dtype`.
         """
         for file, entries in self.entries.items():
             for entry, tensor in read(file, entries):
-                if not bool(torch.isfinite(tensor).all()):
-                    raise ValueError(f"{file} is damaged: {entry.stored_name} holds NaN or infinity; fetch it anew")
+                where = f"{file}: {entry.stored_name}"
+                check_finite(tensor, dtype, where)
                 ours = self.targets[file][entry.stored_name]
                 for name, part in zip(ours, names.split(tensor, len(ours)), strict=True):
-                    merged = self.adapter.merge(name, part) if self.adapter is not None and merge else part
-                    yield name, merged if dtype is None else merged.to(dtype)
+                    if self.adapter is not None and merge and name in self.adapter.factors:
+                        part = self.adapter.merge(name, part)
+                        check_finite(part, dtype, f"{where}, with its adapter,")
+                    yield name, part.to(dtype) if cast and dtype is not None else part
                 if progress is not None:
                     progress(entry.num_elements * entry.dtype.itemsize)
+                del tensor, part  # or they would hold their file while the next one is read
 
 
 def open_checkpoint(
@@ -111,7 +134,9 @@ def open_checkpoint(
         ValueError: for whatever is missing, damaged, unknown or does not fit together.
     """
     parts = open_parts(str(src), _text(base), _text(vision_tower), revision)
-    settings = parts.settings if max_tiles is None else replace(parts.settings, max_tiles=max_tiles)
+    settings = parts.settings
+    if max_tiles is not None:
+        settings = replace(settings, max_tiles=check_tile_limit(max_tiles, "max_tiles"))
     tokenizer = load_llama_tokenizer(
         parts.tokenizer_folder,
         tokenizer_variant,
@@ -121,12 +146,15 @@ def open_checkpoint(
     )
     config = _config(parts, tokenizer.convert_tokens_to_ids("<image>"))
     expected = shapes_of(config)
-    plan = account(parts.found, expected, config.num_vision_layers)
+    plan = account(parts.found, expected, config)
     if parts.adapter is not None:
         parts.adapter.check(expected)
     config.released = (config.released or {}) | {
         "dtypes": dtypes_by_part(plan, parts.found),
-        "rotary_frequencies": rotary_frequencies(parts.found, _frequencies(parts.text_config)),
+        "rotary_frequencies": rotary_frequencies(
+            parts.found, _frequencies(parts.text_config), parts.text_config.num_hidden_layers
+        ),
+        "position_ids": position_ids_shape(parts.found) if parts.tower_inside else None,
     }
     config.dtype = parts.found["model.embed_tokens.weight"].dtype
     template = chat_template(
@@ -236,7 +264,15 @@ def _generation_config(parts: Parts) -> GenerationConfig:
         kept |= {key: content[key] for key in ("do_sample", "temperature", "top_p", "top_k") if key in content}
     if kept["pad_token_id"] is None:
         kept["pad_token_id"] = 0  # the original pads with the unknown token
+    wrong = [key for key in ids if not _are_token_ids(kept[key], parts.text_config.vocab_size)]
+    if wrong:
+        raise ValueError(f"{file or 'config.json'} has {wrong[0]}={kept[wrong[0]]!r}, which is no id of the vocabulary")
     return GenerationConfig(**kept)
+
+
+def _are_token_ids(value: Any, vocab_size: int) -> bool:
+    values = value if isinstance(value, list) else [value]
+    return all(type(entry) is int and 0 <= entry < vocab_size for entry in values)
 
 
 def _frequencies(config: LlamaConfig) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from tokenpacker.hf.checkpoints import names
 from tokenpacker.hf.checkpoints.files import read_json
+from tokenpacker.hf.checkpoints.settings import check_sizes
 from tokenpacker.hub import fetch
 
 TOWER_FILES = ("*.json", "model*.safetensors", "pytorch_model*.bin")
@@ -29,7 +31,7 @@ class TowerSource:
     image_std: list[float]
 
 
-def open_tower(name: str | None, weights_needed: bool, revision: str | None = None) -> TowerSource | None:
+def open_tower(name: str | None, weights_needed: bool) -> TowerSource | None:
     """The tower called `name`: a folder, or fetched from the hub when its weights are needed.
 
     Returns None for a tower that is not on this machine and whose weights the checkpoint holds anyway.
@@ -43,20 +45,36 @@ def open_tower(name: str | None, weights_needed: bool, revision: str | None = No
         return None
     if not weights_needed and not Path(name).expanduser().is_dir():
         return None
-    folder = fetch(name, TOWER_FILES, REMEDY, revision)
+    folder = fetch(name, TOWER_FILES, REMEDY)
     config = read_json(folder / "config.json")
-    vision = config["vision_config"] if config.get("model_type") == "clip" else config
+    vision = config.get("vision_config") if config.get("model_type") == "clip" else config
     if not isinstance(vision, dict) or config.get("model_type") not in ("clip", "clip_vision_model"):
         raise ValueError(f"{folder} is of the kind {config.get('model_type')!r}; the tower must be a CLIP; {REMEDY}")
-    known = set(CLIPVisionConfig().to_dict())
     preprocessor = folder / "preprocessor_config.json"
     images: dict[str, Any] = read_json(preprocessor) if preprocessor.is_file() else {}
     return TowerSource(
-        CLIPVisionConfig(**{key: value for key, value in vision.items() if key in known and key != "model_type"}),
+        _vision_config(vision, str(folder / "config.json")),
         folder,
-        images.get("image_mean", list(OPENAI_CLIP_MEAN)),
-        images.get("image_std", list(OPENAI_CLIP_STD)),
+        _statistics(images.get("image_mean", list(OPENAI_CLIP_MEAN)), f"{preprocessor} has image_mean"),
+        _statistics(images.get("image_std", list(OPENAI_CLIP_STD)), f"{preprocessor} has image_std", positive=True),
     )
+
+
+def _vision_config(content: dict[str, Any], where: str) -> CLIPVisionConfig:
+    check_sizes(content, where)
+    known = set(CLIPVisionConfig().to_dict()) - {"model_type", "dtype", "torch_dtype"}
+    try:
+        return CLIPVisionConfig(**{key: value for key, value in content.items() if key in known})
+    except Exception as error:  # transformers validates with several kinds
+        raise ValueError(f"{where} is no config of a CLIP ({' '.join(str(error).split())[:200]})") from error
+
+
+def _statistics(values: Any, what: str, positive: bool = False) -> list[float]:
+    numbers = values if isinstance(values, list) else []
+    fine = [value for value in numbers if type(value) in (int, float) and math.isfinite(value)]
+    if len(numbers) != 3 or len(fine) != 3 or (positive and min(fine) <= 0):
+        raise ValueError(f"{what}={values!r}; it must be three {'positive ' if positive else ''}numbers")
+    return [float(value) for value in fine]
 
 
 def tower_from_shapes(shapes: Mapping[str, tuple[int, ...]]) -> TowerSource:
