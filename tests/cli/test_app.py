@@ -10,7 +10,18 @@ import pytest
 
 from tokenpacker.cli.errors import mistake
 
-COMMANDS = [("ask",), ("chat",), ("count",), ("show",), ("evaluate",), ("convert",), ("models",), ("train", "tiny")]
+COMMANDS = [(name,) for name in ("ask", "chat", "count", "show", "evaluate", "convert", "models")]
+COMMANDS += [("data", "check"), ("train", "tiny")]
+    ("ask",),
+    ("chat",),
+    ("count",),
+    ("show",),
+    ("evaluate",),
+    ("convert",),
+    ("models",),
+    ("data", "check"),
+    ("train", "tiny"),
+]
 
 
 def python(*arguments: str) -> subprocess.CompletedProcess[str]:

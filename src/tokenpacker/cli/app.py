@@ -9,6 +9,7 @@ from tokenpacker.cli.ask import ask
 from tokenpacker.cli.chat import chat
 from tokenpacker.cli.convert import convert
 from tokenpacker.cli.count import count
+from tokenpacker.cli.data import data_app
 from tokenpacker.cli.errors import reports_mistakes
 from tokenpacker.cli.evaluate import evaluate
 from tokenpacker.cli.released import models
@@ -41,6 +42,7 @@ def _options(
 for _command in (ask, chat, count, show, evaluate, convert, models):
     app.command()(reports_mistakes(_command))
 app.add_typer(train_app, name="train")
+app.add_typer(data_app, name="data")
 
 
 def main() -> None:

@@ -91,6 +91,7 @@ def prepare_example(
     format: TrainingFormat = "v1",
     max_length: int | None = None,
     image_start_end: bool = False,
+    merge_marks: bool = True,
 ) -> Example:
     """Ids and labels of a conversation; each image is still one mark.
 
@@ -99,12 +100,14 @@ def prepare_example(
         format: v1 for conversations, plain for captions (a question with the image, and an answer).
         max_length: bounds conversations without an image here, those with one in `collate`; None takes the
             tokenizer's `model_max_length`.
+        merge_marks: the released rule, see `merge_image_marks`; False leaves every mark where it stands, for samples
+            with several images.
 
     Raises:
         ValueError: as `render_prompt`.
     """
     max_length = tokenizer.model_max_length if max_length is None else max_length
-    if has_image:
+    if has_image and merge_marks:
         conversation = merge_image_marks(conversation, image_start_end=image_start_end)
     marks = has_image or format == "plain"
     prompt = render_prompt(conversation, tokenizer, format).removeprefix(str(tokenizer.bos_token))
@@ -117,7 +120,8 @@ def prepare_example(
         labels = [IGNORED] * read + ids[read:]
     else:
         labels, problem = _answer_labels(ids, prompt, tokenizer, marks, max_length)
-    mask = tuple(int(token != tokenizer.pad_token_id) for token in ids)
+    pad_token_id = tokenizer.pad_token_id  # looking it up is slow
+    mask = tuple(int(token != pad_token_id) for token in ids)
     return Example(tuple(ids), tuple(labels), mask, problem)
 
 
@@ -224,7 +228,8 @@ def _answer_labels(
         labels[position : position + read] = [IGNORED] * len(labels[position : position + read])
         position += len(_encode(tokenizer, text, marks))
     labels[position:] = [IGNORED] * len(labels[position:])
-    total = sum(token != tokenizer.pad_token_id for token in ids)
+    pad_token_id = tokenizer.pad_token_id  # looking it up is slow
+    total = sum(token != pad_token_id for token in ids)
     if position >= max_length or position == total:
         return labels, None
     problem = (

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import tempfile
 import zipfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -99,9 +101,12 @@ def test_weights_that_are_not_finite(make_complete, refused, weights, value):
     assert "model.layers.1.mlp.up_proj.weight holds NaN or infinity" in refused(make_complete(weights, change=spoil))
 
 
+WAS_HERE = Path(tempfile.gettempdir()) / "tokenpacker-was-here"
+
+
 class Hostile:
     def __reduce__(self):
-        return os.system, ("touch /tmp/tokenpacker-was-here",)
+        return os.system, (f"touch {WAS_HERE}",)
 
 
 @pytest.mark.parametrize("write", [torch.save, lambda value, path: path.write_bytes(pickle.dumps(value, protocol=2))])
@@ -110,7 +115,7 @@ def test_a_pickle_that_would_run_code_is_refused_and_does_not_run(make_complete,
     write({"model.norm.weight": Hostile()}, src / "pytorch_model.bin")
     message = refused(src)
     assert message.startswith(f"{src / 'pytorch_model.bin'} is refused: beside tensors it wants to call posix.system")
-    assert not os.path.exists("/tmp/tokenpacker-was-here")
+    assert not WAS_HERE.exists()
 
 
 @pytest.mark.parametrize(
@@ -120,7 +125,7 @@ def test_a_file_of_another_kind(make_complete, refused, content):
     src = make_complete()
     (src / "pytorch_model.bin").write_bytes(content)
     assert "pytorch_model.bin cannot be read; it is damaged or cut off" in refused(src)
-    assert not os.path.exists("/tmp/tokenpacker-was-here")
+    assert not WAS_HERE.exists()
 
 
 @pytest.mark.parametrize("value", [{"epoch": 3}, [torch.zeros(1)], {"model": {"a": torch.zeros(1)}}])

@@ -1,0 +1,190 @@
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+
+import pytest
+
+from tokenpacker.train.rows import Record, RecordError
+from tokenpacker.train.streams import open_dataset, open_shards
+
+TALK = [{"from": "human", "value": "<image>\nwhat?"}, {"from": "gpt", "value": "a cat"}]
+
+
+@pytest.fixture(autouse=True)
+def _libraries():
+    pytest.importorskip("webdataset")
+    pytest.importorskip("datasets")
+
+
+def write_tar(path, files, mode="w"):
+    with tarfile.open(path, mode) as tar:
+        for name, content in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    return path
+
+
+def talk(**row):
+    return json.dumps({"conversations": TALK, **row}).encode()
+
+
+@pytest.fixture
+def shards(tmp_path):
+    """Four shards of three samples."""
+    for shard in range(4):
+        files = {}
+        for sample in range(3):
+            files |= {f"s{shard}{sample}.json": talk(), f"s{shard}{sample}.jpg": b"picture"}
+        write_tar(tmp_path / f"{shard}.tar", files)
+    return tmp_path
+
+
+@pytest.fixture
+def table():
+    """A `datasets` stream of four shards of three rows."""
+    from datasets import Dataset
+
+    rows = {"id": [f"s{i // 3}{i % 3}" for i in range(12)], "conversations": [TALK] * 12, "image": ["cat.png"] * 12}
+    return Dataset.from_dict(rows).to_iterable_dataset(num_shards=4)
+
+
+@pytest.fixture(params=["tar", "datasets"])
+def open_stream(request, shards, table):
+    """Opens the same twelve samples: `open_stream(seed=0)`."""
+    return (
+        (lambda **options: open_shards(shards, **options))
+        if request.param == "tar"
+        else (lambda **options: open_dataset(table, **options))
+    )
+
+
+def ids(stream, position=None):
+    return [record.id for _, record in stream.stream(position)]
+
+
+def one(path):
+    [(_, record)] = open_shards(path).stream()
+    return record
+
+
+def test_a_stream_gives_every_sample_once(open_stream):
+    assert sorted(ids(open_stream())) == [f"s{shard}{sample}" for shard in range(4) for sample in range(3)]
+
+
+def test_it_goes_on_after_any_position_as_if_never_stopped(open_stream):
+    whole = list(open_stream(seed=3).stream())
+    for number, (position, _) in enumerate(whole):
+        kept = json.loads(json.dumps(position))
+        assert list(open_stream(seed=3).stream(kept)) == whole[number + 1 :]
+
+
+def test_seed_and_epoch_decide_the_order_of_shards_and_nothing_else(open_stream):
+    stream = open_stream(seed=0)
+    orders = [ids(stream, stream.start(epoch)) for epoch in range(4)]
+    assert orders[0] == ids(open_stream(seed=0))
+    assert len({tuple(order) for order in orders}) > 1
+    assert len({tuple(ids(open_stream(seed=seed))) for seed in range(4)}) > 1
+    for order in orders:
+        assert [order[start : start + 3] for start in range(0, 12, 3)] == [
+            [f"{order[start][:2]}{sample}" for sample in range(3)] for start in range(0, 12, 3)
+        ]
+    assert ids(open_stream(seed=None)) == sorted(orders[0])
+
+
+@pytest.mark.parametrize(
+    "change", [{"stream": "other"}, {"shard": 4}, {"shard": -1}, {"sample": "2"}, {"epoch": None}], ids=str
+)
+def test_a_position_of_something_else_is_refused(open_stream, change):
+    stream = open_stream()
+    with pytest.raises(ValueError, match="position="):
+        next(stream.stream({**stream.start(), **change}))
+    with pytest.raises(ValueError, match="another seed"):
+        next(stream.stream(open_stream(seed=7).start()))
+
+
+def test_images_of_a_sample_come_in_the_order_of_their_numbers(tmp_path):
+    numbered = {f"a.{number}.png": b"%d" % number for number in (10, 2, 0)}
+    record = one(write_tar(tmp_path / "x.tar", {"a.json": talk(id=5, image="ignored.jpg"), **numbered}))
+    assert record == Record(id="5", conversation=tuple(TALK), images=(b"0", b"2", b"10"))
+
+
+def test_a_text_beside_an_image_is_its_caption(tmp_path):
+    record = one(write_tar(tmp_path / "x.tar", {"a.jpg": b"x", "a.txt": b"a cat\n", "a.json": b'{"width": 3}'}))
+    assert [message["value"] for message in record.conversation] == ["<image>", "a cat"]
+    assert record.images == (b"x",)
+
+
+def test_a_bad_sample_is_one_error_and_counts_in_the_position(tmp_path):
+    files = {"a.json": talk(), "b.json": b"{", "c.jpg": b"x", "d.json": talk(), "d.JPG": b"x"}
+    stream = open_shards(write_tar(tmp_path / "x.tar.gz", files, "w:gz"))
+    found = list(stream.stream())
+    assert [type(record) for _, record in found] == [Record, RecordError, RecordError, Record]
+    assert "column 2" in found[1][1].reason
+    assert found[2][1].kind == "malformed conversation"
+    assert [record.id for _, record in stream.stream(found[1][0])] == ["c", "d"]
+
+
+def test_two_files_of_one_name_spoil_their_sample_only(tmp_path):
+    path = tmp_path / "x.tar"
+    write_tar(path, {"a.json": talk(), "b.json": talk()})
+    with tarfile.open(path, "a") as tar:
+        for name in ("b.json", "c.json"):
+            info = tarfile.TarInfo(name)
+            info.size = len(talk())
+            tar.addfile(info, io.BytesIO(talk()))
+    a, b, c = (record for _, record in open_shards(path).stream())
+    assert (a.id, b.id, c.id) == ("a", "b", "c")
+    assert "duplicate" in b.reason
+
+
+def test_a_truncated_shard_is_one_error_and_the_next_shard_follows(shards):
+    path = shards / "1.tar"
+    content = path.read_bytes()
+    path.write_bytes(content[: content.index(b"s12.jpg") + 600])
+    stream = open_shards(shards, seed=None)
+    found = list(stream.stream())
+    names = [record.id for _, record in found if isinstance(record, Record)]
+    assert names == ["s00", "s01", "s02", "s10", "s11", *[f"s{shard}{i}" for shard in (2, 3) for i in range(3)]]
+    number, error = next((n, record) for n, (_, record) in enumerate(found) if isinstance(record, RecordError))
+    assert error.kind == "damaged shard"
+    assert error.id.endswith("1.tar, after sample 2")
+    for before in (number - 1, number):
+        assert [str(record) for _, record in stream.stream(found[before][0])] == [
+            str(record) for _, record in found[before + 1 :]
+        ]
+
+
+def test_a_file_that_is_no_tar_is_one_error(tmp_path):
+    (tmp_path / "x.tar").write_bytes(b"hello")
+    assert one(tmp_path / "x.tar").kind == "damaged shard"
+
+
+def test_what_is_not_there_is_said_at_once(tmp_path):
+    with pytest.raises(ValueError, match="does not exist"):
+        open_shards(tmp_path / "no.tar")
+    with pytest.raises(ValueError, match="holds no tar files"):
+        open_shards(tmp_path)
+    with pytest.raises(ValueError, match="at least one shard"):
+        open_shards([])
+
+
+def test_images_of_the_datasets_library_are_not_decoded(tmp_path, image_of):
+    from datasets import Dataset, Features, Image, List, Value
+
+    image_of(4, 4).save(tmp_path / "a.png")
+    message = {"from": Value("string"), "value": Value("string")}
+    features = Features({"conversations": List(message), "images": List(Image())})
+    picture = str(tmp_path / "a.png")
+    dataset = Dataset.from_dict({"conversations": [TALK], "images": [[picture, picture]]}, features=features)
+    [(_, record)] = open_dataset(dataset.to_iterable_dataset(), tmp_path).stream()
+    assert record.images == (picture, picture)
+    assert record.id == "dataset, shard 1 of 1, row 1"
+
+
+def test_bad_rows_of_the_datasets_library_are_errors(table):
+    found = [record for _, record in open_dataset(table.map(lambda row: {"image": "../x"})).stream()]
+    assert {record.kind for record in found} == {"unsafe path"}
+    assert len(found) == 12
