@@ -1,6 +1,7 @@
 """The complete model: vision tower, projector and language model, with the behaviour of a transformers model.
 
 Shapes: B samples, S sequence length, N tiles of all samples in order, T packed tokens per tile, D language width.
+With `tile_index`, U different tiles are given and N are used.
 """
 
 from __future__ import annotations
@@ -17,8 +18,11 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling, ModelOutpu
 from tokenpacker import projectors
 from tokenpacker.features import VisionFeatures
 from tokenpacker.hf.config import TokenPackerConfig
+from tokenpacker.hf.packing import separate_samples
 from tokenpacker.hf.vision_encoder import build_spare_layers, build_vision_tower, encode_tiles, encoder_layers
 from tokenpacker.sequence import scatter_image_tokens
+
+IMAGE_INPUTS = ("pixel_values", "tile_index", "packed_tokens")  # of the prompt; generation needs them once
 
 
 @dataclass
@@ -77,7 +81,13 @@ class TokenPackerPreTrainedModel(PreTrainedModel):
 
 
 class TokenPackerModel(TokenPackerPreTrainedModel):
-    """Vision tower, projector and language model without its head."""
+    """Vision tower, projector and language model without its head.
+
+    `vision_chunk_tiles` bounds how many tiles pass a tower at once that does not learn; None takes all. Set None where
+    every process must call it equally often, as under DeepSpeed ZeRO-3.
+    """
+
+    vision_chunk_tiles: int | None = 32  # more than a released model's largest image has: 25 tiles and a thumbnail
 
     def __init__(self, config: TokenPackerConfig):
         super().__init__(config)
@@ -115,19 +125,31 @@ class TokenPackerModel(TokenPackerPreTrainedModel):
             self.config.patch_grid,
             self.config.vision_levels,
             self.config.vision_query_level,
+            self.vision_chunk_tiles,
         )
 
     def get_image_features(
-        self, pixel_values: Tensor, scale_factor: int | None = None, **kwargs: Any
+        self, pixel_values: Tensor, scale_factor: int | None = None, tile_index: Tensor | None = None, **kwargs: Any
     ) -> BaseModelOutputWithPooling:
         """Packed tokens of tiles (N, 3, h, w) as `pooler_output` (N, T, D); `last_hidden_state` is the query level.
+
+        No tiles at all, (0, 3, h, w), give no tokens, but a blank tile goes through: so the projector gets a gradient,
+        of zero, on every process of a distributed run, and none waits for another.
+
+        Args:
+            tile_index: (N,), which of the tiles comes when, for tiles (U, 3, h, w) of which each is encoded once.
 
         Raises:
             ValueError: for tiles of another size than the vision tower's and for a scale factor that cannot be.
         """
+        num_tiles = pixel_values.shape[0]
+        if num_tiles == 0:
+            pixel_values = pixel_values.new_zeros(1, *pixel_values.shape[1:])
         features = self.vision_features(pixel_values).to(next(self.projector.parameters()).device)
-        packed = self.projector(features, scale_factor)
-        return BaseModelOutputWithPooling(last_hidden_state=features.query, pooler_output=packed)
+        packed = self.projector(features, scale_factor)[:num_tiles]
+        if tile_index is not None:
+            packed = packed[tile_index.to(packed.device)]  # (U, T, D) -> (N, T, D)
+        return BaseModelOutputWithPooling(last_hidden_state=features.query[:num_tiles], pooler_output=packed)
 
     def forward(
         self,
@@ -139,9 +161,12 @@ class TokenPackerModel(TokenPackerPreTrainedModel):
         inputs_embeds: Tensor | None = None,
         packed_tokens: Tensor | None = None,
         scale_factor: int | None = None,
+        tile_index: Tensor | None = None,
         **kwargs: Any,
     ) -> TokenPackerModelOutput:
         """One pass of the language model over text and images.
+
+        A row may hold several samples that do not see each other; see `packing.separate_samples`.
 
         Args:
             input_ids: (B, S) with the image placeholder wherever a packed token belongs.
@@ -149,6 +174,7 @@ class TokenPackerModel(TokenPackerPreTrainedModel):
             packed_tokens: (N, T, D) from an earlier `get_image_features`, instead of `pixel_values`.
             inputs_embeds: (B, S, D) instead of `input_ids`; images must already stand in it.
             scale_factor: for this call; None takes the projector's own.
+            tile_index: (N,), which of the tiles (U, 3, h, w) comes when; see `get_image_features`.
 
         Raises:
             ValueError: when inputs exclude each other, or placeholders and packed tokens differ in number.
@@ -157,8 +183,10 @@ class TokenPackerModel(TokenPackerPreTrainedModel):
             raise ValueError("pass exactly one of input_ids and inputs_embeds")
         if pixel_values is not None and packed_tokens is not None:
             raise ValueError("pass pixel_values or packed_tokens, not both: the latter replace the former")
+        if tile_index is not None and pixel_values is None:
+            raise ValueError("tile_index was given without pixel_values; it says in which order these are used")
         if pixel_values is not None:
-            packed_tokens = self.get_image_features(pixel_values, scale_factor).pooler_output
+            packed_tokens = self.get_image_features(pixel_values, scale_factor, tile_index).pooler_output
         if inputs_embeds is None:
             inputs_embeds = self.get_input_embeddings()(input_ids)
         if packed_tokens is not None:
@@ -167,13 +195,8 @@ class TokenPackerModel(TokenPackerPreTrainedModel):
             inputs_embeds = scatter_image_tokens(
                 inputs_embeds, input_ids, packed_tokens.to(inputs_embeds.device), self.config.image_token_id
             )
-        outputs = self.language_model(
-            inputs_embeds=inputs_embeds,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            past_key_values=past_key_values,
-            **kwargs,
-        )
+        context = {"attention_mask": attention_mask, "position_ids": position_ids, "past_key_values": past_key_values}
+        outputs = self.language_model(inputs_embeds=inputs_embeds, **separate_samples(context | kwargs))
         return TokenPackerModelOutput(
             last_hidden_state=outputs.last_hidden_state,
             past_key_values=outputs.past_key_values,
@@ -254,6 +277,7 @@ class TokenPackerForConditionalGeneration(TokenPackerPreTrainedModel, Generation
         inputs_embeds: Tensor | None = None,
         packed_tokens: Tensor | None = None,
         scale_factor: int | None = None,
+        tile_index: Tensor | None = None,
         labels: Tensor | None = None,
         logits_to_keep: int | Tensor = 0,
         **kwargs: Any,
@@ -268,6 +292,7 @@ class TokenPackerForConditionalGeneration(TokenPackerPreTrainedModel, Generation
             inputs_embeds=inputs_embeds,
             packed_tokens=packed_tokens,
             scale_factor=scale_factor,
+            tile_index=tile_index,
             **kwargs,
         )
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
@@ -289,7 +314,7 @@ class TokenPackerForConditionalGeneration(TokenPackerPreTrainedModel, Generation
     def prepare_inputs_for_generation(self, input_ids: Tensor, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Images enter with the prompt; later steps find them in the cache."""
         if kwargs.get("use_cache", True) and not kwargs.get("is_first_iteration", False):
-            kwargs = {key: value for key, value in kwargs.items() if key not in ("pixel_values", "packed_tokens")}
+            kwargs = {key: value for key, value in kwargs.items() if key not in IMAGE_INPUTS}
         return super().prepare_inputs_for_generation(input_ids, *args, **kwargs)
 
     def _expand_inputs_for_generation(
@@ -303,10 +328,11 @@ class TokenPackerForConditionalGeneration(TokenPackerPreTrainedModel, Generation
 
         A sample's images must follow it as a group, and are encoded once, not once per beam.
         """
-        pixel_values, packed = model_kwargs.pop("pixel_values", None), model_kwargs.pop("packed_tokens", None)
+        pixel_values, tile_index, packed = (model_kwargs.pop(name, None) for name in IMAGE_INPUTS)
         if expand_size > 1 and pixel_values is not None:
-            packed = self.get_image_features(pixel_values, model_kwargs.get("scale_factor")).pooler_output
-            pixel_values = None
+            scale_factor = model_kwargs.get("scale_factor")
+            packed = self.get_image_features(pixel_values, scale_factor, tile_index=tile_index).pooler_output
+            pixel_values = tile_index = None
         if expand_size > 1 and packed is not None:
             counts = (input_ids == self.config.image_token_id).sum(dim=1).tolist()
             samples = packed.flatten(0, 1).split(counts)
@@ -314,5 +340,5 @@ class TokenPackerForConditionalGeneration(TokenPackerPreTrainedModel, Generation
         input_ids, model_kwargs = super()._expand_inputs_for_generation(
             expand_size=expand_size, is_encoder_decoder=is_encoder_decoder, input_ids=input_ids, **model_kwargs
         )
-        images = {"pixel_values": pixel_values, "packed_tokens": packed}
+        images = dict(zip(IMAGE_INPUTS, (pixel_values, tile_index, packed), strict=True))
         return input_ids, model_kwargs | {key: value for key, value in images.items() if value is not None}

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedModel
 
@@ -44,15 +45,42 @@ def encoder_layers(tower: nn.Module) -> nn.ModuleList:
 
 
 def encode_tiles(
-    tower: nn.Module, pixel_values: Tensor, patch_grid: tuple[int, int], levels: Sequence[int], query_level: int
+    tower: nn.Module,
+    pixel_values: Tensor,
+    patch_grid: tuple[int, int],
+    levels: Sequence[int],
+    query_level: int,
+    max_tiles: int | None = None,
 ) -> VisionFeatures:
     """Vision features of tiles (N, 3, h, w); P leading tokens are dropped.
 
-    Levels are caught as the layers give them, so the other hidden states are freed at once. They are what
-    `output_hidden_states=True` would put at these indices.
+    Where neither the tower nor the pixels are differentiated, nothing of the tower is kept for a backward pass, and at
+    most `max_tiles` pass through it at a time: its peak memory does not grow with N. None takes all at once.
 
     Raises:
         ValueError: when the tower gives fewer tokens than the patch grid has.
+    """
+    learns = pixel_values.requires_grad or any(parameter.requires_grad for parameter in tower.parameters())
+    if learns and torch.is_grad_enabled():
+        return _encode(tower, pixel_values, patch_grid, levels, query_level)
+    chunks = (pixel_values,)
+    if max_tiles is not None and pixel_values.shape[0] > max_tiles:
+        chunks = pixel_values.split(max_tiles)
+    with torch.no_grad():
+        parts = [_encode(tower, chunk, patch_grid, levels, query_level) for chunk in chunks]
+        if len(parts) == 1:
+            return parts[0]
+        query = torch.cat([part.query for part in parts])  # (N, L, C)
+        return VisionFeatures(query, torch.cat([part.levels for part in parts]), patch_grid)
+
+
+def _encode(
+    tower: nn.Module, pixel_values: Tensor, patch_grid: tuple[int, int], levels: Sequence[int], query_level: int
+) -> VisionFeatures:
+    """One pass through the tower.
+
+    Levels are caught as the layers give them, so the other hidden states are freed at once. They are what
+    `output_hidden_states=True` would put at these indices.
     """
     layers = encoder_layers(tower)
     caught: dict[int, Tensor] = {}
