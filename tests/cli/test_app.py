@@ -12,16 +12,6 @@ from tokenpacker.cli.errors import mistake
 
 COMMANDS = [(name,) for name in ("ask", "chat", "count", "show", "evaluate", "convert", "models")]
 COMMANDS += [("data", "check"), ("train", "tiny")]
-    ("ask",),
-    ("chat",),
-    ("count",),
-    ("show",),
-    ("evaluate",),
-    ("convert",),
-    ("models",),
-    ("data", "check"),
-    ("train", "tiny"),
-]
 
 
 def python(*arguments: str) -> subprocess.CompletedProcess[str]:
