@@ -37,6 +37,19 @@ def test_scale_factor_counts_the_tokens_of_a_tile(make_complete, scale_factor, t
     assert processor.image_layout((16, 16)).num_tokens == tokens + 1
 
 
+def test_the_first_versions_name_of_the_scale_factor_is_known(make_complete):
+    model, _ = load_released(make_complete(config={"scale_factor": None, "down_rate": 4}))
+    assert model.config.projector_config["scale_factor"] == 4
+
+
+def test_what_differs_from_the_published_model_is_told(make_complete, tmp_path, monkeypatch):
+    hub_id = "sunshine-lwt/TokenPacker-HD-13b-16patch-64token"
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: str(make_complete()))
+    tiles, scale = convert(hub_id, tmp_path / "converted")["notes"]
+    assert "published with 16: give --max-tiles 16" in tiles
+    assert "published with 3: give --scale-factor 3" in scale
+
+
 @pytest.mark.parametrize(("layer", "level"), [(-2, 23), (None, 23), (-1, 24), (22, 22)])
 def test_the_select_layer_is_the_level_of_the_query(make_complete, layer, level):
     model, _ = load_released(make_complete(config={"mm_vision_select_layer": layer}))

@@ -73,12 +73,7 @@ def open_parts(src: str, base: str | None, vision_tower: str | None, revision: s
     kind = _kind(folder)
     notes = [f"config.json has keys that no released model is known to have: {', '.join(settings.unknown)}"]
     notes = notes if settings.unknown else []
-    limit = next((model.max_tiles for model in RELEASED_MODELS if model.hub_id == src), None)
-    if limit is not None and settings.max_tiles != limit:
-        notes.append(
-            f"config.json limits tiles to {settings.max_tiles} (9 where it is silent, as the original); {src} was"
-            f" published with {limit}: give --max-tiles {limit} (max_tiles={limit}) for that"
-        )
+    notes += _differences(src, settings)
     if kind == "complete":
         if base is not None:
             raise ValueError(f"{src} holds a whole model and needs no base; leave --base (base=) out")
@@ -102,6 +97,23 @@ def open_parts(src: str, base: str | None, vision_tower: str | None, revision: s
         folders=folders,
         notes=tuple(notes),
     )
+
+
+def _differences(src: str, settings: ReleasedSettings) -> list[str]:
+    """Notes where a released model's config is not what was published of it; the config counts."""
+    model = next((model for model in RELEASED_MODELS if model.hub_id == src), None)
+    notes = []
+    if model is not None and model.max_tiles not in (None, settings.max_tiles):
+        notes.append(
+            f"config.json limits tiles to {settings.max_tiles} (9 where it is silent, as the original); {src} was"
+            f" published with {model.max_tiles}: give --max-tiles {model.max_tiles} (max_tiles=) for that"
+        )
+    if model is not None and model.scale_factor != settings.scale_factor:
+        notes.append(
+            f"config.json has scale factor {settings.scale_factor} (2 where it is silent); {src} was published with"
+            f" {model.scale_factor}: give --scale-factor {model.scale_factor} (scale_factor=) when you ask it"
+        )
+    return notes
 
 
 def _kind(folder: Path) -> str:

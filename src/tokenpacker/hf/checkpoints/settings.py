@@ -35,7 +35,9 @@ WITHOUT_EFFECT = {
     "tune_mm_mlp_adapter",
     "use_mm_proj",
 }
+OLD_SCALE_KEY = "down_rate"  # what the original's first version called the scale factor
 HONOURED = {
+    OLD_SCALE_KEY,
     "image_aspect_ratio",
     "max_sequence_length",
     "mm_use_im_start_end",
@@ -108,11 +110,12 @@ class ReleasedSettings:
         start_end = config.get("mm_use_im_start_end") or False
         if not isinstance(start_end, bool):
             raise ValueError(f"{where} has mm_use_im_start_end={start_end!r}; it must be true or false")
+        scale_key = "scale_factor" if config.get("scale_factor") is not None else OLD_SCALE_KEY
         known = WITHOUT_EFFECT | HONOURED | LANGUAGE_MODEL_KEYS
         return cls(
             image_mode=aspect_ratio,
             max_tiles=check_tile_limit(max_tiles, f"{where} has patch_num"),
-            scale_factor=_integer(config, "scale_factor", DEFAULT_SCALE_FACTOR, where, minimum=1),
+            scale_factor=_integer(config, scale_key, DEFAULT_SCALE_FACTOR, where, minimum=1),
             query_level=_integer(config, "mm_vision_select_layer", DEFAULT_QUERY_LEVEL, where),
             vision_tower=vision_tower,
             image_start_end=start_end,
