@@ -107,3 +107,11 @@ def test_unknown_keys_are_told(make_complete, tmp_path):
 def test_a_config_that_cannot_be_is_refused(make_complete, config, message):
     with pytest.raises(ValueError, match=message):
         load_released(make_complete(config=config))
+
+
+@pytest.mark.parametrize("content", ['{"pad_token_id": [0]}', '{"eos_token_id": "2"}', "{"])
+def test_a_generation_config_that_cannot_be_is_refused(make_complete, content):
+    folder = make_complete()
+    (folder / "generation_config.json").write_text(content)
+    with pytest.raises(ValueError, match="generation_config"):
+        load_released(folder)

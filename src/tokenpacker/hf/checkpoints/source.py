@@ -264,14 +264,17 @@ def _generation_config(parts: Parts) -> GenerationConfig:
         kept |= {key: content[key] for key in ("do_sample", "temperature", "top_p", "top_k") if key in content}
     if kept["pad_token_id"] is None:
         kept["pad_token_id"] = 0  # the original pads with the unknown token
-    wrong = [key for key in ids if not _are_token_ids(kept[key], parts.text_config.vocab_size)]
+    wrong = [key for key in ids if not _names_tokens(kept[key], parts.text_config.vocab_size, key == "eos_token_id")]
     if wrong:
         raise ValueError(f"{file or 'config.json'} has {wrong[0]}={kept[wrong[0]]!r}, which is no id of the vocabulary")
-    return GenerationConfig(**kept)
+    try:
+        return GenerationConfig(**kept)
+    except Exception as error:  # transformers validates with several kinds
+        raise ValueError(f"{file} is no generation config ({' '.join(str(error).split())[:200]})") from error
 
 
-def _are_token_ids(value: Any, vocab_size: int) -> bool:
-    values = value if isinstance(value, list) else [value]
+def _names_tokens(value: Any, vocab_size: int, several: bool) -> bool:
+    values = value if several and isinstance(value, list) else [value]
     return all(type(entry) is int and 0 <= entry < vocab_size for entry in values)
 
 

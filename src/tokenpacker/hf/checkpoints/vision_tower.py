@@ -64,7 +64,7 @@ def _vision_config(content: dict[str, Any], where: str) -> CLIPVisionConfig:
     check_sizes(content, where)
     known = set(CLIPVisionConfig().to_dict()) - {"model_type", "dtype", "torch_dtype"}
     try:
-        return CLIPVisionConfig(**{key: value for key, value in content.items() if key in known})
+        return CLIPVisionConfig(**{key: value for key, value in content.items() if key in known and value is not None})
     except Exception as error:  # transformers validates with several kinds
         raise ValueError(f"{where} is no config of a CLIP ({' '.join(str(error).split())[:200]})") from error
 
