@@ -16,6 +16,8 @@ from torch import Tensor
 
 from tokenpacker.tiling import GridList, TileGrid, TileView, choose_tile_grid
 
+IGNORED = -100  # label of a place where nothing is learned, as transformers and torch have it
+
 
 @dataclass(frozen=True)
 class TokenSource:

@@ -6,8 +6,8 @@ from torch.nn import functional as F
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import flash_attention_mask
 
+from tokenpacker.sequence import IGNORED
 from tokenpacker.train.collate import collate_packed, collate_padded
-from tokenpacker.train.conversations import IGNORED
 from tokenpacker.train.samples import Sample
 
 # Float32 sums over rows of another width come in another order; a token seen or missed would show in the first digits.
@@ -166,6 +166,26 @@ def test_a_samples_loss_reaches_the_pixels_of_its_own_images_and_no_other(make_t
         reached = gradient.flatten(1).abs().sum(1).nonzero().flatten().tolist()
         assert reached == list(range(first_tile, last_tile))
         start, first_tile = end, last_tile
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_logits_at_learned_places_alone_teach_the_same(make_tiny_model, rows, packed):
+    collate = collate_packed(rows, 0) if packed else collate_padded([sample for row in rows for sample in row], 0)
+    num_learned = int((collate["labels"][:, 1:] != IGNORED).sum())
+    gradients = []
+    for only_learned in (False, True):
+        model = make_tiny_model()
+        outputs = model(**collate, only_learned=only_learned, num_items_in_batch=torch.tensor(num_learned))
+        outputs.loss.backward()
+        gradients.append([outputs.loss.detach(), *(parameter.grad for parameter in model.parameters())])
+    assert outputs.logits.shape == (num_learned, model.config.text_config.vocab_size)
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)  # the same sums in another order
+
+
+def test_learned_places_need_labels(tiny_model):
+    with pytest.raises(ValueError, match="only_learned=True needs labels"):
+        tiny_model(input_ids=torch.tensor([[1, 2]]), only_learned=True)
 
 
 def test_what_stands_in_the_padding_changes_nothing(tiny_model, rows):

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
+from tokenpacker.sequence import IGNORED
 from tokenpacker.train.collate import collate_packed, collate_padded, packing_problem
-from tokenpacker.train.conversations import IGNORED
 from tokenpacker.train.samples import Sample
 
 PAD = 0

@@ -2,7 +2,8 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from tokenpacker.data import Question
-from tokenpacker.train.conversations import IGNORED, Segment, make_segment, pack
+from tokenpacker.sequence import IGNORED
+from tokenpacker.train.conversations import Segment, make_segment, pack
 
 
 def tiny_language_model() -> LlamaForCausalLM:

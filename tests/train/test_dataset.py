@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from tokenpacker.train.conversations import IGNORED
+from tokenpacker.sequence import IGNORED
 from tokenpacker.train.dataset import Steps, StepSpec
 from tokenpacker.train.dense_labels import HEADS
 from tokenpacker.train.tokenizer import train_tokenizer

@@ -3,9 +3,8 @@ import json
 import pytest
 
 from tokenpacker.hf.tokenizer import load_llama_tokenizer
-from tokenpacker.sequence import ImageLayout
+from tokenpacker.sequence import IGNORED, ImageLayout
 from tokenpacker.tiling import TileGrid
-from tokenpacker.train.conversations import IGNORED
 from tokenpacker.train.labels import collate, expand, merge_image_marks, prepare_example, render_prompt
 
 QUESTION = [{"from": "human", "value": "<image>\nwhat?"}, {"from": "gpt", "value": "a cat"}]
@@ -164,3 +163,27 @@ def test_a_caption_needs_two_messages_and_an_image(tokenizer):
         prepare_example([{"from": "human", "value": "?"}, QUESTION[1]], tokenizer, has_image=True, format="plain")
     with pytest.raises(ValueError, match="format='v2' has no labels; use 'v1' or 'plain'"):
         prepare_example(QUESTION, tokenizer, has_image=True, format="v2")
+
+
+@pytest.mark.parametrize("start", [{}, {"bos_token": "<s>"}], ids=["no start token", "a start token"])
+def test_other_tokenizers_learn_the_answers_and_their_ends_too(start):
+    """A space belongs to the word behind it, as with GPT-2's kin; Qwen's have no start token."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = ["<s>", "</s>", "<pad>", "<image>", *sorted(pre_tokenizers.ByteLevel.alphabet()), "Ġa", "Ġb"]
+    backend = Tokenizer(models.BPE({word: n for n, word in enumerate(words)}, [("Ġ", "a"), ("Ġ", "b")]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        eos_token="</s>",
+        pad_token="<pad>",
+        additional_special_tokens=["<image>"],
+        **start,
+    )
+    talk = [*QUESTION, {"from": "human", "value": "None?"}, {"from": "gpt", "value": "bats"}]
+    example = prepare_example(talk, tokenizer, has_image=True)
+    assert example.problem is None
+    assert tokenizer.decode([label for label in example.labels if label != IGNORED]) == " a cat</s> bats</s>"
+    assert tokenizer.decode(example.input_ids).startswith("<s>A chat" if start else "A chat")

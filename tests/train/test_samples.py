@@ -9,8 +9,8 @@ from PIL import Image
 from tokenpacker.hf import TokenPackerProcessor
 from tokenpacker.hf.image_processor import RELEASED_OPTIONS, TokenPackerImageProcessor
 from tokenpacker.hf.tokenizer import load_llama_tokenizer
+from tokenpacker.sequence import IGNORED
 from tokenpacker.tiling import TileGrid
-from tokenpacker.train.conversations import IGNORED
 from tokenpacker.train.labels import prepare_example
 from tokenpacker.train.rows import Record, RecordError
 from tokenpacker.train.samples import Length, SampleMaker

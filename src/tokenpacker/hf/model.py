@@ -20,7 +20,7 @@ from tokenpacker.features import VisionFeatures
 from tokenpacker.hf.config import TokenPackerConfig
 from tokenpacker.hf.packing import separate_samples
 from tokenpacker.hf.vision_encoder import build_spare_layers, build_vision_tower, encode_tiles, encoder_layers
-from tokenpacker.sequence import scatter_image_tokens
+from tokenpacker.sequence import IGNORED, scatter_image_tokens
 
 IMAGE_INPUTS = ("pixel_values", "tile_index", "packed_tokens")  # of the prompt; generation needs them once
 
@@ -280,9 +280,20 @@ class TokenPackerForConditionalGeneration(TokenPackerPreTrainedModel, Generation
         tile_index: Tensor | None = None,
         labels: Tensor | None = None,
         logits_to_keep: int | Tensor = 0,
+        only_learned: bool = False,
         **kwargs: Any,
     ) -> TokenPackerCausalLMOutput:
-        """As `TokenPackerModel.forward`, with logits, and a loss where `labels` (B, S) are given (-100 is ignored)."""
+        """As `TokenPackerModel.forward`, with logits, and a loss where `labels` (B, S) are given (-100 is ignored).
+
+        Args:
+            only_learned: makes logits (K, vocabulary) at the K places from which a label is learned and nowhere else:
+                the same loss for a fraction of the memory, as images and questions are most of a sequence.
+
+        Raises:
+            ValueError: as `TokenPackerModel.forward`, and for `only_learned` without labels.
+        """
+        if labels is None and only_learned:
+            raise ValueError("only_learned=True needs labels; pass them, or leave it out")
         outputs = self.model(
             input_ids=input_ids,
             pixel_values=pixel_values,
@@ -295,8 +306,14 @@ class TokenPackerForConditionalGeneration(TokenPackerPreTrainedModel, Generation
             tile_index=tile_index,
             **kwargs,
         )
-        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = self.lm_head(outputs.last_hidden_state[:, kept])
+        states = outputs.last_hidden_state
+        if labels is not None and only_learned:
+            following = nn.functional.pad(labels, (0, 1), value=IGNORED)[:, 1:]  # (B, S)
+            learned = following != IGNORED
+            states, kwargs = states[learned.to(states.device)], kwargs | {"shift_labels": following[learned]}
+        else:
+            states = states[:, slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep]
+        logits = self.lm_head(states)
         loss = None
         if labels is not None:
             loss = self.loss_function(

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tokenpacker.train.conversations import IGNORED
+from tokenpacker.sequence import IGNORED
 from tokenpacker.train.samples import Sample
 
 DIGEST_BYTES = 16  # 128 bits: two different tiles of one batch never meet

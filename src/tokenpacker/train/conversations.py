@@ -15,8 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from tokenpacker.data import Question
-
-IGNORED = -100  # transformers' label for positions without a loss
+from tokenpacker.sequence import IGNORED
 
 
 @dataclass(frozen=True)

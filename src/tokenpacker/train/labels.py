@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerBase
 
 from tokenpacker.hf.chat import chat_template
 from tokenpacker.hf.tokenizer import IMAGE_TOKEN, encode_as_trained
-from tokenpacker.train.conversations import IGNORED
+from tokenpacker.sequence import IGNORED
 
 Conversation = Sequence[Mapping[str, str]]
 TrainingFormat = Literal["v1", "plain"]
@@ -110,7 +110,7 @@ def prepare_example(
     if has_image and merge_marks:
         conversation = merge_image_marks(conversation, image_start_end=image_start_end)
     marks = has_image or format == "plain"
-    prompt = render_prompt(conversation, tokenizer, format).removeprefix(str(tokenizer.bos_token))
+    prompt = render_prompt(conversation, tokenizer, format).removeprefix(tokenizer.bos_token or "")
     ids = _encode(tokenizer, prompt, marks)
     if not marks:
         ids = ids[:max_length]
@@ -214,19 +214,20 @@ def _answer_labels(
 ) -> tuple[list[int], str | None]:
     """Labels with everything but the answers ignored, and what went wrong.
 
-    A round ends before its end mark, whose place in the sum the round's own start token takes.
+    Rounds are counted without the start token, which the whole has once if the tokenizer has one, and each with its
+    end mark.
     """
     labels = list(ids)
     labels[0] = IGNORED
-    position = 1
+    position = 0 if tokenizer.bos_token is None else 1
     for text in prompt.split(str(tokenizer.eos_token)):
         parts = text.split(BEFORE_ANSWER)
         if len(parts) != 2:
             break
-        # Start token and the space before the answer: the answer's first piece has that space in itself.
-        read = len(_encode(tokenizer, parts[0] + BEFORE_ANSWER, marks)) - 2
+        # Without the last space: the answer's first piece has it in itself.
+        read = len(encode_as_trained(tokenizer, parts[0] + BEFORE_ANSWER, image_marks=marks)) - 1
         labels[position : position + read] = [IGNORED] * len(labels[position : position + read])
-        position += len(_encode(tokenizer, text, marks))
+        position += len(encode_as_trained(tokenizer, text, image_marks=marks)) + 1
     labels[position:] = [IGNORED] * len(labels[position:])
     pad_token_id = tokenizer.pad_token_id  # looking it up is slow
     total = sum(token != pad_token_id for token in ids)
@@ -240,5 +241,6 @@ def _answer_labels(
 
 
 def _encode(tokenizer: PreTrainedTokenizerBase, text: str, image_marks: bool) -> list[int]:
-    """Ids with the start token in front."""
-    return [tokenizer.bos_token_id, *encode_as_trained(tokenizer, text, image_marks=image_marks)]
+    """Ids, with the start token in front where the tokenizer has one."""
+    ids = encode_as_trained(tokenizer, text, image_marks=image_marks)
+    return ids if tokenizer.bos_token_id is None else [tokenizer.bos_token_id, *ids]

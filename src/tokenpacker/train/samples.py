@@ -23,9 +23,8 @@ from torch import Tensor
 from tokenpacker.hf import TokenPackerProcessor
 from tokenpacker.hf.image_processor import to_rgb
 from tokenpacker.images import MAX_PIXELS, ImageError, image_size
-from tokenpacker.sequence import ImageLayout
+from tokenpacker.sequence import IGNORED, ImageLayout
 from tokenpacker.tiling import TileGrid
-from tokenpacker.train.conversations import IGNORED
 from tokenpacker.train.labels import (
     GPT,
     Example,
