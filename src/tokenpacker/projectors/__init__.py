@@ -5,6 +5,7 @@ package, an entry point in the group `tokenpacker.projectors` that names the mod
 """
 
 from tokenpacker.projectors.base import Projector, ProjectorConfig, available, build, config_from_dict, register
+from tokenpacker.projectors.files import load, save
 from tokenpacker.projectors.mlp import Mlp, MlpConfig
 from tokenpacker.projectors.token_packer import TokenPacker, TokenPackerProjectorConfig
 
@@ -18,5 +19,7 @@ __all__ = [
     "available",
     "build",
     "config_from_dict",
+    "load",
     "register",
+    "save",
 ]
