@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import tarfile
 
 import pytest
+from torch.utils.data import DataLoader, Dataset
 
 from tokenpacker.train.rows import Record, RecordError
-from tokenpacker.train.streams import open_dataset, open_shards
+from tokenpacker.train.streams import open_dataset, open_hub_dataset, open_shards
 
 TALK = [{"from": "human", "value": "<image>\nwhat?"}, {"from": "gpt", "value": "a cat"}]
 
@@ -105,6 +107,39 @@ def test_a_position_of_something_else_is_refused(open_stream, change):
         next(stream.stream(open_stream(seed=7).start()))
 
 
+class WholeStream(Dataset):
+    """Every item is the ids of a whole epoch."""
+
+    def __init__(self, stream):
+        self.stream = stream
+
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, index):
+        return ids(self.stream)
+
+
+def test_each_worker_process_reads_the_whole_stream(open_stream):
+    stream = open_stream()
+    assert list(DataLoader(WholeStream(stream), num_workers=2, batch_size=None)) == [ids(stream)] * 2
+
+
+def test_a_position_holds_where_the_shards_are_moved_and_not_where_they_change(shards, tmp_path_factory):
+    moved = shutil.copytree(shards, tmp_path_factory.mktemp("elsewhere") / "shards")
+    found = list(open_shards(shards).stream())
+    position = found[4][0]
+    assert ids(open_shards(moved), position) == [record.id for _, record in found[5:]]
+    write_tar(moved / "2.tar", {f"{number}.json": talk() for number in range(30)})
+    with pytest.raises(ValueError, match="belongs to other shards"):
+        ids(open_shards(moved), position)
+
+
+def test_a_position_tells_people_which_sample_it_stands_behind(shards):
+    stream = open_shards(shards, seed=None)
+    assert [stream.where(position) for position, _ in stream.stream()][4] == f"{shards}/1.tar, sample 2"
+
+
 def test_images_of_a_sample_come_in_the_order_of_their_numbers(tmp_path):
     numbered = {f"a.{number}.png": b"%d" % number for number in (10, 2, 0)}
     record = one(write_tar(tmp_path / "x.tar", {"a.json": talk(id=5, image="ignored.jpg"), **numbered}))
@@ -188,3 +223,72 @@ def test_bad_rows_of_the_datasets_library_are_errors(table):
     found = [record for _, record in open_dataset(table.map(lambda row: {"image": "../x"})).stream()]
     assert {record.kind for record in found} == {"unsafe path"}
     assert len(found) == 12
+
+
+@pytest.fixture
+def hub_folder(tmp_path, table):
+    """A data set as the datasets library finds it in a folder: two splits, `train` of two files."""
+    from datasets import Dataset
+
+    rows = Dataset.from_list(list(table))
+    rows.select(range(5)).to_parquet(tmp_path / "train-0.parquet")
+    rows.select(range(5, 10)).to_parquet(tmp_path / "train-1.parquet")
+    rows.select(range(10, 12)).to_parquet(tmp_path / "test-0.parquet")
+    return tmp_path
+
+
+def test_a_data_set_of_the_hub_is_opened_by_name_split_and_configuration(hub_folder):
+    everything = [f"s{shard}{sample}" for shard in range(4) for sample in range(3)]
+    assert ids(open_hub_dataset(str(hub_folder), seed=None)) == everything[:10]
+    assert ids(open_hub_dataset(f"{hub_folder}:test")) == everything[10:]
+    assert ids(open_hub_dataset(f"{hub_folder}:default/test")) == everything[10:]
+
+
+def test_image_paths_of_a_data_set_of_the_hub_are_below_the_folder_of_images(hub_folder):
+    record = next(record for _, record in open_hub_dataset(str(hub_folder), "/pictures").stream())
+    assert record.images == ("/pictures/cat.png",)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "reason"), [(":no", r"Bad split: no\. Available"), (":no/train", "'no' not found"), ("/no", "no")]
+)
+def test_what_the_datasets_library_does_not_find_is_said_in_one_line(hub_folder, suffix, reason, monkeypatch):
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    with pytest.raises(ValueError, match=rf"{suffix} cannot be opened \(.*{reason}.*\); check the name") as raised:
+        open_hub_dataset(f"{hub_folder}{suffix}")
+    assert "\n" not in str(raised.value)
+
+
+def test_a_data_set_that_cannot_be_reached_is_said_in_one_line(monkeypatch):
+    import datasets
+
+    def fail(*_, **__):
+        raise ConnectionError("Couldn't reach\nthe hub.")
+
+    monkeypatch.setattr(datasets, "load_dataset", fail)
+    with pytest.raises(
+        ValueError, match=r"data set a/b cannot be opened \(Couldn't reach the hub\); .*and the network"
+    ):
+        open_hub_dataset("a/b")
+
+
+def test_a_damaged_file_of_the_datasets_library_is_one_error_and_the_next_follows(hub_folder):
+    whole = (hub_folder / "train-0.parquet").read_bytes()
+    (hub_folder / "train-0.parquet").write_bytes(whole[:40] + b"\xff" * 60 + whole[100:])
+    found = list(open_hub_dataset(str(hub_folder), seed=None).stream())
+    assert found[0][1].kind == "damaged shard"
+    assert len(found) == 6
+    assert ids(open_hub_dataset(str(hub_folder), seed=None), found[0][0]) == ["s12", "s20", "s21", "s22", "s30"]
+
+
+def test_a_network_that_fails_while_reading_is_not_taken_for_damaged_data():
+    from datasets import IterableDataset
+
+    def rows():
+        yield {"id": "a", "conversations": TALK, "image": "cat.png"}
+        raise ConnectionError("gone")
+
+    with pytest.raises(ConnectionError, match="gone"):
+        ids(open_dataset(IterableDataset.from_generator(rows)))

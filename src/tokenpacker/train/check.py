@@ -239,7 +239,7 @@ def _read_stream(
     errors: list[RecordError] = []
 
     def lengths() -> Iterator[tuple[int, int, int, int]]:
-        for _, record in islice(stream.stream(), num_samples):
+        for position, record in islice(stream.stream(), num_samples):
             try:
                 if isinstance(record, RecordError):
                     raise record
@@ -247,6 +247,7 @@ def _read_stream(
                 if decode:
                     maker.make(record, scale_factor)
             except RecordError as error:
+                error.source = error.source or stream.where(position)
                 errors.append(error)
                 rejects.reject(error)
                 continue

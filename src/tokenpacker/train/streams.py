@@ -5,8 +5,8 @@ order is the file's. A position is plain JSON: how many samples, good or bad, of
 
     {"epoch": 0, "shard": 3, "sample": 17, "stream": "9f3c..."}
 
-It holds for any number of processes: ranks take samples of the one order in turn. `stream` is a fingerprint, so that a
-position is not used with other data.
+It holds for any number of processes: ranks take samples of the one order in turn. `stream` is a fingerprint of the
+shards' own names and sizes, so that a position is not used with other data, but is with data that moved as a whole.
 
 Tar shards follow WebDataset: files of a sample share a name up to the first dot. `key.json` is a LLaVA row without its
 images, which are `key.jpg`, or `key.0.jpg`, `key.1.jpg` and so on; a `key.txt` instead is a caption.
@@ -21,7 +21,6 @@ import random
 import tarfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -33,9 +32,10 @@ Position = dict[str, Any]
 
 
 class Shard(Protocol):
-    """One part of a stream."""
+    """One part of a stream; `name` is for people, `identity` tells it from others wherever it lies."""
 
     name: str
+    identity: str
 
     def read(self, start: int) -> Iterator[Record | RecordError]:
         """The samples from number `start` on. What cannot be read ends the shard with a RecordError."""
@@ -57,7 +57,7 @@ class Stream:
             raise ValueError("a stream needs at least one shard; check the path of the data")
         self.shards = tuple(shards)
         self.seed = seed
-        described = json.dumps([self.seed, [shard.name for shard in self.shards]])
+        described = json.dumps([self.seed, [shard.identity for shard in self.shards]])
         self._fingerprint = hashlib.sha256(described.encode()).hexdigest()[:16]
 
     def start(self, epoch: int = 0) -> Position:
@@ -80,14 +80,20 @@ class Stream:
         Raises:
             ValueError: for a position of other shards, another seed or another form.
         """
-        position = self._check(self.start() if position is None else position)
+        position = self.check(self.start() if position is None else position)
         epoch, first = position["epoch"], position["shard"]
         for place, number in enumerate(self.order(epoch)[first:], first):
             done = position["sample"] if place == first else 0
             for sample, record in enumerate(self.shards[number].read(done), done + 1):
                 yield {"epoch": epoch, "shard": place, "sample": sample, "stream": self._fingerprint}, record
 
-    def _check(self, position: Position) -> Position:
+    def where(self, position: Position) -> str:
+        """The sample before a position that this gave out, for messages: its shard and its number there."""
+        shard = self.shards[self.order(position["epoch"])[position["shard"]]]
+        return f"{shard.name}, sample {position['sample']}"
+
+    def check(self, position: Position) -> Position:
+        """The position; raises ValueError as `stream`."""
         keys = ("epoch", "shard", "sample")
         if not isinstance(position, dict) or not all(type(position.get(key)) is int for key in keys):
             raise ValueError(f"position={position!r} needs whole numbers {', '.join(keys)}; use one that a stream gave")
@@ -129,10 +135,40 @@ def open_dataset(dataset: Any, images_root: str | Path | None = None, *, seed: i
     return Stream([_DatasetShard(dataset, number, root) for number in range(dataset.num_shards)], seed)
 
 
+def open_hub_dataset(name: str, images_root: str | Path | None = None, *, seed: int | None = 0) -> Stream:
+    """The stream of a data set that the `datasets` library knows, on the Hugging Face hub or in a local folder.
+
+    Args:
+        name: `OWNER/NAME`, or a folder with Parquet, JSON or CSV files; `:SPLIT` behind it takes another split than
+            `train`, `:CONFIG/SPLIT` that of a configuration.
+        images_root: folder that image paths are below; None is the working folder.
+
+    Raises:
+        ValueError: for a data set, configuration or split that does not exist or cannot be reached.
+        ImportError: without datasets.
+    """
+    try:
+        from datasets import load_dataset
+    except ImportError:
+        raise ImportError("a data set of the hub needs datasets; run: pip install 'tokenpacker[train]'") from None
+    path, _, part = name.partition(":")
+    configuration, _, split = part.rpartition("/")
+    try:
+        dataset = load_dataset(path, configuration or None, split=split or "train", streaming=True)
+    except (ValueError, OSError) as error:  # ConnectionError and FileNotFoundError among them
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise ValueError(
+            f"data set {name} cannot be opened ({reason}); check the name, OWNER/NAME, OWNER/NAME:SPLIT or"
+            " OWNER/NAME:CONFIG/SPLIT, and the network, or give a folder that holds it"
+        ) from None
+    return open_dataset(dataset, images_root, seed=seed)
+
+
 class _TarShard:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.name = str(path)
+        self.identity = f"{path.name}, {path.stat().st_size} bytes"
 
     def read(self, start: int) -> Iterator[Record | RecordError]:
         number = -1
@@ -143,9 +179,7 @@ class _TarShard:
         except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
             # The files of the sample at which reading ended are not whole: it is this reject.
             if number + 1 >= start:
-                where = f"{self.name}, after sample {number + 1}"
-                reason = f"the shard cannot be read on ({error.args[0]}), so its rest is left out; fetch it again"
-                yield RecordError(where, reason, "damaged shard", where)
+                yield _damaged(self.name, number + 1, error)
 
     def _groups(self) -> Iterator[dict[str, Any]]:
         """The files of each sample by suffix, under `problem` what is wrong with them. Raises for a damaged file."""
@@ -191,15 +225,35 @@ class _DatasetShard:
         self.name = (
             f"{getattr(dataset.info, 'dataset_name', None) or 'dataset'}, shard {number + 1} of {dataset.num_shards}"
         )
+        self.identity = f"{self.name}, {dataset.info.config_name}, {dataset.split}"
 
     def read(self, start: int) -> Iterator[Record | RecordError]:
         part = self._dataset.shard(self._dataset.num_shards, self._number)
-        for number, row in enumerate(islice(part, start, None), start + 1):
-            where = f"{self.name}, row {number}"
-            try:
-                yield read_row({name: row[name] for name in COLUMNS if name in row}, self._images_root, where)
-            except RecordError as error:
-                yield error
+        number = -1
+        try:
+            # Not iter(part): in a worker process of torch that leaves out what it takes for other workers' share.
+            for number, rows in enumerate(part.iter(batch_size=1)):
+                if number >= start:
+                    row = {name: rows[name][0] for name in COLUMNS if name in rows}
+                    yield self._record(row, f"{self.name}, row {number + 1}")
+        except (ValueError, EOFError, zlib.error, OSError) as error:
+            # A network that fails is no damage: leaving the rest out would hide it, and a run can go on later.
+            if isinstance(error, OSError) and (type(error) is not OSError or error.errno is not None):
+                raise
+            if number + 1 >= start:
+                yield _damaged(self.name, number + 1, error)
+
+    def _record(self, row: Mapping[str, Any], where: str) -> Record | RecordError:
+        try:
+            return read_row(row, self._images_root, where)
+        except RecordError as error:
+            return error
+
+
+def _damaged(name: str, num_read: int, error: Exception) -> RecordError:
+    where = f"{name}, after sample {num_read}"
+    reason = f"the shard cannot be read on ({error.args[0]}), so its rest is left out; fetch it again"
+    return RecordError(where, reason, "damaged shard", where)
 
 
 def _without_decoding(dataset: Any) -> Any:
