@@ -11,7 +11,7 @@ import pytest
 from tokenpacker.cli.errors import mistake
 
 COMMANDS = [(name,) for name in ("ask", "chat", "count", "show", "evaluate", "convert", "models")]
-COMMANDS += [("data", "check"), ("train", "tiny")]
+COMMANDS += [("data", "check"), ("train", "tiny"), ("train", "recipe"), ("train", "recipes"), ("train", "engines")]
 
 
 def python(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -3,15 +3,34 @@
 import contextlib
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from tokenpacker.cli.errors import reports_mistakes
 from tokenpacker.cli.options import JsonOption
 from tokenpacker.cli.output import print_json
+from tokenpacker.cli.recipes import UNFINISHED, engines, list_recipes, train_recipe
 
-train_app = typer.Typer(help="Train a model.", no_args_is_help=True)
+
+class _Recipes(TyperGroup):
+    """Names that are no command are recipes: there are too many for a command each."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """The command of its own, or the one for recipes."""
+        known = args[0] in self.commands or args[0].startswith("-")
+        return super().resolve_command(ctx, args if known else ["recipe", *args])
+
+
+train_app = typer.Typer(
+    help="Train a model: by a recipe such as align-7b (`recipes` lists the names, `recipe --help` the options).",
+    no_args_is_help=True,
+    cls=_Recipes,
+)
+train_app.command("recipe")(reports_mistakes(train_recipe))
+train_app.command("recipes")(reports_mistakes(list_recipes))
+train_app.command("engines")(reports_mistakes(engines))
 
 
 @train_app.command()
@@ -52,6 +71,8 @@ def tiny(
 
     with contextlib.redirect_stdout(sys.stderr):  # the Trainer prints its logs
         folder = train_tiny(output, projector=projector, seed=seed, foundation_dir=foundation)
+        if folder is None:
+            raise typer.Exit(UNFINISHED)
         accuracies = measure_model(folder)
     add_accuracies(folder, accuracies)
     if as_json:

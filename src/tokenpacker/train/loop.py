@@ -45,8 +45,8 @@ class _OrderedTrainer(Trainer):
         return SequentialSampler(self.train_dataset if train_dataset is None else train_dataset)
 
 
-class _Stopwatch(TrainerCallback):
-    """Seconds of training, summed over interruptions: written with every checkpoint."""
+class Stopwatch(TrainerCallback):
+    """Seconds of training, summed over interruptions: written with every checkpoint to the file `path`."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -55,13 +55,16 @@ class _Stopwatch(TrainerCallback):
 
     @property
     def seconds(self) -> float:
+        """So far."""
         return round(self.before + time.monotonic() - self.started, 1)
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.path.write_text(json.dumps(self.seconds))
+        """Writes them down."""
+        if args.should_save:
+            self.path.write_text(json.dumps(self.seconds))
 
 
-class _ProgressBar(TrainerCallback):
+class ProgressBar(TrainerCallback):
     """One line on standard error: standard output stays free for results."""
 
     def __init__(self, title: str) -> None:
@@ -71,17 +74,21 @@ class _ProgressBar(TrainerCallback):
         self.title = title
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Shows the bar, at the step that the run goes on from."""
         self.bar.start()
         self.task = self.bar.add_task(self.title, total=state.max_steps, completed=state.global_step, loss="-")
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Counts the step."""
         self.bar.update(self.task, completed=state.global_step)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
+        """Shows the loss."""
         if logs and "loss" in logs:
             self.bar.update(self.task, loss=f"{float(logs['loss']):.3f}")
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Leaves the bar as it is."""
         self.bar.stop()
 
 
@@ -124,14 +131,14 @@ def run_phase(
         weight_decay=schedule.weight_decay,
     )
     phase_dir.mkdir(parents=True, exist_ok=True)
-    stopwatch = _Stopwatch(phase_dir / STOPWATCH)
+    stopwatch = Stopwatch(phase_dir / STOPWATCH)
     trainer = _OrderedTrainer(
         model=model,
         args=arguments,
         train_dataset=dataset,
         data_collator=collate,
         optimizers=(optimizer, None),
-        callbacks=[stopwatch, _ProgressBar(phase_dir.name)],
+        callbacks=[stopwatch, ProgressBar(phase_dir.name)],
     )
     trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=_last_checkpoint(phase_dir))

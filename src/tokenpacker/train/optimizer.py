@@ -22,8 +22,15 @@ class MuonAdamW(torch.optim.Optimizer):
     """Two kinds of parameter groups: those with `muon=True` hold matrices only."""
 
     def __init__(
-        self, model: nn.Module, *, learning_rate: float, muon_learning_rate: float, weight_decay: float
+        self,
+        model: nn.Module,
+        *,
+        learning_rate: float,
+        muon_learning_rate: float,
+        weight_decay: float,
+        betas: tuple[float, float] = ADAM_BETAS,
     ) -> None:
+        self.betas = betas
         matrices, others = split_parameters(model)
         groups = [
             {"params": matrices, "lr": muon_learning_rate, "muon": True},
@@ -61,7 +68,7 @@ class MuonAdamW(torch.optim.Optimizer):
                 parameter.mul_(1 - learning_rate * weight_decay).add_(update, alpha=-learning_rate * size)
 
     def _adam_step(self, parameters: list[Tensor], learning_rate: float, weight_decay: float) -> None:
-        first_decay, second_decay = ADAM_BETAS
+        first_decay, second_decay = self.betas
         for parameter in parameters:
             state = self.state[parameter]
             if not state:

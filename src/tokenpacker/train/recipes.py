@@ -1,32 +1,35 @@
-"""Recipes: everything that decides what a training run computes, as values.
+"""Recipes by name: functions that return a whole config, with everything that decides what a training run computes.
 
-A recipe is a function that returns a whole config; a variant is `dataclasses.replace` of it.
+A variant is `dataclasses.replace` of it. `paper` has the paper's; here are those of the carried model, and the names.
 """
 
+import difflib
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from tokenpacker.train import paper
+from tokenpacker.train.config import DataConfig, ModelConfig, OptimizerConfig, ScenesConfig, TrainingConfig
 from tokenpacker.train.dataset import StepSpec
 from tokenpacker.train.loop import Schedule
 
 TOKEN_PACKER, MLP = "token-packer", "mlp"
+ENCODER, LANGUAGE = "runs/tiny/state/encoder/result", "runs/tiny/state/language/result"
 
 
 @dataclass(frozen=True, kw_only=True)
 class TinyRecipe:
-    """The carried model: widths, levels, data and schedules of its four phases.
-
-    `vision_levels` are the hidden states that the projector reads, counted from 1; the query comes from the last.
-    """
+    """The carried model: widths, the schedules of its two foundations, and the configs of the paper's two stages."""
 
     projector: dict[str, Any]
+    align: TrainingConfig
+    instruct: TrainingConfig
     seed: int = 0
     image_size: int = 96
     patch_size: int = 8
     vision_dim: int = 128
     vision_layers: int = 4
     vision_heads: int = 8
-    vision_levels: tuple[int, ...] = (1, 2, 3, 4)
     language_dim: int = 128
     language_layers: int = 4
     language_mlp_dim: int = 384
@@ -37,17 +40,6 @@ class TinyRecipe:
     language: Schedule = field(
         default_factory=lambda: Schedule(num_steps=1400, learning_rate=1e-3, muon_learning_rate=5e-3)
     )
-    align: Schedule = field(
-        default_factory=lambda: Schedule(num_steps=900, learning_rate=2e-3, muon_learning_rate=6e-3)
-    )
-    instruct: Schedule = field(
-        default_factory=lambda: Schedule(num_steps=800, learning_rate=1e-3, muon_learning_rate=3e-3)
-    )
-
-    @property
-    def scale_factors(self) -> tuple[int, ...]:
-        """Scale factors that training samples from; None of them for a projector that keeps every token."""
-        return (2, 3, 4) if self.projector["name"] == TOKEN_PACKER else (1,)
 
 
 def tiny(projector: str = TOKEN_PACKER, *, seed: int = 0) -> TinyRecipe:
@@ -55,13 +47,41 @@ def tiny(projector: str = TOKEN_PACKER, *, seed: int = 0) -> TinyRecipe:
 
     Raises: ValueError for a projector that the recipe has no settings for.
     """
-    settings: dict[str, dict[str, Any]] = {
-        TOKEN_PACKER: {"name": TOKEN_PACKER, "num_heads": 4, "scale_factor": 2},
-        MLP: {"name": MLP},
-    }
-    if projector not in settings:
-        raise ValueError(f"projector={projector!r} has no tiny recipe; use one of {', '.join(settings)}")
-    return TinyRecipe(projector=settings[projector], seed=seed)
+    return TinyRecipe(
+        projector=_tiny_projector(projector),
+        align=align_tiny(projector, seed=seed),
+        instruct=instruct_tiny(projector, seed=seed),
+        seed=seed,
+    )
+
+
+def align_tiny(projector: str = TOKEN_PACKER, *, seed: int = 0) -> TrainingConfig:
+    """Stage 1 of the carried model: captions only, of pictures of one tile: with several it takes many times as long.
+
+    Encoder and language model are those that `tokenpacker train tiny` made.
+
+    Raises: ValueError as `tiny`.
+    """
+    model = ModelConfig(
+        vision_tower=ENCODER,
+        language_model=LANGUAGE,
+        projector=_tiny_projector(projector),
+        vision_levels=(1, 2, 3, 4),
+        image_mode="slice",
+        max_tiles=9,
+    )
+    scenes = ScenesConfig(captions=1.0, one_tile_share=1.0)
+    return _tiny_stage("align-tiny", model, scenes, ("projector",), 900, (2e-3, 6e-3), seed + 1)
+
+
+def instruct_tiny(projector: str = TOKEN_PACKER, *, seed: int = 0) -> TrainingConfig:
+    """Stage 2 of the carried model: questions and answers, and a few captions so that they are not forgotten.
+
+    Raises: ValueError as `tiny`.
+    """
+    model = ModelConfig(start="runs/align-tiny/model", projector=_tiny_projector(projector))
+    scenes = ScenesConfig(captions=0.04, one_tile_share=0.2)
+    return _tiny_stage("instruct-tiny", model, scenes, ("projector", "language_model"), 800, (1e-3, 3e-3), seed + 2)
 
 
 def described_steps() -> StepSpec:
@@ -69,11 +89,62 @@ def described_steps() -> StepSpec:
     return StepSpec(show="labels", captions=0.1, scale_factors=(2, 3, 4), one_tile_share=0.3, easy_share=0.15)
 
 
-def align_steps(recipe: TinyRecipe) -> StepSpec:
-    """Stage 1: captions only, of pictures of one tile: with several tiles to search it takes many times as long."""
-    return StepSpec(show="pixels", captions=1.0, scale_factors=recipe.scale_factors, one_tile_share=1.0)
+def recipes() -> dict[str, Callable[[], TrainingConfig]]:
+    """All by name: `align-7b`, `instruct-13b-hd16`, `instruct-7b-hd9-qlora`, `align-7b-elastic`, `align-tiny`, ..."""
+    return {**paper.recipes(), "align-tiny": align_tiny, "instruct-tiny": instruct_tiny}
 
 
-def instruct_steps(recipe: TinyRecipe) -> StepSpec:
-    """Stage 2: questions and answers, and a few captions so that they are not forgotten."""
-    return StepSpec(show="pixels", captions=0.04, scale_factors=recipe.scale_factors, one_tile_share=0.2)
+def find_recipe(name: str) -> TrainingConfig:
+    """The config of a recipe. Raises ValueError for an unknown name, with the nearest ones."""
+    named = recipes()
+    if name not in named:
+        near = difflib.get_close_matches(name, named, n=3)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"use one of {', '.join(named)}"
+        raise ValueError(f"recipe {name!r} is unknown; {hint}")
+    return named[name]()
+
+
+def _tiny_projector(name: str) -> dict[str, Any]:
+    settings: dict[str, dict[str, Any]] = {
+        TOKEN_PACKER: {"name": TOKEN_PACKER, "num_heads": 4, "scale_factor": 2},
+        MLP: {"name": MLP},
+    }
+    if name not in settings:
+        raise ValueError(f"projector={name!r} has no tiny recipe; use one of {', '.join(settings)}")
+    return settings[name]
+
+
+def _tiny_stage(
+    name: str,
+    model: ModelConfig,
+    scenes: ScenesConfig,
+    train: tuple[str, ...],
+    num_steps: int,
+    rates: tuple[float, float],
+    seed: int,
+) -> TrainingConfig:
+    """A stage on a CPU; `rates` are AdamW's and Muon's."""
+    return TrainingConfig(
+        name=name,
+        model=model,
+        train=train,
+        data=DataConfig(scenes=scenes, num_workers=1),
+        optimizer=OptimizerConfig(
+            learning_rate=rates[0],
+            muon_learning_rate=rates[1],
+            weight_decay=0.05,
+            betas=(0.9, 0.98),
+            warmup_share=100 / num_steps,
+            min_learning_rate_share=0.02,
+        ),
+        batch_size=1,
+        device_batch_size=1,
+        scale_factors=(2, 3, 4) if model.projector["name"] == TOKEN_PACKER else (1,),
+        max_steps=num_steps,
+        precision="float32",
+        checkpointing=False,
+        seed=seed,
+        log_every=25,
+        save_every=250,
+        report_to=(),
+    )

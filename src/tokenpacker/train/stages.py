@@ -1,15 +1,11 @@
-"""The four phases of the tiny model. Each takes what the phases before it left, trains, and returns what it made.
+"""The foundations of the tiny model, which take the place of CLIP and Vicuna; the paper's two stages then follow.
 
-encoder    a ViT learns to name what every patch shows                    trains: encoder (+ heads, thrown away)
-language   a language model learns to answer from described tiles         trains: language model (+ attributes, too)
-align      stage 1 of the paper: captions                                 trains: projector
-instruct   stage 2 of the paper: questions, scale factor drawn per step   trains: projector, language model
+encoder    a ViT learns to name what every patch shows             its heads are thrown away
+language   a language model learns to answer from described tiles  its attributes are thrown away
 """
 
 from pathlib import Path
-from typing import Any
 
-from torch import nn
 from transformers import (
     CLIPVisionConfig,
     CLIPVisionModel,
@@ -19,12 +15,12 @@ from transformers import (
     set_seed,
 )
 
-from tokenpacker.hf.model import TokenPackerForConditionalGeneration
-from tokenpacker.train.dataset import Steps, StepSpec
+from tokenpacker.train.batches import only_item
+from tokenpacker.train.dataset import Steps
 from tokenpacker.train.described import DescribedLanguageModel
 from tokenpacker.train.encoder import DenseClassifier, LabelledTiles, collate_tiles
-from tokenpacker.train.loop import Schedule, run_phase
-from tokenpacker.train.recipes import TinyRecipe, align_steps, described_steps, instruct_steps
+from tokenpacker.train.loop import run_phase
+from tokenpacker.train.recipes import TinyRecipe, described_steps
 
 MAX_POSITIONS = 4096  # far above ten tiles of 144 tokens
 
@@ -70,63 +66,6 @@ def train_language(recipe: TinyRecipe, tokenizer: PreTrainedTokenizerBase, phase
     )
     language_model = LlamaForCausalLM(config)
     model = DescribedLanguageModel(language_model, tokenizer)
-    _run_steps(model, described_steps(), recipe.language, tokenizer, phase_dir, recipe.seed)
+    steps = Steps(described_steps(), tokenizer, num_steps=recipe.language.num_steps, seed=recipe.seed)
+    run_phase(model, steps, recipe.language, phase_dir=phase_dir, collate=only_item, seed=recipe.seed)
     return language_model
-
-
-def assemble(
-    recipe: TinyRecipe, encoder: CLIPVisionModel, language_model: LlamaForCausalLM, image_token_id: int
-) -> TokenPackerForConditionalGeneration:
-    """The complete model, its projector freshly initialised from the recipe's seed."""
-    set_seed(recipe.seed)
-    model = TokenPackerForConditionalGeneration.from_parts(
-        encoder,
-        language_model,
-        projector_config=recipe.projector,
-        vision_levels=list(recipe.vision_levels),
-        image_token_id=image_token_id,
-    )
-    model.model.vision_tower.set_attn_implementation("sdpa")  # joining the parts' configs leaves it unset
-    return model
-
-
-def align(
-    model: TokenPackerForConditionalGeneration, recipe: TinyRecipe, tokenizer: PreTrainedTokenizerBase, phase_dir: Path
-) -> TokenPackerForConditionalGeneration:
-    """Stage 1, in place: only the projector learns."""
-    _train_only(model, [model.model.projector])
-    _run_steps(model, align_steps(recipe), recipe.align, tokenizer, phase_dir, recipe.seed + 1)
-    return model
-
-
-def instruct(
-    model: TokenPackerForConditionalGeneration, recipe: TinyRecipe, tokenizer: PreTrainedTokenizerBase, phase_dir: Path
-) -> TokenPackerForConditionalGeneration:
-    """Stage 2, in place: projector and language model learn, the encoder stays frozen."""
-    _train_only(model, [model.model.projector, model.model.language_model, model.lm_head])
-    _run_steps(model, instruct_steps(recipe), recipe.instruct, tokenizer, phase_dir, recipe.seed + 2)
-    return model
-
-
-def _train_only(model: nn.Module, parts: list[nn.Module]) -> None:
-    model.requires_grad_(False)
-    for part in parts:
-        part.requires_grad_(True)
-
-
-def _run_steps(
-    model: nn.Module,
-    spec: StepSpec,
-    schedule: Schedule,
-    tokenizer: PreTrainedTokenizerBase,
-    phase_dir: Path,
-    seed: int,
-) -> None:
-    steps = Steps(spec, tokenizer, num_steps=schedule.num_steps, seed=seed)
-    run_phase(model, steps, schedule, phase_dir=phase_dir, collate=_only_item, seed=seed)
-
-
-def _only_item(items: list[dict[str, Any]]) -> dict[str, Any]:
-    """An item of `Steps` is a whole batch already."""
-    (item,) = items
-    return item

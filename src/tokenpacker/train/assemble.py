@@ -1,0 +1,213 @@
+"""The model that a run trains: loaded, or put together from its parts, with what learns unfrozen."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, CLIPVisionModel, PreTrainedModel
+
+from tokenpacker import projectors
+from tokenpacker.hf.chat import chat_template
+from tokenpacker.hf.checkpoints import load_released
+from tokenpacker.hf.checkpoints.files import read_json
+from tokenpacker.hf.checkpoints.settings import MODEL_TYPES
+from tokenpacker.hf.config import TokenPackerConfig
+from tokenpacker.hf.model import TokenPackerForConditionalGeneration
+from tokenpacker.hf.processor import TokenPackerProcessor
+from tokenpacker.hf.quantization import KEPT_WHOLE, four_bit_config
+from tokenpacker.hf.tokenizer import IMAGE_TOKEN, load_llama_tokenizer
+from tokenpacker.hub import fetch
+from tokenpacker.train.config import LoraConfig, ModelConfig, TrainingConfig
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedTokenizerBase
+
+# Linear layers of LLaMA and its kin that LoRA updates.
+LORA_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+REMEDY = "give a folder or hub id"
+TOWER_PIXELS = "preprocessor_config.json"
+PAD_TOKEN = "<pad>"
+
+
+def assemble(config: TrainingConfig) -> tuple[TokenPackerForConditionalGeneration | PeftModel, TokenPackerProcessor]:
+    """Model and processor of a run, on the CPU, in training mode, with the right parts frozen.
+
+    Raises:
+        ValueError: for models that are not there or do not fit.
+        ImportError: for LoRA without peft, and four bits without bitsandbytes.
+    """
+    dtype = torch.bfloat16 if config.precision == "bfloat16" else torch.float32
+    loader = _load_start if config.model.start is not None else _join_parts
+    model, processor = loader(config, dtype)
+    model.requires_grad_(False)
+    for part in config.train:
+        for module in parts_of(model)[part]:
+            module.to(torch.float32).requires_grad_(True)  # what learns needs more than bfloat16's three digits
+    return (model if config.lora is None else _with_lora(model, config.lora)), processor
+
+
+def parts_of(model: TokenPackerForConditionalGeneration) -> dict[str, list[torch.nn.Module]]:
+    """The modules of each part; the head belongs to the language model."""
+    return {
+        "vision_tower": [model.model.vision_tower],
+        "projector": [model.model.projector],
+        "language_model": [model.model.language_model, model.lm_head],
+    }
+
+
+def load_processor(model: ModelConfig) -> TokenPackerProcessor:
+    """The processor alone, without weights, for counting and checking."""
+    if model.start is None:
+        return _processor(model_config(model), _tokenizer(model.language_model), model)
+    folder = fetch(model.start, ["*.json", "*.jinja", "tokenizer.model"], REMEDY)
+    if read_json(folder / "config.json").get("model_type") in MODEL_TYPES:
+        raise ValueError(f"{model.start} is in the original layout; first run: tokenpacker convert {model.start} DST")
+    return _with_settings(TokenPackerProcessor.from_pretrained(folder), model)
+
+
+def model_config(model: ModelConfig) -> TokenPackerConfig:
+    """The config of the model that a run trains; no weights are read."""
+    if model.start is not None:
+        return TokenPackerConfig.from_pretrained(model.start)
+    trained = _trained_projector(model)
+    vision, text = (AutoConfig.from_pretrained(name) for name in (model.vision_tower, model.language_model))
+    return TokenPackerConfig(
+        getattr(vision, "vision_config", vision),
+        text,
+        projector_config=model.projector if trained is None else trained.config.to_dict(),
+        vision_levels=list(model.vision_levels) or None,
+    )
+
+
+def _load_start(
+    config: TrainingConfig, dtype: torch.dtype
+) -> tuple[TokenPackerForConditionalGeneration, TokenPackerProcessor]:
+    start = str(config.model.start)
+    kind = read_json(fetch(start, ["config.json"], REMEDY) / "config.json").get("model_type")
+    if kind in MODEL_TYPES:
+        if config.lora is not None and config.lora.four_bit:
+            raise ValueError(
+                f"{start} is in the original layout; for four bits first run: tokenpacker convert {start} DST"
+            )
+        model, processor = load_released(start, dtype=dtype)
+        return model, _with_settings(processor, config.model)
+    model = TokenPackerForConditionalGeneration.from_pretrained(start, dtype=dtype, **_quantization(config, KEPT_WHOLE))
+    return model, _with_settings(TokenPackerProcessor.from_pretrained(start), config.model)
+
+
+def _join_parts(
+    config: TrainingConfig, dtype: torch.dtype
+) -> tuple[TokenPackerForConditionalGeneration, TokenPackerProcessor]:
+    settings = config.model
+    tower = _load_tower(settings.vision_tower, dtype)
+    language_model = AutoModelForCausalLM.from_pretrained(
+        settings.language_model, dtype=dtype, **_quantization(config, ("lm_head",))
+    )
+    tokenizer = _tokenizer(settings.language_model)
+    if len(tokenizer) > language_model.config.vocab_size:
+        language_model.resize_token_embeddings(len(tokenizer))
+    torch.manual_seed(config.seed)  # the projector's first weights
+    trained = _trained_projector(settings)
+    model = TokenPackerForConditionalGeneration.from_parts(
+        tower,
+        language_model,
+        projector_config=settings.projector if trained is None else trained.config.to_dict(),
+        vision_levels=list(settings.vision_levels) or None,
+        image_token_id=tokenizer.convert_tokens_to_ids(IMAGE_TOKEN),
+    )
+    if trained is not None:
+        model.model.projector.load_state_dict(trained.state_dict())
+    return model, _processor(model.config, tokenizer, settings)
+
+
+def _trained_projector(model: ModelConfig) -> projectors.Projector | None:
+    return None if model.projector_weights is None else projectors.load(model.projector_weights)
+
+
+def _load_tower(name: str, dtype: torch.dtype) -> PreTrainedModel:
+    """A vision tower; of a model for images and texts, its half for images."""
+    kind = AutoConfig.from_pretrained(name).model_type
+    if kind == "clip":
+        return CLIPVisionModel.from_pretrained(name, dtype=dtype)
+    whole = AutoModel.from_pretrained(name, dtype=dtype)
+    return getattr(whole, "vision_model", whole)
+
+
+def _tokenizer(name: str) -> PreTrainedTokenizerBase:
+    """The language model's tokenizer with an image mark; LLaMA's has room for it, others get one more token."""
+    folder = fetch(name, ["tokenizer*", "special_tokens_map.json", "added_tokens.json", "config.json"], REMEDY)
+    if (folder / "tokenizer.model").is_file() and read_json(folder / "config.json").get("model_type") == "llama":
+        return load_llama_tokenizer(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
+    tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE_TOKEN]})
+    if tokenizer.pad_token in (None, tokenizer.eos_token):  # an end that is padding would never be learned
+        tokenizer.add_special_tokens({"pad_token": PAD_TOKEN})
+    return tokenizer
+
+
+def _processor(config: Any, tokenizer: PreTrainedTokenizerBase, model: ModelConfig) -> TokenPackerProcessor:
+    """The processor of joined parts; pixels are normalised as the vision tower was trained, CLIP's way by default."""
+    path = fetch(model.vision_tower, [TOWER_PIXELS], REMEDY) / TOWER_PIXELS
+    found = read_json(path) if path.is_file() else {}
+    pixels = {name: found[name] for name in ("image_mean", "image_std") if name in found}
+    return _with_settings(TokenPackerProcessor.from_config(config, tokenizer, **pixels), model)
+
+
+def _with_settings(processor: TokenPackerProcessor, model: ModelConfig) -> TokenPackerProcessor:
+    """The processor with what the run sets of image rules and chat format; the trained model will keep it."""
+    for name in ("image_mode", "max_tiles", "grid_list", "thumbnail_source", "antialias"):
+        if getattr(model, name) is not None:
+            setattr(processor.image_processor, name, getattr(model, name))
+    if model.row_separator is not None:
+        processor.row_separator = model.row_separator
+    processor.chat_template = chat_template(format=model.chat_format)
+    return processor
+
+
+def _quantization(config: TrainingConfig, kept: tuple[str, ...]) -> dict[str, Any]:
+    if config.lora is None or not config.lora.four_bit:
+        return {}
+    return {"quantization_config": four_bit_config(llm_int8_skip_modules=list(kept))}
+
+
+def _with_lora(model: TokenPackerForConditionalGeneration, lora: LoraConfig) -> PeftModel:
+    """The model with updates beside its language model's layers; the projector learns as it is."""
+    try:
+        from peft import LoraConfig as PeftLoraConfig
+        from peft import get_peft_model
+    except ImportError as error:
+        raise ImportError("LoRA needs peft; run: pip install 'tokenpacker[train]'") from error
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    layers = "|".join(LORA_LAYERS)
+    wrapped = get_peft_model(
+        model,
+        PeftLoraConfig(
+            r=lora.rank,
+            lora_alpha=lora.alpha,
+            lora_dropout=lora.dropout,
+            target_modules=rf"model\.language_model\..*\.({layers})",
+        ),
+    )
+    for parameter in trained:  # peft freezes all but its own
+        parameter.requires_grad_(True)
+    return wrapped
+
+
+def save_projector(
+    model: TokenPackerForConditionalGeneration, path: Path, weights: Mapping[str, torch.Tensor] | None = None
+) -> None:
+    """Writes the projector's weights alone, as stage 1 keeps them.
+
+    Args:
+        weights: of the whole model, gathered, where processes share them; None takes the model's own.
+    """
+    prefix = "model.projector."
+    if weights is None:
+        projector = model.model.projector.state_dict()
+    else:
+        projector = {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
+    projectors.save(model.config.projector, projector, path)

@@ -1,0 +1,320 @@
+"""A whole training run as one value: frozen, checked when it is made, read from a file, changed by dotted keys.
+
+Everything that decides what a run computes stands here, so that the file saved beside a checkpoint repeats the run.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from tokenpacker.hf.image_processor import ImageMode
+from tokenpacker.tiling import GridList
+
+Part = Literal["vision_tower", "projector", "language_model"]
+Precision = Literal["float32", "bfloat16"]
+ChatFormat = Literal["v1", "plain"]
+DataFormat = Literal["json", "jsonl", "parquet", "webdataset", "hub"]
+PARTS: tuple[Part, ...] = get_args(Part)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """What is trained: a model that exists, or one put together from a vision tower and a language model.
+
+    Args:
+        start: folder or hub id of a TokenPacker model to continue from. The fields below it up to `projector` then
+            stay unused.
+        vision_tower: folder or hub id.
+        language_model: folder or hub id.
+        projector: dict of a registered projector's config; its widths are taken from the parts.
+        projector_weights: file that a run left, `projector.safetensors`; its config takes the place of `projector`.
+        vision_levels: hidden states that the projector reads, 1 being the first layer's output; empty takes the
+            paper's.
+        chat_format: `plain` for captions, `v1` for conversations.
+        image_mode: see `TokenPackerImageProcessor`, as the next four. None keeps what the start has, or the default.
+        row_separator: see `TokenPackerProcessor`; None likewise.
+    """
+
+    start: str | None = None
+    vision_tower: str = "openai/clip-vit-large-patch14-336"
+    language_model: str = "lmsys/vicuna-7b-v1.5"
+    projector: dict[str, Any] = field(default_factory=lambda: {"name": "token-packer", "scale_factor": 2})
+    projector_weights: str | None = None
+    vision_levels: tuple[int, ...] = ()
+    chat_format: ChatFormat = "v1"
+    image_mode: ImageMode | None = None
+    max_tiles: int | None = None
+    grid_list: GridList | None = None
+    thumbnail_source: Literal["image", "canvas"] | None = None
+    antialias: bool | None = None
+    row_separator: Literal["newline", "unknown"] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScenesConfig:
+    """Pictures that are drawn while they are learned from, easy-VQA and fine print, each batch a step of its own.
+
+    Args:
+        captions: share of pictures that are described; the others are asked about.
+        one_tile_share: of the steps, at first, that show pictures of one tile.
+    """
+
+    captions: float
+    one_tile_share: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """What it learns from, and how samples come together.
+
+    Args:
+        path: file, folder of shards, or hub id (`OWNER/NAME`, with `:CONFIG/SPLIT` behind it if need be); None until
+            the user says.
+        images: folder that the paths in the data start from.
+        format: how to read it; None tells from the path. `webdataset` (tar shards) and `hub` (the datasets library) are
+            streams: they are read in order, and `max_steps` ends the run.
+        scenes: generated pictures in place of a path.
+        max_length: tokens of a sample, image tokens included, and of a packed row.
+        packed: several samples share a row, none seeing another. A row then counts as one of `batch_size`, so that a
+            step holds more samples: choose a smaller `batch_size` for the same number.
+        grouped: samples of similar length and of one kind (with or without images) share a batch.
+        max_tiles_per_batch: bounds a device's memory for pixels.
+        max_reject_share: share of bad samples at which the run stops.
+        num_workers: processes per device that decode images.
+    """
+
+    path: str | None = None
+    images: str | None = None
+    format: DataFormat | None = None
+    scenes: ScenesConfig | None = None
+    max_length: int = 2048
+    packed: bool = False
+    grouped: bool = True
+    max_tiles_per_batch: int = 256
+    max_reject_share: float = 0.01
+    num_workers: int = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """AdamW, its learning rates per part, and their course: linear warm-up, then a cosine.
+
+    Args:
+        muon_learning_rate: of the matrices inside, which Muon then updates in AdamW's place.
+        min_learning_rate_share: where the cosine ends.
+    """
+
+    learning_rate: float
+    part_learning_rates: dict[str, float] = field(default_factory=dict)
+    muon_learning_rate: float | None = None
+    weight_decay: float = 0.0
+    betas: tuple[float, float] = (0.9, 0.999)
+    warmup_share: float = 0.03
+    min_learning_rate_share: float = 0.0
+    max_grad_norm: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraConfig:
+    """Low-rank updates of the language model's linear layers; `four_bit` keeps its own weights in NF4 (QLoRA)."""
+
+    rank: int = 128
+    alpha: int = 256
+    dropout: float = 0.05
+    four_bit: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """A training run.
+
+    Args:
+        name: of the recipe that it came from.
+        train: parts that learn; the others are frozen.
+        lora: trains updates of the language model in place of its weights.
+        batch_size: samples (rows, when packed) per optimizer step, over all devices.
+        device_batch_size: of these, how many a device holds at once.
+        scale_factors: one is drawn for each step; empty takes the projector's own.
+        epochs: passes over the data; `max_steps` ends a run earlier.
+        precision: of activations and of frozen weights; optimizer states and trained weights are float32.
+        checkpointing: recompute activations in the backward pass.
+        save_every: steps between checkpoints.
+        keep_checkpoints: how many of them stay.
+        report_to: trackers by name, of those that transformers knows.
+    """
+
+    name: str
+    optimizer: OptimizerConfig
+    train: tuple[str, ...]
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    lora: LoraConfig | None = None
+    batch_size: int = 128
+    device_batch_size: int = 16
+    scale_factors: tuple[int, ...] = ()
+    epochs: float = 1.0
+    max_steps: int | None = None
+    precision: Precision = "bfloat16"
+    checkpointing: bool = True
+    compile: bool = False
+    liger: bool = False
+    seed: int = 42
+    log_every: int = 1
+    save_every: int = 500
+    keep_checkpoints: int = 1
+    report_to: tuple[str, ...] = ("tensorboard",)
+
+    def __post_init__(self) -> None:
+        unknown = set(self.train) - set(PARTS) or set(self.optimizer.part_learning_rates) - set(PARTS)
+        if unknown:
+            raise ValueError(f"part {sorted(unknown)[0]!r} is unknown; use {', '.join(PARTS)}")
+        if not self.train and self.lora is None:
+            raise ValueError("train is empty and there is no lora: nothing would learn")
+        if self.lora is not None and "language_model" in self.train:
+            raise ValueError("lora replaces the training of language_model; take it out of train")
+        for name in ("batch_size", "device_batch_size", "save_every", "log_every", "keep_checkpoints"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        if self.batch_size % self.device_batch_size:
+            raise ValueError(
+                f"device_batch_size={self.device_batch_size} does not divide batch_size={self.batch_size};"
+                " choose a divisor"
+            )
+        if self.optimizer.part_learning_rates and self.optimizer.muon_learning_rate is not None:
+            raise ValueError("part_learning_rates and muon_learning_rate exclude each other; leave one out")
+        if not self.epochs > 0 or (self.max_steps is not None and self.max_steps < 1):
+            raise ValueError(f"epochs={self.epochs} and max_steps={self.max_steps} must be above 0")
+        if not 0 <= self.data.max_reject_share <= 1:
+            raise ValueError(f"data.max_reject_share={self.data.max_reject_share} must lie between 0 and 1")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as `from_dict` and JSON take them."""
+        return json.loads(json.dumps(dataclasses.asdict(self)))
+
+    def save(self, path: Path) -> None:
+        """Writes the whole config as JSON."""
+        path.write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
+
+
+def changed(config: TrainingConfig, settings: Iterable[str]) -> TrainingConfig:
+    """The config with settings like `optimizer.learning_rate=1e-4` put in; values are read as YAML.
+
+    Raises:
+        ValueError: for a setting without `=`, an unknown key (naming the nearest), and a value of another type.
+    """
+    import yaml
+
+    content = config.to_dict()
+    for setting in settings:
+        key, equals, text = setting.partition("=")
+        if not equals:
+            raise ValueError(f"--set {setting} has no '='; write for example optimizer.learning_rate=1e-4")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ValueError(f"--set {setting} is no value ({' '.join(str(error).split())})") from None
+        _put(content, key.strip().split("."), value, key)
+    return from_dict(content)
+
+
+def merged(config: TrainingConfig, content: Mapping[str, Any]) -> TrainingConfig:
+    """The config with the given values in place of its own, at any depth. Raises ValueError as `from_dict`."""
+    return from_dict(_merge(config.to_dict(), content))
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The content of a YAML or JSON file. Raises ValueError where it is missing, damaged or no mapping."""
+    import yaml
+
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))  # JSON is YAML
+    except FileNotFoundError:
+        raise ValueError(f"{path} does not exist; check the path") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is no YAML or JSON ({' '.join(str(error).split())})") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds no settings; write keys and values, as `--dry-run --json` prints them")
+    return content
+
+
+def from_dict(content: Mapping[str, Any]) -> TrainingConfig:
+    """The config of plain values. Raises ValueError for unknown keys and values of another type."""
+    return _build(TrainingConfig, content, "")
+
+
+def _build(kind: Any, content: Any, where: str) -> Any:
+    if not isinstance(content, Mapping):
+        raise ValueError(f"{where}={content!r} must be a set of keys and values")
+    hints = get_type_hints(kind)
+    _refuse_unknown(content, hints, where)
+    values = {key: _convert(hints[key], value, f"{where}{key}") for key, value in content.items()}
+    missing = [
+        f.name
+        for f in dataclasses.fields(kind)
+        if f.name not in values and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+    ]
+    if missing:
+        raise ValueError(f"{where}{missing[0]} is missing; give it a value")
+    return kind(**values)
+
+
+def _convert(hint: Any, value: Any, where: str) -> Any:
+    """The value as its type wants it: lists to tuples, whole numbers to floats, mappings to configs."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in arguments:
+            return None
+        return _convert(next(argument for argument in arguments if argument is not type(None)), value, where)
+    if dataclasses.is_dataclass(hint):
+        return _build(hint, value, f"{where}.")
+    if origin is tuple and isinstance(value, (list, tuple)):
+        return tuple(_convert(arguments[0], entry, where) for entry in value)
+    if origin is dict and isinstance(value, Mapping):
+        return dict(value)
+    if origin is Literal and value in arguments:
+        return value
+    if hint is float and isinstance(value, (int, float, str)) and not isinstance(value, bool):
+        try:
+            return float(value)  # YAML reads 1e-4 as text
+        except ValueError:
+            pass
+    if hint in (str, bool, int) and type(value) is hint:
+        return value
+    expected = " or ".join(map(repr, arguments)) if origin is Literal else getattr(hint, "__name__", str(hint))
+    raise ValueError(f"{where}={value!r} must be {expected}")
+
+
+def _put(content: dict[str, Any], keys: list[str], value: Any, whole: str) -> None:
+    for depth, key in enumerate(keys[:-1]):
+        if content.get(key) is None and key in content:
+            content[key] = {}
+        if not isinstance(content.get(key), dict):
+            _refuse_unknown({key: None}, content, ".".join([*keys[:depth], ""]))
+            raise ValueError(f"--set {whole}: {key} has no keys of its own")
+        content = content[key]
+    content[keys[-1]] = value
+
+
+def _merge(content: dict[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    result = dict(content)
+    for key, value in other.items():
+        nested = isinstance(value, Mapping) and isinstance(result.get(key), dict) and key != "projector"
+        result[key] = _merge(result[key], value) if nested else value
+    return result
+
+
+def _refuse_unknown(given: Iterable[str], known: Iterable[str], where: str) -> None:
+    valid = list(known)
+    for key in given:
+        if key not in valid:
+            near = difflib.get_close_matches(str(key), valid, n=1, cutoff=0.5)
+            hint = f"did you mean {where}{near[0]}?" if near else f"use one of {', '.join(valid)}"
+            raise ValueError(f"{where}{key} is no setting; {hint}")

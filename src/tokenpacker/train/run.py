@@ -1,0 +1,259 @@
+"""A training run from its config to the finished model: resumable, with everything it saw and did written down."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import math
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PrinterCallback, TrainingArguments, set_seed
+from transformers.trainer import TRAINING_ARGS_NAME
+
+from tokenpacker.train.assemble import assemble, load_processor, save_projector
+from tokenpacker.train.batches import only_item
+from tokenpacker.train.config import TrainingConfig, from_dict
+from tokenpacker.train.engine import PartTrainer, position_in, remove_leftovers, whole_checkpoints
+from tokenpacker.train.loop import ProgressBar, Stopwatch
+from tokenpacker.train.report import write_report
+from tokenpacker.train.signals import StopOnSignal
+from tokenpacker.train.sources import Source, open_source
+
+CONFIG, DATA, START, CHECKPOINTS, MODEL, HISTORY, STOPWATCH = (
+    "config.json",
+    "data.json",
+    "start.json",
+    "checkpoints",
+    "model",
+    "history.json",
+    "seconds.json",
+)
+
+# What may differ when a run is called again: where models and data lie, and what changes no weight.
+MAY_CHANGE = (
+    "model.start",
+    "model.vision_tower",
+    "model.language_model",
+    "model.projector_weights",
+    "keep_checkpoints",
+    "log_every",
+    "report_to",
+    "save_every",
+    "data.path",
+    "data.images",
+    "data.max_reject_share",
+    "data.num_workers",
+)
+TRACKERS = ("tensorboard", "trackio", "wandb", "mlflow", "clearml", "swanlab")
+
+
+def train(config: TrainingConfig, output: Path) -> Path | None:
+    """Trains and returns the folder of the finished model, `output/model`; None where a signal ended the run before.
+
+    A finished run is not repeated. One that was stopped goes on from its last whole checkpoint when it is called again
+    with the same config, on any number of processes; paths, as long as the same lies there, and what else is in
+    `MAY_CHANGE` may be others. Each process of a distributed run calls this; `accelerate launch` starts them.
+
+    Raises:
+        ValueError: for data, models and settings that do not fit, and for a folder that holds another run.
+        CheckpointError: when the disk is full; the last checkpoint stays.
+        WorkerError: when a process that reads data is killed.
+        TooManyRejects: when too much of the data is bad.
+        NotFiniteError: when a loss or gradient is none.
+    """
+    arguments = _arguments(config, output)  # starts the process group
+    leads = arguments.process_index == 0
+    with arguments.main_process_first(desc="looking through the data"):
+        _claim(config, output, leads)
+        if (output / HISTORY).is_file() and (output / MODEL).is_dir():
+            return output / MODEL
+        checkpoint = next(reversed(whole_checkpoints(output / CHECKPOINTS)), None)
+        processor = load_processor(config.model)
+        source = open_source(config, processor, output, position=position_in(checkpoint), progress=leads)
+        _claim_data(config, source, output, leads)
+    arguments.warmup_steps = math.ceil(config.optimizer.warmup_share * source.num_steps)
+    arguments.logging_steps = min(config.log_every, source.num_steps)
+    set_seed(config.seed)
+    model, processor = assemble(config)
+    _claim_start(config, model, output, leads)
+    if leads:
+        remove_leftovers(output / CHECKPOINTS)
+    stop, stopwatch = StopOnSignal(), Stopwatch(output / STOPWATCH)
+    trainer = PartTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=source.batches,
+        data_collator=only_item,
+        optimizer_config=config.optimizer,
+        keep_checkpoints=config.keep_checkpoints,
+        processor=processor if config.lora is None else None,
+        callbacks=[stop, stopwatch, ProgressBar(config.name)],
+    )
+    trainer.remove_callback(PrinterCallback)
+    with stop:
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    if trainer.state.global_step < source.num_steps:
+        print(f"stopped at step {trainer.state.global_step} of {source.num_steps}; call it again", file=sys.stderr)
+        return None
+    return _finish(trainer, processor, config, source, output, stopwatch.seconds)
+
+
+def _arguments(config: TrainingConfig, output: Path) -> TrainingArguments:
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    per_step = config.batch_size // config.device_batch_size
+    if per_step % world_size:
+        raise ValueError(
+            f"batch_size={config.batch_size} is {per_step} batches of device_batch_size={config.device_batch_size},"
+            f" which {world_size} processes cannot share; choose another size or number"
+        )
+    _require_trackers(config.report_to)
+    has_gpu = torch.cuda.is_available()
+    recomputation = "activation_checkpointing"
+    if recomputation not in TrainingArguments.__dataclass_fields__:  # transformers of before
+        recomputation = "gradient_checkpointing"
+    floor = config.optimizer.min_learning_rate_share
+    arguments = TrainingArguments(
+        use_cpu=not torch.accelerator.is_available(),  # else processes without a GPU would each train alone
+        output_dir=str(output / CHECKPOINTS),
+        num_train_epochs=1,  # the source holds all epochs, one behind the other
+        per_device_train_batch_size=1,
+        gradient_accumulation_steps=per_step // world_size,
+        lr_scheduler_type="cosine_with_min_lr" if floor else "cosine",
+        lr_scheduler_kwargs={"min_lr_rate": floor} if floor else None,
+        learning_rate=config.optimizer.learning_rate,
+        max_grad_norm=config.optimizer.max_grad_norm,
+        bf16=config.precision == "bfloat16",
+        **{recomputation: config.checkpointing, f"{recomputation}_kwargs": {"use_reentrant": False}},
+        torch_compile=config.compile,
+        use_liger_kernel=config.liger,
+        logging_nan_inf_filter=False,
+        save_steps=config.save_every,
+        save_total_limit=None,  # the trainer removes old ones itself, once the new one is whole
+        dataloader_num_workers=config.data.num_workers,
+        dataloader_prefetch_factor=2 if config.data.num_workers else None,
+        dataloader_pin_memory=has_gpu,
+        ddp_find_unused_parameters=False,
+        remove_unused_columns=False,
+        report_to=list(config.report_to) or "none",
+        disable_tqdm=True,
+        seed=config.seed,
+    )
+    if arguments.world_size != world_size:
+        raise ValueError(
+            f"WORLD_SIZE={world_size} but accelerate made a group of {arguments.world_size}; start the processes with"
+            " accelerate launch"
+        )
+    return arguments
+
+
+def _require_trackers(names: tuple[str, ...]) -> None:
+    """Raises ImportError for a tracker whose library is missing, before anything is loaded."""
+    for name in names:
+        if name in TRACKERS and importlib.util.find_spec(name) is None:
+            raise ImportError(
+                f"report_to names {name}, which is not installed; pip install {name}, or --set report_to=[]"
+            )
+
+
+def _claim(config: TrainingConfig, output: Path, writes: bool) -> None:
+    """Makes the run's folder, or sees that it is this run's."""
+    path = output / CONFIG
+    if path.is_file():
+        try:
+            before = _decisive(from_dict(json.loads(path.read_text(encoding="utf-8"))))
+        except ValueError as error:
+            raise ValueError(f"{path} is damaged ({error}); choose another --output") from None
+        now = _decisive(config)
+        changed = [key for key, value in before.items() if value != now[key]]
+        if changed:
+            raise ValueError(
+                f"{output} holds a run with other settings ({', '.join(changed)}); choose another --output"
+            )
+    if writes:
+        output.mkdir(parents=True, exist_ok=True)
+        config.save(path.with_suffix(".part"))
+        path.with_suffix(".part").replace(path)  # a kill leaves the old file or the new one, never a half
+
+
+def _decisive(config: TrainingConfig) -> dict[str, Any]:
+    """The settings that decide what a run computes, by dotted key."""
+    content = config.to_dict()
+    flat = {key: value for key, value in content.items() if key not in ("data", "model")}
+    flat |= {f"{part}.{key}": value for part in ("data", "model") for key, value in content[part].items()}
+    return {key: value for key, value in flat.items() if key not in MAY_CHANGE}
+
+
+def _claim_data(config: TrainingConfig, source: Source, output: Path, writes: bool) -> None:
+    """Sees that the data are still those that the run began with: a step number says nothing in others."""
+    if not _is_as_before(output / DATA, source.fingerprint, writes):
+        raise ValueError(
+            f"data.path={config.data.path} gives other samples than the run in {output} began with; restore the data"
+            " and their images, or choose another --output"
+        )
+
+
+def _claim_start(config: TrainingConfig, model: torch.nn.Module, output: Path, writes: bool) -> None:
+    """Sees that the run still begins with the same weights, by some numbers of each; new ones are left out."""
+    digest = hashlib.sha256()
+    loaded = config.model.start or config.model.projector_weights
+    new = ".lora_", "" if loaded else ".projector."
+    for name, parameter in model.named_parameters():
+        if not any(mark and mark in name for mark in new):
+            some = parameter.detach().flatten()[:: max(1, parameter.numel() // 64)]
+            digest.update(name.encode() + some.float().numpy().tobytes())
+    if not _is_as_before(output / START, digest.hexdigest(), writes):
+        raise ValueError(
+            f"the models that the run in {output} began with have changed; give the same, or choose another --output"
+        )
+
+
+def _is_as_before(path: Path, digest: str, writes: bool) -> bool:
+    """Whether a run that has checkpoints had this digest; it is written down for the next time."""
+    content = json.dumps({"sha256": digest}) + "\n"
+    if whole_checkpoints(path.parent / CHECKPOINTS) and path.is_file() and path.read_text(encoding="utf-8") != content:
+        return False
+    if writes:
+        path.write_text(content, encoding="utf-8")
+    return True
+
+
+def _finish(
+    trainer: PartTrainer, processor: Any, config: TrainingConfig, source: Source, output: Path, seconds: float
+) -> Path:
+    """Writes the finished model, its projector apart, its card and curve; all processes call it."""
+    folder, part = output / MODEL, output / f"{MODEL}.part"
+    if trainer.args.should_save and part.exists():
+        shutil.rmtree(part)
+    trainer.accelerator.wait_for_everyone()
+    sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
+    weights = trainer.accelerator.get_state_dict(trainer.model_wrapped) if sharded else None  # all take part
+    if trainer.is_fsdp_enabled:
+        trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")  # else nothing is written
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    merged = config.lora is not None and not config.lora.four_bit
+    if config.lora is not None and trainer.args.should_save:
+        model.save_pretrained(output / "adapter")
+    if merged:
+        trainer.model = model.merge_and_unload()
+    if config.lora is None or merged:
+        trainer.save_model(str(part))
+    if trainer.args.should_save:
+        part.mkdir(parents=True, exist_ok=True)
+        (part / TRAINING_ARGS_NAME).unlink(missing_ok=True)  # a pickle, and all that it says stands in the config
+        processor.save_pretrained(part)
+        base = model.get_base_model() if config.lora is not None and not merged else trainer.model
+        save_projector(trainer.accelerator.unwrap_model(base), output / "projector.safetensors", weights)
+        history = [entry for entry in trainer.state.log_history if "loss" in entry]
+        (output / HISTORY).write_text(json.dumps({"seconds": seconds, "steps": history}) + "\n")
+        write_report(part, config, source, history, seconds)
+        if folder.exists():
+            shutil.rmtree(folder)
+        part.replace(folder)  # a model folder is whole or not there
+    trainer.accelerator.wait_for_everyone()
+    return folder

@@ -1,0 +1,199 @@
+"""What a run learns from: data files, streams and generated scenes, each as device batches by number.
+
+Item `i` of a source is one device's batch, made from the config and `i` alone, whoever asks for it: so steps hold the
+same samples on any number of processes, and a resumed run goes on with the next item.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch.utils.data import Dataset
+
+from tokenpacker.hf.processor import TokenPackerProcessor
+from tokenpacker.train.batches import BatchMaker, RunBatches, RunPlan, planned_lengths
+from tokenpacker.train.config import ScenesConfig, TrainingConfig
+from tokenpacker.train.dataset import Steps, StepSpec
+from tokenpacker.train.index import Lengths, index_lengths
+from tokenpacker.train.records import Records, open_records
+from tokenpacker.train.rejects import MIN_SEEN, Rejects
+from tokenpacker.train.samples import SampleMaker
+from tokenpacker.train.stream_batches import StreamBatches
+from tokenpacker.train.streams import TAR_ENDINGS, Stream, open_hub_dataset, open_shards
+
+INDEX, REJECTS = "index", "rejects.jsonl"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """Batches of a whole run.
+
+    Args:
+        batches: one device's batch each.
+        num_steps: optimizer steps that they make.
+        fingerprint: another one means other batches.
+        facts: what the model card says of the data.
+    """
+
+    batches: Dataset[dict[str, Any]]
+    num_steps: int
+    fingerprint: str
+    facts: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class RunData:
+    """Records of data files, looked through but not decoded."""
+
+    records: Records
+    maker: SampleMaker
+    lengths: Lengths
+    plan: RunPlan
+    rejects: Rejects
+
+
+def open_source(
+    config: TrainingConfig,
+    processor: TokenPackerProcessor,
+    output: Path,
+    *,
+    position: dict[str, Any] | None = None,
+    progress: bool = False,
+) -> Source:
+    """The source that a config names.
+
+    Args:
+        output: the run's folder; an index of the data and the rejects are kept there.
+        position: that a checkpoint kept of a stream.
+
+    Raises:
+        ValueError: for data that are missing or do not fit.
+        ImportError: for formats whose library is missing.
+        TooManyRejects: when too much of the data is bad.
+    """
+    if config.data.scenes is not None:
+        return _scenes(config, config.data.scenes, processor)
+    if is_stream(config):
+        return _stream(config, processor, output, position)
+    data = look_through(config, processor, output, progress)
+    digest = hashlib.sha256(data.lengths.tokens.tobytes() + data.lengths.tiles.tobytes())
+    digest.update(json.dumps(data.plan.batches).encode())
+    maker = BatchMaker(data.maker, config, _decoding_rejects(config, len(data.lengths.usable), output))
+    return Source(
+        batches=RunBatches(data.plan, data.records, maker),
+        num_steps=data.plan.num_steps,
+        fingerprint=digest.hexdigest(),
+        facts={
+            "data": str(config.data.path),
+            "samples used": f"{len(data.lengths.usable):,} of {len(data.records):,}",
+            "places that held a token": f"{data.plan.fill:.1%}",
+        },
+    )
+
+
+def look_through(
+    config: TrainingConfig, processor: TokenPackerProcessor, output: Path | None, progress: bool = False
+) -> RunData:
+    """The records of a run: every sample's length is known, none is decoded. Raises ValueError as `open_source`."""
+    if config.data.path is None:
+        raise ValueError("data.path is missing; give the data file with --data")
+    records = open_records(config.data.path, config.data.images, format=config.data.format)  # type: ignore[arg-type]
+    maker = _sample_maker(config, processor)
+    rejects = Rejects(output / REJECTS if output else None, config.data.max_reject_share)
+    lengths = index_lengths(
+        records,
+        maker,
+        scale_factor=min(config.scale_factors, default=None),  # the longest that a sample can get
+        rejects=rejects,
+        cache=output / INDEX if output else None,
+        progress=progress,
+    )
+    rejects.finish()
+    lengths = planned_lengths(lengths, config.data.max_tiles_per_batch)
+    return RunData(records, maker, lengths, RunPlan.make(config, lengths), rejects)
+
+
+def is_stream(config: TrainingConfig) -> bool:
+    """Whether the data can only be read in order."""
+    if config.data.format is not None:
+        return config.data.format in ("webdataset", "hub")
+    path = Path(config.data.path or "")
+    names = [entry.name for entry in path.iterdir()] if path.is_dir() else [path.name]
+    return any(name.endswith(TAR_ENDINGS) for name in names)
+
+
+def _stream(
+    config: TrainingConfig, processor: TokenPackerProcessor, output: Path, position: dict[str, Any] | None
+) -> Source:
+    steps = _steps_given(config, "a stream does not tell its length")
+    stream = _open_stream(config)
+    rejects = _decoding_rejects(config, None, output)
+    maker = BatchMaker(_sample_maker(config, processor), config, rejects)
+    per_step = config.batch_size // config.device_batch_size
+    return Source(
+        batches=StreamBatches(stream, maker, config, steps * per_step, position),
+        num_steps=steps,
+        fingerprint=stream.start()["stream"],
+        facts={"data": str(config.data.path), "shards": f"{len(stream.shards):,}, read in order"},
+    )
+
+
+def _open_stream(config: TrainingConfig) -> Stream:
+    if config.data.path is None:
+        raise ValueError("data.path is missing; give shards or a hub id with --data")
+    if config.data.format == "hub":
+        return open_hub_dataset(config.data.path, config.data.images, seed=config.seed)
+    if config.data.images is not None:
+        raise ValueError("data.images has no use with tar shards, which hold their images; leave --images out")
+    return open_shards(config.data.path, seed=config.seed)
+
+
+def _scenes(config: TrainingConfig, scenes: ScenesConfig, processor: TokenPackerProcessor) -> Source:
+    if config.data.path is not None:
+        raise ValueError("data.path and data.scenes exclude each other; set data.scenes=null for data of your own")
+    if config.batch_size != 1 or not config.scale_factors:
+        raise ValueError("data.scenes needs batch_size=1 (a batch is a step) and scale_factors")
+    images = processor.image_processor
+    spec = StepSpec(
+        show="pixels",
+        captions=scenes.captions,
+        one_tile_share=scenes.one_tile_share,
+        scale_factors=config.scale_factors,
+        max_tiles=images.max_tiles,
+        tile_size=images.tile_size,
+        patch_size=images.tile_size[0] // processor.patch_grid[0],
+    )
+    steps = _steps_given(config, "generated scenes have no end")
+    made_of = json.dumps([dataclasses.asdict(spec), config.seed])
+    return Source(
+        batches=Steps(spec, processor.tokenizer, num_steps=steps, seed=config.seed),
+        num_steps=steps,
+        fingerprint=hashlib.sha256(made_of.encode()).hexdigest(),
+        facts={"data": "easy-VQA and fine print, drawn while training"},
+    )
+
+
+def _steps_given(config: TrainingConfig, why: str) -> int:
+    if config.max_steps is None:
+        raise ValueError(f"max_steps is missing, and {why}; give it with --set max_steps=1000")
+    return config.max_steps
+
+
+def _sample_maker(config: TrainingConfig, processor: TokenPackerProcessor) -> SampleMaker:
+    return SampleMaker(processor, config.model.chat_format, config.data.max_length)
+
+
+def _decoding_rejects(config: TrainingConfig, num_samples: int | None, output: Path) -> Rejects:
+    """The counts of what decoding finds, in each process its own, judged before an epoch's end however small it is."""
+    min_seen = MIN_SEEN
+    if num_samples is not None:
+        num_readers = max(1, config.data.num_workers) * int(os.environ.get("WORLD_SIZE", "1"))
+        min_seen = max(1, min(MIN_SEEN, num_samples // (2 * num_readers)))
+    return Rejects(output / REJECTS, config.data.max_reject_share, min_seen)
