@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 
 import tokenpacker
+from tokenpacker.carried import carried_model_path
 from tokenpacker.cli.options import JsonOption
 from tokenpacker.cli.output import print_json
 
@@ -21,7 +22,8 @@ def train_recipe(
         ),
     ],
     data: Annotated[
-        str | None, typer.Option("--data", metavar="FILE", help="LLaVA JSON or JSONL, COCO captions, or Parquet.")
+        str | None,
+        typer.Option("--data", metavar="FILE", help="LLaVA JSON or JSONL, COCO captions, Parquet, or tar shards."),
     ] = None,
     images: Annotated[
         str | None,
@@ -29,7 +31,11 @@ def train_recipe(
     ] = None,
     start: Annotated[
         str | None,
-        typer.Option("--start", metavar="FOLDER|HUB-ID", help="Model to continue from, such as that of stage 1."),
+        typer.Option(
+            "--start",
+            metavar="FOLDER|HUB-ID",
+            help="Model to continue from, such as that of stage 1; tiny is the one that the package carries.",
+        ),
     ] = None,
     output: Annotated[
         Path | None,
@@ -58,6 +64,8 @@ def train_recipe(
         tokenpacker train align-7b --data blip_laion_cc_sbu_558k.json --images pretrain
 
         tokenpacker train instruct-7b --data llava_v1_5_mix665k.json --images data --start runs/align-7b/model
+
+        tokenpacker train instruct-tiny --start tiny --set max_steps=20
 
         tokenpacker train instruct-7b-hd9-qlora --data mine.json --set data.packed=true --dry-run
     """
@@ -138,9 +146,16 @@ def _resolved(
     config = from_dict(read_config(Path(recipe))) if written else find_recipe(recipe)
     if file is not None:
         config = merged(config, read_config(file))
-    options = {"data": {"path": data, "images": images}, "model": {"start": start}}
+    options = {"data": {"path": data, "images": images}, "model": {"start": start and _found(start)}}
     given = {part: {k: v for k, v in values.items() if v is not None} for part, values in options.items()}
     return changed(merged(config, {part: values for part, values in given.items() if values}), settings)
+
+
+def _found(start: str) -> str:
+    """The path of a carried model that is called by its name; anything else as it is."""
+    if start in ("tiny", "tiny-mlp") and not Path(start).exists():
+        return str(carried_model_path(start))
+    return start
 
 
 def _as_yaml(content: dict[str, Any]) -> str:
