@@ -1,20 +1,30 @@
 """What every registered projector promises; a new one is tested by being registered."""
 
 import dataclasses
+import json
+import re
 
 import pytest
 import torch
 
 from tokenpacker import VisionFeatures
-from tokenpacker.projectors import available, build, config_from_dict
+from tokenpacker.projectors import available, build, config_from_dict, load, save
 
 WIDTHS = {"vision_dim": 16, "language_dim": 24, "num_levels": 3}
 GRID = (6, 6)
+SEES_MORE_THAN_ITS_WINDOW = {"c-abstractor", "ldp-v2", "resampler"}  # by convolutions, or by attention to the tile
+HONOUR_ONE_SCALE_FACTOR = {"mlp", "pixel-shuffle", "resampler"}
 
 
 @pytest.fixture(params=available())
 def projector(request):
     return build({"name": request.param, **WIDTHS})
+
+
+def build_for(name, grid, scale):
+    """A projector for a scale factor on a grid, by the field that its method has for it."""
+    fields = {"mlp": {}, "resampler": {"query_grid": (grid[0] // scale, grid[1] // scale)}}
+    return build({"name": name, **WIDTHS, **fields.get(name, {"scale_factor": scale})})
 
 
 def features(grid=GRID, num_tiles=2, dtype=torch.float32):
@@ -23,18 +33,95 @@ def features(grid=GRID, num_tiles=2, dtype=torch.float32):
     return VisionFeatures(query, torch.randn(num_tiles, length, 48, dtype=dtype), grid)
 
 
-def test_the_config_counts_what_the_module_gives(projector):
-    assert projector(features()).shape == (2, projector.config.num_tokens(GRID), 24)
+@pytest.mark.parametrize("scale", [2, 3, 4])
+@pytest.mark.parametrize("grid", [(12, 12), (24, 24), (12, 24)])
+@pytest.mark.parametrize("name", available())
+def test_the_config_counts_what_the_module_gives(name, grid, scale):
+    projector = build_for(name, grid, scale)
+    side = 1 if name == "mlp" else scale
+    assert projector.config.token_grid(grid) == (grid[0] // side, grid[1] // side)
+    assert projector(features(grid, num_tiles=1)).shape == (1, projector.config.num_tokens(grid), 24)
 
 
-def test_the_config_survives_its_dict(projector):
-    assert config_from_dict(projector.config.to_dict()) == projector.config
+@pytest.mark.parametrize("scale", [1, 2, 3, 4, 6, 7])
+def test_a_call_takes_the_scale_factors_that_the_config_counts_and_no_others(projector, scale):
+    try:
+        num_tokens = projector.config.num_tokens(GRID, scale)
+    except ValueError as refusal:
+        with pytest.raises(ValueError, match=re.escape(str(refusal))):
+            projector(features(), scale)
+    else:
+        assert projector(features(), scale).shape == (2, num_tokens, 24)
+
+
+@pytest.mark.parametrize("name", [name for name in available() if name not in HONOUR_ONE_SCALE_FACTOR])
+def test_one_set_of_weights_serves_every_scale_factor_that_fits_the_grid(name):
+    projector = build({"name": name, **WIDTHS})
+    for scale in (1, 2, 3, 4, 6):
+        assert projector(features((12, 12)), scale).shape[1] == (12 // scale) ** 2
+    assert projector(features((5, 7)), 2).shape[1] == 3 * 4  # windows at the edge hold what is there
+    with pytest.raises(ValueError, match="scale_factor=13 exceeds patch_grid=12x12; use at most 12"):
+        projector(features((12, 12)), 13)
+
+
+@pytest.mark.parametrize("scale", [0, -1, 2.0, True])
+@pytest.mark.parametrize("name", [name for name in available() if name not in HONOUR_ONE_SCALE_FACTOR])
+def test_a_scale_factor_that_is_no_count_is_refused(name, scale):
+    projector = build({"name": name, **WIDTHS})
+    for refused in (
+        lambda: projector(features(), scale),
+        lambda: build({"name": name, **WIDTHS, "scale_factor": scale}),
+    ):
+        with pytest.raises(ValueError, match=f"scale_factor={scale} must be an integer of at least 1"):
+            refused()
+
+
+def tokens_changed_by_a_window(projector, grid, token):
+    """Which packed tokens differ after all patches behind one of them became others."""
+    inputs, others = features(grid, num_tiles=1), features(grid, num_tiles=1)
+    rows, cols = projector.config.token_grid(grid)
+    height, width = grid[0] // rows, grid[1] // cols
+    row, col = divmod(token, cols)
+    window = torch.zeros(grid, dtype=torch.bool)
+    window[row * height : (row + 1) * height, col * width : (col + 1) * width] = True
+    query, levels = (
+        torch.where(window.view(1, -1, 1), other, given)
+        for given, other in ((inputs.query, others.query), (inputs.levels, others.levels))
+    )
+    changed = projector(VisionFeatures(query, levels, grid)) != projector(inputs)  # (1, T, D)
+    return changed.any(-1)[0].nonzero().flatten().tolist()
+
+
+@pytest.mark.parametrize("scale", [2, 3, 4])
+@pytest.mark.parametrize("name", available())
+def test_a_window_changes_its_own_token_and_no_other_where_the_method_is_local(name, scale):
+    grid = (12, 24)
+    projector = build_for(name, grid, scale).eval()
+    rows, cols = projector.config.token_grid(grid)
+    for token in (0, cols + 1, rows * cols - 1):
+        changed = tokens_changed_by_a_window(projector, grid, token)
+        assert (changed == [token]) == (name not in SEES_MORE_THAN_ITS_WINDOW)
+
+
+def test_the_config_survives_json(projector):
+    assert config_from_dict(json.loads(json.dumps(projector.config.to_dict()))) == projector.config
 
 
 def test_the_loss_reaches_every_parameter(projector):
     projector(features()).square().mean().backward()
     unreached = [name for name, parameter in projector.named_parameters() if parameter.grad is None]
     assert unreached == []
+
+
+def test_no_weight_is_left_as_memory_was(projector):
+    with torch.no_grad():
+        for parameter in projector.parameters():
+            parameter.fill_(float("nan"))
+    for layer in projector.modules():
+        if isinstance(layer, torch.nn.LayerNorm):
+            layer.reset_parameters()  # a model does that by itself
+    projector.init_weights()
+    assert [name for name, parameter in projector.named_parameters() if not parameter.isfinite().all()] == []
 
 
 def test_tiles_do_not_influence_each_other(projector):
@@ -53,11 +140,11 @@ def test_it_compiles_without_graph_breaks(projector):
     torch.testing.assert_close(compiled(inputs), projector(inputs), atol=1e-5, rtol=1e-5)
 
 
-def test_weights_saved_and_loaded_give_the_same(projector, tmp_path):
-    torch.save(projector.state_dict(), tmp_path / "weights.pt")
-    again = build(projector.config)
-    again.load_state_dict(torch.load(tmp_path / "weights.pt", weights_only=True))
+def test_saved_and_loaded_it_gives_the_same(projector, tmp_path):
+    save(projector.config, projector.state_dict(), tmp_path / "projector.safetensors")
+    again = load(tmp_path / "projector.safetensors")
     inputs = features()
+    assert again.config == projector.config
     assert torch.equal(again(inputs), projector(inputs))
 
 
@@ -70,3 +157,8 @@ def test_features_of_other_widths_are_refused(projector):
 def test_the_config_is_frozen(projector):
     with pytest.raises(dataclasses.FrozenInstanceError):
         projector.config.vision_dim = 3
+
+
+def test_an_unknown_name_is_answered_with_all_valid_ones():
+    with pytest.raises(ValueError, match=f"unknown projector 'q-former'; available: {', '.join(available())}$"):
+        build({"name": "q-former", **WIDTHS})

@@ -4,16 +4,34 @@ Adding one is one file: a config, a module, the `register` decorator, and a line
 package, an entry point in the group `tokenpacker.projectors` that names the module class).
 """
 
+from tokenpacker.projectors.average_pool import AveragePool, AveragePoolConfig
 from tokenpacker.projectors.base import Projector, ProjectorConfig, available, build, config_from_dict, register
+from tokenpacker.projectors.c_abstractor import CAbstractor, CAbstractorConfig
+from tokenpacker.projectors.dense_connector import DenseConnector, DenseConnectorConfig
 from tokenpacker.projectors.files import load, save
+from tokenpacker.projectors.ldp_v2 import LdpV2, LdpV2Config
 from tokenpacker.projectors.mlp import Mlp, MlpConfig
+from tokenpacker.projectors.pixel_shuffle import PixelShuffle, PixelShuffleConfig
+from tokenpacker.projectors.resampler import Resampler, ResamplerConfig
 from tokenpacker.projectors.token_packer import TokenPacker, TokenPackerProjectorConfig
 
 __all__ = [
+    "AveragePool",
+    "AveragePoolConfig",
+    "CAbstractor",
+    "CAbstractorConfig",
+    "DenseConnector",
+    "DenseConnectorConfig",
+    "LdpV2",
+    "LdpV2Config",
     "Mlp",
     "MlpConfig",
+    "PixelShuffle",
+    "PixelShuffleConfig",
     "Projector",
     "ProjectorConfig",
+    "Resampler",
+    "ResamplerConfig",
     "TokenPacker",
     "TokenPackerProjectorConfig",
     "available",

@@ -1,0 +1,50 @@
+"""Every registered projector inside a whole model: built from parts, answering, saved, and initialised when missing."""
+
+import pytest
+import torch
+from transformers import AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText
+
+from tokenpacker.hf import TokenPackerForConditionalGeneration, TokenPackerProcessor
+from tokenpacker.projectors import available
+
+
+@pytest.fixture(params=available())
+def model(request, tiny_model):
+    config = tiny_model.config
+    fields = {"resampler": {"query_grid": [4, 4]}}  # the tiny tower's patch grid is 8 x 8
+    return TokenPackerForConditionalGeneration.from_parts(
+        AutoModel.from_config(config.vision_config),
+        AutoModelForCausalLM.from_config(config.text_config),
+        vision_levels=[2, 3, 4, 5],
+        image_token_id=config.image_token_id,
+        projector_config={"name": request.param, **fields.get(request.param, {})},
+    ).eval()
+
+
+def test_it_answers_after_an_image_of_as_many_tokens_as_counted(model, tiny_tokenizer, image_of):
+    processor = TokenPackerProcessor.from_config(model.config, tiny_tokenizer)
+    inputs = processor([[image_of(64, 96)], []], ["<image>\nhi", "hello"], return_tensors="pt")
+    num_places = int((inputs["input_ids"] == model.config.image_token_id).sum())
+    assert num_places == len(inputs["pixel_values"]) * model.config.projector.num_tokens((8, 8))
+    assert model(**inputs).logits.isfinite().all()
+    answer = model.generate(**inputs, max_new_tokens=2, min_new_tokens=2, do_sample=False)
+    assert answer.shape == (2, inputs["input_ids"].shape[1] + 2)
+
+
+def test_it_comes_back_from_its_folder(model, tmp_path):
+    model.save_pretrained(tmp_path)
+    again = AutoModelForImageTextToText.from_pretrained(tmp_path)
+    assert again.config.projector == model.config.projector
+    pixels = torch.randn(1, 3, 32, 32)
+    packed = model.get_image_features(pixels).pooler_output
+    assert torch.equal(again.get_image_features(pixels).pooler_output, packed)
+
+
+def test_it_is_drawn_as_a_fresh_one_where_its_weights_are_missing(model, tmp_path):
+    others = {name: tensor for name, tensor in model.state_dict().items() if ".projector." not in name}
+    model.save_pretrained(tmp_path, state_dict=others)
+    drawn = AutoModelForImageTextToText.from_pretrained(tmp_path).model.projector
+    for name, parameter in model.model.projector.named_parameters():
+        deviation, expected = (weights.std(correction=0).item() for weights in (drawn.get_parameter(name), parameter))
+        # of a few dozen weights or more, the deviations of two draws agree within a third
+        assert deviation == pytest.approx(expected, rel=0.33, abs=1e-6), name
