@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -171,6 +173,8 @@ def _with_settings(processor: TokenPackerProcessor, model: ModelConfig) -> Token
 def _quantization(config: TrainingConfig, kept: tuple[str, ...]) -> dict[str, Any]:
     if config.lora is None or not config.lora.four_bit:
         return {}
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise ImportError("lora.four_bit needs bitsandbytes; run: pip install bitsandbytes")
     return {"quantization_config": four_bit_config(llm_int8_skip_modules=list(kept))}
 
 
@@ -195,6 +199,22 @@ def _with_lora(model: TokenPackerForConditionalGeneration, lora: LoraConfig) -> 
     for parameter in trained:  # peft freezes all but its own
         parameter.requires_grad_(True)
     return wrapped
+
+
+def merged_model(config: TrainingConfig, learned: Mapping[str, torch.Tensor]) -> TokenPackerForConditionalGeneration:
+    """The model that a LoRA run made, loaded anew and whole, with its updates in its weights.
+
+    The weights that were trained beside may be in four bits or spread over processes: into those nothing is merged.
+
+    Args:
+        learned: updates and all else that learned, by its names in the run's model.
+    """
+    assert config.lora is not None
+    model, _ = assemble(replace(config, lora=replace(config.lora, four_bit=False)))
+    unknown = model.load_state_dict(learned, strict=False).unexpected_keys
+    if unknown:
+        raise ValueError(f"{unknown[0]} was learned and is not in the model; load the adapter beside it instead")
+    return model.merge_and_unload()
 
 
 def save_projector(

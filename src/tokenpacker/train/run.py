@@ -9,6 +9,8 @@ import math
 import os
 import shutil
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ import torch
 from transformers import PrinterCallback, TrainingArguments, set_seed
 from transformers.trainer import TRAINING_ARGS_NAME
 
-from tokenpacker.train.assemble import assemble, load_processor, save_projector
+from tokenpacker.train.assemble import assemble, load_processor, merged_model, save_projector
 from tokenpacker.train.batches import only_item
 from tokenpacker.train.config import TrainingConfig, from_dict
 from tokenpacker.train.engine import PartTrainer, position_in, remove_leftovers, whole_checkpoints
@@ -80,7 +82,8 @@ def train(config: TrainingConfig, output: Path) -> Path | None:
     arguments.warmup_steps = math.ceil(config.optimizer.warmup_share * source.num_steps)
     arguments.logging_steps = min(config.log_every, source.num_steps)
     set_seed(config.seed)
-    model, processor = assemble(config)
+    with _whole_weights(arguments):
+        model, processor = assemble(config)
     _claim_start(config, model, output, leads)
     if leads:
         remove_leftovers(output / CHECKPOINTS)
@@ -152,6 +155,25 @@ def _arguments(config: TrainingConfig, output: Path) -> TrainingArguments:
     return arguments
 
 
+@contextmanager
+def _whole_weights(arguments: TrainingArguments) -> Iterator[None]:
+    """Lets models load whole: ZeRO-3 would take them apart as they load, and they could be neither joined nor wrapped.
+
+    DeepSpeed takes them apart afterwards. Until then each process holds the whole model in main memory.
+    """
+    plugin = arguments.deepspeed_plugin
+    if plugin is None:
+        yield
+        return
+    from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
+
+    unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        set_hf_deepspeed_config(plugin.dschf)
+
+
 def _require_trackers(names: tuple[str, ...]) -> None:
     """Raises ImportError for a tracker whose library is missing, before anything is loaded."""
     for name in names:
@@ -206,7 +228,7 @@ def _claim_start(config: TrainingConfig, model: torch.nn.Module, output: Path, w
     for name, parameter in model.named_parameters():
         if not any(mark and mark in name for mark in new):
             some = parameter.detach().flatten()[:: max(1, parameter.numel() // 64)]
-            digest.update(name.encode() + some.float().numpy().tobytes())
+            digest.update(name.encode() + some.float().cpu().numpy().tobytes())
     if not _is_as_before(output / START, digest.hexdigest(), writes):
         raise ValueError(
             f"the models that the run in {output} began with have changed; give the same, or choose another --output"
@@ -236,19 +258,19 @@ def _finish(
     if trainer.is_fsdp_enabled:
         trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")  # else nothing is written
     model = trainer.accelerator.unwrap_model(trainer.model)
-    merged = config.lora is not None and not config.lora.four_bit
-    if config.lora is not None and trainer.args.should_save:
-        model.save_pretrained(output / "adapter")
-    if merged:
-        trainer.model = model.merge_and_unload()
-    if config.lora is None or merged:
+    if config.lora is None:
         trainer.save_model(str(part))
+    elif trainer.args.should_save:
+        model.save_pretrained(output / "adapter", state_dict=weights)
+        found = dict(model.named_parameters()) if weights is None else weights
+        learned = {name: found[name] for name, p in model.named_parameters() if p.requires_grad}
+        with _whole_weights(trainer.args):
+            model, weights = merged_model(config, learned), None
+        model.save_pretrained(part)
     if trainer.args.should_save:
-        part.mkdir(parents=True, exist_ok=True)
         (part / TRAINING_ARGS_NAME).unlink(missing_ok=True)  # a pickle, and all that it says stands in the config
         processor.save_pretrained(part)
-        base = model.get_base_model() if config.lora is not None and not merged else trainer.model
-        save_projector(trainer.accelerator.unwrap_model(base), output / "projector.safetensors", weights)
+        save_projector(model, output / "projector.safetensors", weights)
         history = [entry for entry in trainer.state.log_history if "loss" in entry]
         (output / HISTORY).write_text(json.dumps({"seconds": seconds, "steps": history}) + "\n")
         write_report(part, config, source, history, seconds)
