@@ -49,6 +49,8 @@ def assemble(config: TrainingConfig) -> tuple[TokenPackerForConditionalGeneratio
     for part in config.train:
         for module in parts_of(model)[part]:
             module.to(torch.float32).requires_grad_(True)  # what learns needs more than bfloat16's three digits
+    if config.liger:
+        _use_liger(model)
     return (model if config.lora is None else _with_lora(model, config.lora)), processor
 
 
@@ -176,6 +178,21 @@ def _quantization(config: TrainingConfig, kept: tuple[str, ...]) -> dict[str, An
     if importlib.util.find_spec("bitsandbytes") is None:
         raise ImportError("lora.four_bit needs bitsandbytes; run: pip install bitsandbytes")
     return {"quantization_config": four_bit_config(llm_int8_skip_modules=list(kept))}
+
+
+def _use_liger(model: TokenPackerForConditionalGeneration) -> None:
+    """Liger's kernels in the language model; the Trainer knows the whole model's type only, and would use none."""
+    if importlib.util.find_spec("liger_kernel") is None:
+        raise ImportError("liger=true needs liger-kernel; run: pip install liger-kernel")
+    if not torch.accelerator.is_available():
+        raise ValueError("liger=true needs a GPU, for its kernels are Triton's; leave it out")
+    from liger_kernel.transformers import monkey_patch
+
+    language_model = model.model.language_model
+    apply = monkey_patch.MODEL_TYPE_TO_APPLY_LIGER_FN.get(language_model.config.model_type)
+    if apply is None:
+        raise ValueError(f"liger=true has no kernels for {language_model.config.model_type}; leave it out")
+    apply(model=language_model, cross_entropy=False, fused_linear_cross_entropy=False)  # the loss is the whole model's
 
 
 def _with_lora(model: TokenPackerForConditionalGeneration, lora: LoraConfig) -> PeftModel:

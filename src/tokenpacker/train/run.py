@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from transformers import PrinterCallback, TrainingArguments, set_seed
+from transformers.integrations import TensorBoardCallback
 from transformers.trainer import TRAINING_ARGS_NAME
 
 from tokenpacker.train.assemble import assemble, load_processor, merged_model, save_projector
@@ -99,6 +100,9 @@ def train(config: TrainingConfig, output: Path) -> Path | None:
         callbacks=[stop, stopwatch, ProgressBar(config.name)],
     )
     trainer.remove_callback(PrinterCallback)
+    for callback in trainer.callback_handler.callbacks:
+        if isinstance(callback, TensorBoardCallback):
+            callback.logging_dir = str(output / "tensorboard")  # one curve, however often the run is called again
     with stop:
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     if trainer.state.global_step < source.num_steps:
@@ -134,7 +138,6 @@ def _arguments(config: TrainingConfig, output: Path) -> TrainingArguments:
         bf16=config.precision == "bfloat16",
         **{recomputation: config.checkpointing, f"{recomputation}_kwargs": {"use_reentrant": False}},
         torch_compile=config.compile,
-        use_liger_kernel=config.liger,
         logging_nan_inf_filter=False,
         save_steps=config.save_every,
         save_total_limit=None,  # the trainer removes old ones itself, once the new one is whole
@@ -144,6 +147,8 @@ def _arguments(config: TrainingConfig, output: Path) -> TrainingArguments:
         ddp_find_unused_parameters=False,
         remove_unused_columns=False,
         report_to=list(config.report_to) or "none",
+        project="tokenpacker",
+        run_name=output.resolve().name,
         disable_tqdm=True,
         seed=config.seed,
     )
@@ -177,7 +182,9 @@ def _whole_weights(arguments: TrainingArguments) -> Iterator[None]:
 def _require_trackers(names: tuple[str, ...]) -> None:
     """Raises ImportError for a tracker whose library is missing, before anything is loaded."""
     for name in names:
-        if name in TRACKERS and importlib.util.find_spec(name) is None:
+        if name not in TRACKERS:
+            raise ValueError(f"report_to names {name!r}, which is unknown; use some of {', '.join(TRACKERS)}, or []")
+        if importlib.util.find_spec(name) is None:
             raise ImportError(
                 f"report_to names {name}, which is not installed; pip install {name}, or --set report_to=[]"
             )
