@@ -30,7 +30,7 @@ def test_the_paper_trains_the_projector_first_and_the_language_model_with_it_the
 def test_every_recipe_has_its_name_and_survives_a_file(name, tmp_path):
     config = find_recipe(name)
     assert config.name == name
-    config.save(tmp_path / "config.json")
+    (tmp_path / "config.json").write_text(config.to_json())
     assert from_dict(json.loads((tmp_path / "config.json").read_text())) == config
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, CLIPVisionModel, PreTrainedModel
 
 from tokenpacker import projectors
@@ -99,7 +100,16 @@ def _load_start(
             )
         model, processor = load_released(start, dtype=dtype)
         return model, _with_settings(processor, config.model)
-    model = TokenPackerForConditionalGeneration.from_pretrained(start, dtype=dtype, **_quantization(config, KEPT_WHOLE))
+    quantization = _quantization(config, KEPT_WHOLE)
+    try:
+        model, report = TokenPackerForConditionalGeneration.from_pretrained(
+            start, dtype=dtype, output_loading_info=True, **quantization
+        )
+    except (RuntimeError, SafetensorError) as error:
+        raise ValueError(f"model.start={start} cannot be loaded ({' '.join(str(error).split())[:300]})") from error
+    missing = sorted(report["missing_keys"])
+    if missing:  # they would be trained from random numbers
+        raise ValueError(f"model.start={start} lacks {len(missing)} weights of its config, such as {missing[0]}")
     return model, _with_settings(TokenPackerProcessor.from_pretrained(start), config.model)
 
 

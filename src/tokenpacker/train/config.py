@@ -199,9 +199,9 @@ class TrainingConfig:
         """Plain values, as `from_dict` and JSON take them."""
         return json.loads(json.dumps(dataclasses.asdict(self)))
 
-    def save(self, path: Path) -> None:
-        """Writes the whole config as JSON."""
-        path.write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
+    def to_json(self) -> str:
+        """The whole config, as `read_config` reads it."""
+        return json.dumps(self.to_dict(), indent=2) + "\n"
 
 
 def changed(config: TrainingConfig, settings: Iterable[str]) -> TrainingConfig:

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -21,7 +22,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, SequentialSampler
-from transformers import Trainer
+from transformers import Trainer, TrainerState
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from tokenpacker.train.batches import IDS
@@ -34,6 +36,7 @@ from tokenpacker.train.stream_batches import POSITION
 COMPLETE = "complete"  # written into a checkpoint last: one without it is a leftover
 BESIDE_ADAPTER = "beside_adapter.safetensors"  # what learns in a LoRA run and is no update, such as the projector
 NOT_FINITE = "not_finite.json"
+UNREADABLE = (OSError, RuntimeError, ValueError, TypeError, KeyError, EOFError, UnpicklingError, SafetensorError)
 POSITION_FILE = "position.json"  # of a stream, in a checkpoint
 
 
@@ -189,11 +192,27 @@ class PartTrainer(Trainer):
         save_file(learned, folder / BESIDE_ADAPTER)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
-        if self._keeps_adapter_only():
-            learned = load_file(Path(resume_from_checkpoint) / BESIDE_ADAPTER)
-            self._refuse_gaps(learned, lambda name: ".lora_" not in name)
-            self.model.load_state_dict(learned, strict=False)
+        folder = Path(resume_from_checkpoint)
+        with clear_checkpoint_errors(folder):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            if self._keeps_adapter_only():
+                learned = load_file(folder / BESIDE_ADAPTER)
+                self._refuse_gaps(learned, lambda name: ".lora_" not in name)
+                self.model.load_state_dict(learned, strict=False)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is None:
+            return super()._load_optimizer_and_scheduler(checkpoint)
+        with clear_checkpoint_errors(Path(checkpoint)):
+            if not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+                require_files(Path(checkpoint), OPTIMIZER_NAME, SCHEDULER_NAME)  # the Trainer would start them anew
+            return super()._load_optimizer_and_scheduler(checkpoint)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        if checkpoint is None:
+            return super()._load_rng_state(checkpoint)
+        with clear_checkpoint_errors(Path(checkpoint)):
+            return super()._load_rng_state(checkpoint)
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
         """A part that learns and is not in the checkpoint would start anew: an error, where the Trainer warns."""
@@ -239,7 +258,36 @@ def part_of(name: str) -> str:
 def whole_checkpoints(folder: Path) -> list[Path]:
     """The checkpoints in a run's folder that were written to their end, oldest first."""
     found = [path.parent for path in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*/{COMPLETE}")]
+    found = [path for path in found if path.name.rsplit("-", 1)[1].isdecimal()]  # not one that the user set aside
     return sorted(found, key=lambda path: int(path.name.rsplit("-", 1)[1]))
+
+
+def check_state(checkpoint: Path) -> None:
+    """Raises CheckpointError where a checkpoint does not tell its step."""
+    with clear_checkpoint_errors(checkpoint):
+        TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
+
+
+def require_files(checkpoint: Path, *names: str) -> None:
+    """Raises FileNotFoundError for files that a checkpoint lacks."""
+    for name in names:
+        if not (checkpoint / name).is_file():
+            raise FileNotFoundError(f"{name} is missing")
+
+
+@contextmanager
+def clear_checkpoint_errors(folder: Path) -> Iterator[None]:
+    """Errors of reading a checkpoint in one line, which says how to go on."""
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except UNREADABLE as error:
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise CheckpointError(
+            f"checkpoint {folder} is damaged ({' '.join(reason[0].split())[:200]}); remove it and call the run again:"
+            " it goes on from the checkpoint before, or starts anew"
+        ) from error
 
 
 def position_in(checkpoint: Path | None) -> dict[str, Any] | None:

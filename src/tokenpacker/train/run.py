@@ -22,8 +22,8 @@ from transformers.trainer import TRAINING_ARGS_NAME
 from tokenpacker.train.assemble import assemble, load_processor, merged_model, save_projector
 from tokenpacker.train.batches import only_item
 from tokenpacker.train.config import TrainingConfig, from_dict
-from tokenpacker.train.engine import PartTrainer, position_in, remove_leftovers, whole_checkpoints
-from tokenpacker.train.loop import ProgressBar, Stopwatch
+from tokenpacker.train.engine import PartTrainer, check_state, position_in, remove_leftovers, whole_checkpoints
+from tokenpacker.train.loop import ProgressBar, Stopwatch, write_whole
 from tokenpacker.train.report import write_report
 from tokenpacker.train.signals import StopOnSignal
 from tokenpacker.train.sources import Source, open_source
@@ -77,6 +77,8 @@ def train(config: TrainingConfig, output: Path) -> Path | None:
         if (output / HISTORY).is_file() and (output / MODEL).is_dir():
             return output / MODEL
         checkpoint = next(reversed(whole_checkpoints(output / CHECKPOINTS)), None)
+        if checkpoint is not None:
+            check_state(checkpoint)
         processor = load_processor(config.model)
         source = open_source(config, processor, output, position=position_in(checkpoint), progress=leads)
         _claim_data(config, source, output, leads)
@@ -206,8 +208,7 @@ def _claim(config: TrainingConfig, output: Path, writes: bool) -> None:
             )
     if writes:
         output.mkdir(parents=True, exist_ok=True)
-        config.save(path.with_suffix(".part"))
-        path.with_suffix(".part").replace(path)  # a kill leaves the old file or the new one, never a half
+        write_whole(path, config.to_json())
 
 
 def _decisive(config: TrainingConfig) -> dict[str, Any]:
@@ -248,7 +249,7 @@ def _is_as_before(path: Path, digest: str, writes: bool) -> bool:
     if whole_checkpoints(path.parent / CHECKPOINTS) and path.is_file() and path.read_text(encoding="utf-8") != content:
         return False
     if writes:
-        path.write_text(content, encoding="utf-8")
+        write_whole(path, content)
     return True
 
 
