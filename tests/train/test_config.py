@@ -108,3 +108,20 @@ def test_a_file_without_settings_is_refused(tmp_path, content):
 def test_an_unknown_recipe_names_the_nearest():
     with pytest.raises(ValueError, match="did you mean instruct-7b-hd9"):
         find_recipe("instruct-7b-hd8")
+
+
+@pytest.mark.parametrize(
+    ("setting", "rule"),
+    [
+        ("optimizer.learning_rate=-1", "optimizer.learning_rate=-1.0 must be above 0"),
+        ("optimizer.betas=[0.9]", "optimizer.betas=\\[0.9\\] must have 2 values"),
+        ("optimizer.part_learning_rates={projector: fast}", "part_learning_rates.projector='fast' must be float"),
+        ("data.max_length=0", "data.max_length=0 must be at least 1"),
+        ("epochs=.nan", "epochs=nan and max_steps=None must be above 0"),
+        ("data=3", "data=3 must be a set of keys and values"),
+        ("lora={rank: 0}", "lora.rank=0"),
+    ],
+)
+def test_values_without_sense_are_refused_by_name(setting, rule):
+    with pytest.raises(ValueError, match=rule):
+        changed(align(), [setting])

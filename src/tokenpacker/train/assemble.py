@@ -79,7 +79,7 @@ def model_config(model: ModelConfig) -> TokenPackerConfig:
     if model.start is not None:
         return TokenPackerConfig.from_pretrained(model.start)
     trained = _trained_projector(model)
-    vision, text = (AutoConfig.from_pretrained(name) for name in (model.vision_tower, model.language_model))
+    vision, text = (_config_of(name) for name in (model.vision_tower, model.language_model))
     return TokenPackerConfig(
         getattr(vision, "vision_config", vision),
         text,
@@ -142,9 +142,17 @@ def _trained_projector(model: ModelConfig) -> projectors.Projector | None:
     return None if model.projector_weights is None else projectors.load(model.projector_weights)
 
 
+def _config_of(name: str) -> Any:
+    """The config of a vision tower or language model. Raises ValueError where there is none."""
+    try:
+        return AutoConfig.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{name} has no config of a model ({str(error).splitlines()[0][:120]}); {REMEDY}") from None
+
+
 def _load_tower(name: str, dtype: torch.dtype) -> PreTrainedModel:
     """A vision tower; of a model for images and texts, its half for images."""
-    kind = AutoConfig.from_pretrained(name).model_type
+    kind = _config_of(name).model_type
     if kind == "clip":
         return CLIPVisionModel.from_pretrained(name, dtype=dtype)
     whole = AutoModel.from_pretrained(name, dtype=dtype)

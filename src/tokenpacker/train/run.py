@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import PrinterCallback, TrainingArguments, set_seed
 from transformers.integrations import TensorBoardCallback
 from transformers.trainer import TRAINING_ARGS_NAME
@@ -22,7 +23,14 @@ from transformers.trainer import TRAINING_ARGS_NAME
 from tokenpacker.train.assemble import assemble, load_processor, merged_model, save_projector
 from tokenpacker.train.batches import only_item
 from tokenpacker.train.config import TrainingConfig, from_dict
-from tokenpacker.train.engine import PartTrainer, check_state, position_in, remove_leftovers, whole_checkpoints
+from tokenpacker.train.engine import (
+    CheckpointError,
+    PartTrainer,
+    check_state,
+    position_in,
+    remove_leftovers,
+    whole_checkpoints,
+)
 from tokenpacker.train.loop import ProgressBar, Stopwatch, write_whole
 from tokenpacker.train.report import write_report
 from tokenpacker.train.signals import StopOnSignal
@@ -110,7 +118,14 @@ def train(config: TrainingConfig, output: Path) -> Path | None:
     if trainer.state.global_step < source.num_steps:
         print(f"stopped at step {trainer.state.global_step} of {source.num_steps}; call it again", file=sys.stderr)
         return None
-    return _finish(trainer, processor, config, source, output, stopwatch.seconds)
+    try:
+        return _finish(trainer, processor, config, source, output, stopwatch.seconds)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(output / f"{MODEL}.part", ignore_errors=True)  # a full disk may need the room
+        raise CheckpointError(
+            f"model {output / MODEL} could not be written ({' '.join(str(error).split())}); the last checkpoint is"
+            " whole: make room and call the run again"
+        ) from error
 
 
 def _arguments(config: TrainingConfig, output: Path) -> TrainingArguments:
