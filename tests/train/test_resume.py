@@ -19,8 +19,8 @@ import torch
 from safetensors.torch import load_file
 
 from tokenpacker.hf import TokenPackerForConditionalGeneration
+from tokenpacker.train.checkpoints import COMPLETE, whole_checkpoints
 from tokenpacker.train.config import LoraConfig
-from tokenpacker.train.engine import COMPLETE, whole_checkpoints
 from train_runs import Death, Start, error, history, seen, start
 
 pytestmark = pytest.mark.slow

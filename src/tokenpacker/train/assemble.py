@@ -14,7 +14,6 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokeni
 
 from tokenpacker import projectors
 from tokenpacker.hf.chat import chat_template
-from tokenpacker.hf.checkpoints import load_released
 from tokenpacker.hf.checkpoints.files import read_json
 from tokenpacker.hf.checkpoints.settings import MODEL_TYPES
 from tokenpacker.hf.config import TokenPackerConfig
@@ -68,16 +67,14 @@ def load_processor(model: ModelConfig) -> TokenPackerProcessor:
     """The processor alone, without weights, for counting and checking."""
     if model.start is None:
         return _processor(model_config(model), _tokenizer(model.language_model), model)
-    folder = fetch(model.start, ["*.json", "*.jinja", "tokenizer.model"], REMEDY)
-    if read_json(folder / "config.json").get("model_type") in MODEL_TYPES:
-        raise ValueError(f"{model.start} is in the original layout; first run: tokenpacker convert {model.start} DST")
+    folder = _start_folder(model.start, ["*.json", "*.jinja", "tokenizer.model"])
     return _with_settings(TokenPackerProcessor.from_pretrained(folder), model)
 
 
 def model_config(model: ModelConfig) -> TokenPackerConfig:
     """The config of the model that a run trains; no weights are read."""
     if model.start is not None:
-        return TokenPackerConfig.from_pretrained(model.start)
+        return TokenPackerConfig.from_pretrained(_start_folder(model.start, ["config.json"]))
     trained = _trained_projector(model)
     vision, text = (_config_of(name) for name in (model.vision_tower, model.language_model))
     return TokenPackerConfig(
@@ -88,18 +85,19 @@ def model_config(model: ModelConfig) -> TokenPackerConfig:
     )
 
 
+def _start_folder(start: str, files: list[str]) -> Path:
+    """The folder of a model to continue from. Raises ValueError where there is none, or one of the original layout."""
+    folder = fetch(start, files, REMEDY)
+    if read_json(folder / "config.json").get("model_type") in MODEL_TYPES:
+        raise ValueError(f"{start} is in the original layout; first run: tokenpacker convert {start} DST")
+    return folder
+
+
 def _load_start(
     config: TrainingConfig, dtype: torch.dtype
 ) -> tuple[TokenPackerForConditionalGeneration, TokenPackerProcessor]:
     start = str(config.model.start)
-    kind = read_json(fetch(start, ["config.json"], REMEDY) / "config.json").get("model_type")
-    if kind in MODEL_TYPES:
-        if config.lora is not None and config.lora.four_bit:
-            raise ValueError(
-                f"{start} is in the original layout; for four bits first run: tokenpacker convert {start} DST"
-            )
-        model, processor = load_released(start, dtype=dtype)
-        return model, _with_settings(processor, config.model)
+    _start_folder(start, ["config.json"])
     quantization = _quantization(config, KEPT_WHOLE)
     try:
         model, report = TokenPackerForConditionalGeneration.from_pretrained(

@@ -211,6 +211,8 @@ class TrainingConfig:
         for name in ("batch_size", "device_batch_size", "save_every", "log_every", "keep_checkpoints"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        if Path(self.name).name != self.name:
+            raise ValueError(f"name={self.name!r} must be the name of a folder, without a path")
         if self.batch_size % self.device_batch_size:
             raise ValueError(
                 f"device_batch_size={self.device_batch_size} does not divide batch_size={self.batch_size};"

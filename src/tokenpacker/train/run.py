@@ -22,15 +22,15 @@ from transformers.trainer import TRAINING_ARGS_NAME
 
 from tokenpacker.train.assemble import assemble, load_processor, merged_model, save_projector
 from tokenpacker.train.batches import only_item
-from tokenpacker.train.config import TrainingConfig, from_dict
-from tokenpacker.train.engine import (
+from tokenpacker.train.checkpoints import (
     CheckpointError,
-    PartTrainer,
     check_state,
     position_in,
     remove_leftovers,
     whole_checkpoints,
 )
+from tokenpacker.train.config import TrainingConfig, from_dict
+from tokenpacker.train.engine import PartTrainer
 from tokenpacker.train.loop import ProgressBar, Stopwatch, write_whole
 from tokenpacker.train.report import write_report
 from tokenpacker.train.signals import StopOnSignal
