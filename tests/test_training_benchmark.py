@@ -49,6 +49,7 @@ def test_every_sample_is_usable_and_there_are_all_kinds(folder):
     assert (tiles > 1).any()
 
 
+@pytest.mark.slow
 def test_the_plain_loop_has_the_loss_of_the_package_on_the_same_samples(folder):
     model, _, data = data_of("packed", folder)
     samples = all_samples(data)
@@ -58,6 +59,7 @@ def test_the_plain_loop_has_the_loss_of_the_package_on_the_same_samples(folder):
     torch.testing.assert_close(plain, ours, rtol=0, atol=1e-5)  # float32 sums in another order
 
 
+@pytest.mark.slow
 def test_packed_rows_take_as_many_steps_as_padded_ones(folder):
     model, config, data = data_of("packed", folder)
     assert with_as_many_steps(config, data).batch_size < config.batch_size

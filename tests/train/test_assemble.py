@@ -10,6 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from tokenpacker.hf.checkpoints import convert
 from tokenpacker.train.assemble import assemble, load_processor, save_projector
 from tokenpacker.train.config import LoraConfig, ModelConfig, OptimizerConfig, TrainingConfig
 from tokenpacker.train.engine import count_parameters, part_groups
@@ -71,13 +72,18 @@ def test_lora_trains_updates_and_the_projector(config):
     assert not any("vision_tower" in name for name in learning)
 
 
-def test_a_run_continues_from_a_model_and_keeps_its_rules(config, tiny_model_dir, make_complete):
+def test_a_run_continues_from_a_model_and_keeps_its_rules(config, tiny_model_dir, make_complete, tmp_path):
     start = replace(config, model=ModelConfig(start=str(tiny_model_dir)))
     assert assemble(start)[1].chat_template.startswith("{%")
-    released = replace(config, model=ModelConfig(start=str(make_complete())))
+    original, converted = str(make_complete()), str(tmp_path / "converted")
+    for read in (assemble, lambda config: load_processor(config.model)):
+        with pytest.raises(ValueError, match="in the original layout; first run: tokenpacker convert"):
+            read(replace(config, model=ModelConfig(start=original)))
+    convert(original, converted)
+    released = replace(config, model=ModelConfig(start=converted))
     _, processor = assemble(released)
     assert (processor.image_processor.grid_list, processor.row_separator) == ("released", "unknown")
-    sound = replace(config, model=ModelConfig(start=str(make_complete()), grid_list="all", row_separator="newline"))
+    sound = replace(config, model=ModelConfig(start=converted, grid_list="all", row_separator="newline"))
     _, processor = assemble(sound)
     assert (processor.image_processor.grid_list, processor.row_separator) == ("all", "newline")
 

@@ -30,7 +30,7 @@ def test_the_paper_trains_the_projector_first_and_the_language_model_with_it_the
 def test_every_recipe_has_its_name_and_survives_a_file(name, tmp_path):
     config = find_recipe(name)
     assert config.name == name
-    config.save(tmp_path / "config.json")
+    (tmp_path / "config.json").write_text(config.to_json())
     assert from_dict(json.loads((tmp_path / "config.json").read_text())) == config
 
 
@@ -108,3 +108,20 @@ def test_a_file_without_settings_is_refused(tmp_path, content):
 def test_an_unknown_recipe_names_the_nearest():
     with pytest.raises(ValueError, match="did you mean instruct-7b-hd9"):
         find_recipe("instruct-7b-hd8")
+
+
+@pytest.mark.parametrize(
+    ("setting", "rule"),
+    [
+        ("optimizer.learning_rate=-1", "optimizer.learning_rate=-1.0 must be above 0"),
+        ("optimizer.betas=[0.9]", "optimizer.betas=\\[0.9\\] must have 2 values"),
+        ("optimizer.part_learning_rates={projector: fast}", "part_learning_rates.projector='fast' must be float"),
+        ("data.max_length=0", "data.max_length=0 must be at least 1"),
+        ("epochs=.nan", "epochs=nan and max_steps=None must be above 0"),
+        ("data=3", "data=3 must be a set of keys and values"),
+        ("lora={rank: 0}", "lora.rank=0"),
+    ],
+)
+def test_values_without_sense_are_refused_by_name(setting, rule):
+    with pytest.raises(ValueError, match=rule):
+        changed(align(), [setting])

@@ -12,16 +12,8 @@ from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 
 from tokenpacker.train.assemble import assemble
-from tokenpacker.train.engine import (
-    COMPLETE,
-    WorkerError,
-    clear_worker_errors,
-    mark_whole,
-    part_of,
-    remove_leftovers,
-    warn_of_other_engine,
-    whole_checkpoints,
-)
+from tokenpacker.train.checkpoints import COMPLETE, mark_whole, remove_leftovers, whole_checkpoints
+from tokenpacker.train.engine import WorkerError, clear_worker_errors, part_of, warn_of_other_engine
 from tokenpacker.train.rejects import TooManyRejects
 from tokenpacker.train.sources import look_through
 from train_runs import Start, history, seen, start

@@ -15,11 +15,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from tokenpacker.hf import TokenPackerForConditionalGeneration
+from tokenpacker.train.checkpoints import COMPLETE, whole_checkpoints
 from tokenpacker.train.config import LoraConfig
-from tokenpacker.train.engine import COMPLETE, whole_checkpoints
 from train_runs import Death, Start, error, history, seen, start
 
 pytestmark = pytest.mark.slow
@@ -179,7 +180,7 @@ def test_a_lora_run_resumes_its_updates_and_its_projector(run_config, tiny_model
     }
     assert any(".projector." in name for name in changed)
     projector = load_file(killed / "projector.safetensors")
-    assert all(tensor.equal(after[name]) for name, tensor in projector.items())
+    assert all(tensor.equal(after[f"model.projector.{name}"]) for name, tensor in projector.items())
 
 
 @pytest.fixture
@@ -223,3 +224,36 @@ def test_a_stream_goes_on_with_another_number_of_processes(stream_config, tmp_pa
     assert sorted(seen(killed)) == sorted(seen(whole))
     losses = [[entry["loss"] for entry in history(folder)] for folder in (killed, whole)]
     assert losses[0] == pytest.approx(losses[1], abs=1e-6)
+
+
+@pytest.mark.parametrize("name", ["trainer_state.json", "optimizer.pt", "model.safetensors", "rng_state.pth"])
+def test_a_damaged_checkpoint_is_named_with_the_way_on(run_config, finished, tmp_path, name):
+    assert start(Start(run_config.to_dict(), tmp_path, death=Death("step", 4 * 4))) == [KILLED]
+    (whole,) = whole_checkpoints(tmp_path / "checkpoints")
+    content = (whole / name).read_bytes()
+    (whole / name).write_bytes(content[: len(content) // 2])
+    assert start(Start(run_config.to_dict(), tmp_path)) == [3]
+    assert error(tmp_path).startswith(f"CheckpointError: checkpoint {whole} is damaged (")
+    assert "\n" not in error(tmp_path)
+    shutil.rmtree(whole)
+    assert start(Start(run_config.to_dict(), tmp_path)) == [0]
+    assert_same(tmp_path, finished)
+
+
+class _Touch:
+    """A pickle that makes a file when it is loaded."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return open, (self.path, "w")
+
+
+def test_a_checkpoint_that_wants_to_run_code_is_not_let(run_config, tmp_path):
+    assert start(Start(run_config.to_dict(), tmp_path, death=Death("step", 4 * 4))) == [KILLED]
+    (whole,) = whole_checkpoints(tmp_path / "checkpoints")
+    torch.save({"state": _Touch(str(tmp_path / "ran"))}, whole / "optimizer.pt")
+    assert start(Start(run_config.to_dict(), tmp_path)) == [3]
+    assert "is damaged" in error(tmp_path)
+    assert not (tmp_path / "ran").exists()

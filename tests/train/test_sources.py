@@ -57,6 +57,6 @@ def test_scenes_are_drawn_without_a_file_and_need_an_end(run_config, tmp_path):
 
 
 def test_a_folder_of_another_run_is_refused(run_config, tmp_path):
-    replace(run_config, seed=7).save(tmp_path / "config.json")
+    (tmp_path / "config.json").write_text(replace(run_config, seed=7).to_json())
     with pytest.raises(ValueError, match=r"holds a run with other settings \(seed\)"):
         train(run_config, tmp_path)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, CLIPVisionModel, PreTrainedModel
 
 from tokenpacker import projectors
 from tokenpacker.hf.chat import chat_template
-from tokenpacker.hf.checkpoints import load_released
 from tokenpacker.hf.checkpoints.files import read_json
 from tokenpacker.hf.checkpoints.settings import MODEL_TYPES
 from tokenpacker.hf.config import TokenPackerConfig
@@ -47,6 +49,8 @@ def assemble(config: TrainingConfig) -> tuple[TokenPackerForConditionalGeneratio
     for part in config.train:
         for module in parts_of(model)[part]:
             module.to(torch.float32).requires_grad_(True)  # what learns needs more than bfloat16's three digits
+    if config.liger:
+        _use_liger(model)
     return (model if config.lora is None else _with_lora(model, config.lora)), processor
 
 
@@ -63,18 +67,16 @@ def load_processor(model: ModelConfig) -> TokenPackerProcessor:
     """The processor alone, without weights, for counting and checking."""
     if model.start is None:
         return _processor(model_config(model), _tokenizer(model.language_model), model)
-    folder = fetch(model.start, ["*.json", "*.jinja", "tokenizer.model"], REMEDY)
-    if read_json(folder / "config.json").get("model_type") in MODEL_TYPES:
-        raise ValueError(f"{model.start} is in the original layout; first run: tokenpacker convert {model.start} DST")
+    folder = _start_folder(model.start, ["*.json", "*.jinja", "tokenizer.model"])
     return _with_settings(TokenPackerProcessor.from_pretrained(folder), model)
 
 
 def model_config(model: ModelConfig) -> TokenPackerConfig:
     """The config of the model that a run trains; no weights are read."""
     if model.start is not None:
-        return TokenPackerConfig.from_pretrained(model.start)
+        return TokenPackerConfig.from_pretrained(_start_folder(model.start, ["config.json"]))
     trained = _trained_projector(model)
-    vision, text = (AutoConfig.from_pretrained(name) for name in (model.vision_tower, model.language_model))
+    vision, text = (_config_of(name) for name in (model.vision_tower, model.language_model))
     return TokenPackerConfig(
         getattr(vision, "vision_config", vision),
         text,
@@ -83,19 +85,29 @@ def model_config(model: ModelConfig) -> TokenPackerConfig:
     )
 
 
+def _start_folder(start: str, files: list[str]) -> Path:
+    """The folder of a model to continue from. Raises ValueError where there is none, or one of the original layout."""
+    folder = fetch(start, files, REMEDY)
+    if read_json(folder / "config.json").get("model_type") in MODEL_TYPES:
+        raise ValueError(f"{start} is in the original layout; first run: tokenpacker convert {start} DST")
+    return folder
+
+
 def _load_start(
     config: TrainingConfig, dtype: torch.dtype
 ) -> tuple[TokenPackerForConditionalGeneration, TokenPackerProcessor]:
     start = str(config.model.start)
-    kind = read_json(fetch(start, ["config.json"], REMEDY) / "config.json").get("model_type")
-    if kind in MODEL_TYPES:
-        if config.lora is not None and config.lora.four_bit:
-            raise ValueError(
-                f"{start} is in the original layout; for four bits first run: tokenpacker convert {start} DST"
-            )
-        model, processor = load_released(start, dtype=dtype)
-        return model, _with_settings(processor, config.model)
-    model = TokenPackerForConditionalGeneration.from_pretrained(start, dtype=dtype, **_quantization(config, KEPT_WHOLE))
+    _start_folder(start, ["config.json"])
+    quantization = _quantization(config, KEPT_WHOLE)
+    try:
+        model, report = TokenPackerForConditionalGeneration.from_pretrained(
+            start, dtype=dtype, output_loading_info=True, **quantization
+        )
+    except (RuntimeError, SafetensorError) as error:
+        raise ValueError(f"model.start={start} cannot be loaded ({' '.join(str(error).split())[:300]})") from error
+    missing = sorted(report["missing_keys"])
+    if missing:  # they would be trained from random numbers
+        raise ValueError(f"model.start={start} lacks {len(missing)} weights of its config, such as {missing[0]}")
     return model, _with_settings(TokenPackerProcessor.from_pretrained(start), config.model)
 
 
@@ -128,9 +140,17 @@ def _trained_projector(model: ModelConfig) -> projectors.Projector | None:
     return None if model.projector_weights is None else projectors.load(model.projector_weights)
 
 
+def _config_of(name: str) -> Any:
+    """The config of a vision tower or language model. Raises ValueError where there is none."""
+    try:
+        return AutoConfig.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{name} has no config of a model ({str(error).splitlines()[0][:120]}); {REMEDY}") from None
+
+
 def _load_tower(name: str, dtype: torch.dtype) -> PreTrainedModel:
     """A vision tower; of a model for images and texts, its half for images."""
-    kind = AutoConfig.from_pretrained(name).model_type
+    kind = _config_of(name).model_type
     if kind == "clip":
         return CLIPVisionModel.from_pretrained(name, dtype=dtype)
     whole = AutoModel.from_pretrained(name, dtype=dtype)
@@ -171,7 +191,24 @@ def _with_settings(processor: TokenPackerProcessor, model: ModelConfig) -> Token
 def _quantization(config: TrainingConfig, kept: tuple[str, ...]) -> dict[str, Any]:
     if config.lora is None or not config.lora.four_bit:
         return {}
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise ImportError("lora.four_bit needs bitsandbytes; run: pip install bitsandbytes")
     return {"quantization_config": four_bit_config(llm_int8_skip_modules=list(kept))}
+
+
+def _use_liger(model: TokenPackerForConditionalGeneration) -> None:
+    """Liger's kernels in the language model; the Trainer knows the whole model's type only, and would use none."""
+    if importlib.util.find_spec("liger_kernel") is None:
+        raise ImportError("liger=true needs liger-kernel; run: pip install liger-kernel")
+    if not torch.accelerator.is_available():
+        raise ValueError("liger=true needs a GPU, for its kernels are Triton's; leave it out")
+    from liger_kernel.transformers import monkey_patch
+
+    language_model = model.model.language_model
+    apply = monkey_patch.MODEL_TYPE_TO_APPLY_LIGER_FN.get(language_model.config.model_type)
+    if apply is None:
+        raise ValueError(f"liger=true has no kernels for {language_model.config.model_type}; leave it out")
+    apply(model=language_model, cross_entropy=False, fused_linear_cross_entropy=False)  # the loss is the whole model's
 
 
 def _with_lora(model: TokenPackerForConditionalGeneration, lora: LoraConfig) -> PeftModel:
@@ -195,6 +232,22 @@ def _with_lora(model: TokenPackerForConditionalGeneration, lora: LoraConfig) -> 
     for parameter in trained:  # peft freezes all but its own
         parameter.requires_grad_(True)
     return wrapped
+
+
+def merged_model(config: TrainingConfig, learned: Mapping[str, torch.Tensor]) -> TokenPackerForConditionalGeneration:
+    """The model that a LoRA run made, loaded anew and whole, with its updates in its weights.
+
+    The weights that were trained beside may be in four bits or spread over processes: into those nothing is merged.
+
+    Args:
+        learned: updates and all else that learned, by its names in the run's model.
+    """
+    assert config.lora is not None
+    model, _ = assemble(replace(config, lora=replace(config.lora, four_bit=False)))
+    unknown = model.load_state_dict(learned, strict=False).unexpected_keys
+    if unknown:
+        raise ValueError(f"{unknown[0]} was learned and is not in the model; load the adapter beside it instead")
+    return model.merge_and_unload()
 
 
 def save_projector(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import math
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -102,6 +103,11 @@ class DataConfig:
     max_reject_share: float = 0.01
     num_workers: int = 4
 
+    def __post_init__(self) -> None:
+        for name, least in (("max_length", 1), ("max_tiles_per_batch", 1), ("num_workers", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"data.{name}={getattr(self, name)} must be at least {least}")
+
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
@@ -121,6 +127,22 @@ class OptimizerConfig:
     min_learning_rate_share: float = 0.0
     max_grad_norm: float = 1.0
 
+    def __post_init__(self) -> None:
+        rates = {"learning_rate": self.learning_rate, "max_grad_norm": self.max_grad_norm}
+        rates |= {f"part_learning_rates.{part}": rate for part, rate in self.part_learning_rates.items()}
+        if self.muon_learning_rate is not None:
+            rates["muon_learning_rate"] = self.muon_learning_rate
+        for name, value in rates.items():
+            if not 0 < value < math.inf:
+                raise ValueError(f"optimizer.{name}={value} must be above 0")
+        if not 0 <= self.weight_decay < math.inf:
+            raise ValueError(f"optimizer.weight_decay={self.weight_decay} must be at least 0")
+        for name in ("warmup_share", "min_learning_rate_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"optimizer.{name}={getattr(self, name)} must lie between 0 and 1")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"optimizer.betas={list(self.betas)} must lie between 0 and 1")
+
 
 @dataclass(frozen=True, kw_only=True)
 class LoraConfig:
@@ -130,6 +152,12 @@ class LoraConfig:
     alpha: int = 256
     dropout: float = 0.05
     four_bit: bool = False
+
+    def __post_init__(self) -> None:
+        if self.rank < 1 or self.alpha < 1:
+            raise ValueError(f"lora.rank={self.rank} and lora.alpha={self.alpha} must be at least 1")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"lora.dropout={self.dropout} must lie between 0 and 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,6 +211,8 @@ class TrainingConfig:
         for name in ("batch_size", "device_batch_size", "save_every", "log_every", "keep_checkpoints"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        if Path(self.name).name != self.name:
+            raise ValueError(f"name={self.name!r} must be the name of a folder, without a path")
         if self.batch_size % self.device_batch_size:
             raise ValueError(
                 f"device_batch_size={self.device_batch_size} does not divide batch_size={self.batch_size};"
@@ -190,8 +220,14 @@ class TrainingConfig:
             )
         if self.optimizer.part_learning_rates and self.optimizer.muon_learning_rate is not None:
             raise ValueError("part_learning_rates and muon_learning_rate exclude each other; leave one out")
-        if not self.epochs > 0 or (self.max_steps is not None and self.max_steps < 1):
-            raise ValueError(f"epochs={self.epochs} and max_steps={self.max_steps} must be above 0")
+        if self.model.max_tiles is not None and self.model.max_tiles < 1:
+            raise ValueError(f"model.max_tiles={self.model.max_tiles} must be at least 1")
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"seed={self.seed} must be at least 0 and below 2**32")
+        if not 0 < self.epochs < math.inf or (self.max_steps is not None and self.max_steps < 1):
+            raise ValueError(
+                f"epochs={self.epochs} and max_steps={self.max_steps} must be above 0, and no infinite ones"
+            )
         if not 0 <= self.data.max_reject_share <= 1:
             raise ValueError(f"data.max_reject_share={self.data.max_reject_share} must lie between 0 and 1")
 
@@ -199,9 +235,9 @@ class TrainingConfig:
         """Plain values, as `from_dict` and JSON take them."""
         return json.loads(json.dumps(dataclasses.asdict(self)))
 
-    def save(self, path: Path) -> None:
-        """Writes the whole config as JSON."""
-        path.write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
+    def to_json(self) -> str:
+        """The whole config, as `read_config` reads it."""
+        return json.dumps(self.to_dict(), indent=2) + "\n"
 
 
 def changed(config: TrainingConfig, settings: Iterable[str]) -> TrainingConfig:
@@ -252,7 +288,7 @@ def from_dict(content: Mapping[str, Any]) -> TrainingConfig:
 
 def _build(kind: Any, content: Any, where: str) -> Any:
     if not isinstance(content, Mapping):
-        raise ValueError(f"{where}={content!r} must be a set of keys and values")
+        raise ValueError(f"{where.rstrip('.') or 'config'}={content!r} must be a set of keys and values")
     hints = get_type_hints(kind)
     _refuse_unknown(content, hints, where)
     values = {key: _convert(hints[key], value, f"{where}{key}") for key, value in content.items()}
@@ -276,9 +312,14 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     if dataclasses.is_dataclass(hint):
         return _build(hint, value, f"{where}.")
     if origin is tuple and isinstance(value, (list, tuple)):
+        if Ellipsis not in arguments and len(value) != len(arguments):
+            raise ValueError(f"{where}={value!r} must have {len(arguments)} values")
         return tuple(_convert(arguments[0], entry, where) for entry in value)
     if origin is dict and isinstance(value, Mapping):
-        return dict(value)
+        return {
+            key: entry if arguments[1] is Any else _convert(arguments[1], entry, f"{where}.{key}")
+            for key, entry in value.items()
+        }
     if origin is Literal and value in arguments:
         return value
     if hint is float and isinstance(value, (int, float, str)) and not isinstance(value, bool):

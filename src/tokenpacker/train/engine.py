@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -22,27 +21,31 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, SequentialSampler
 from transformers import Trainer
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from tokenpacker.train.batches import IDS
+from tokenpacker.train.checkpoints import (
+    POSITION_FILE,
+    CheckpointError,
+    clear_checkpoint_errors,
+    mark_whole,
+    remove_checkpoint,
+    require_files,
+    whole_checkpoints,
+)
 from tokenpacker.train.config import OptimizerConfig
 from tokenpacker.train.optimizer import MuonAdamW
 from tokenpacker.train.rejects import TooManyRejects
 from tokenpacker.train.signals import leave_signals_to_parent
 from tokenpacker.train.stream_batches import POSITION
 
-COMPLETE = "complete"  # written into a checkpoint last: one without it is a leftover
 BESIDE_ADAPTER = "beside_adapter.safetensors"  # what learns in a LoRA run and is no update, such as the projector
 NOT_FINITE = "not_finite.json"
-POSITION_FILE = "position.json"  # of a stream, in a checkpoint
 
 
 class NotFiniteError(ValueError):
     """A loss or gradient became NaN or infinite."""
-
-
-class CheckpointError(ValueError):
-    """A checkpoint could not be written or does not fit the model."""
 
 
 class WorkerError(ValueError):
@@ -189,11 +192,27 @@ class PartTrainer(Trainer):
         save_file(learned, folder / BESIDE_ADAPTER)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
-        if self._keeps_adapter_only():
-            learned = load_file(Path(resume_from_checkpoint) / BESIDE_ADAPTER)
-            self._refuse_gaps(learned, lambda name: ".lora_" not in name)
-            self.model.load_state_dict(learned, strict=False)
+        folder = Path(resume_from_checkpoint)
+        with clear_checkpoint_errors(folder):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            if self._keeps_adapter_only():
+                learned = load_file(folder / BESIDE_ADAPTER)
+                self._refuse_gaps(learned, lambda name: ".lora_" not in name)
+                self.model.load_state_dict(learned, strict=False)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is None:
+            return super()._load_optimizer_and_scheduler(checkpoint)
+        with clear_checkpoint_errors(Path(checkpoint)):
+            if not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+                require_files(Path(checkpoint), OPTIMIZER_NAME, SCHEDULER_NAME)  # the Trainer would start them anew
+            return super()._load_optimizer_and_scheduler(checkpoint)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        if checkpoint is None:
+            return super()._load_rng_state(checkpoint)
+        with clear_checkpoint_errors(Path(checkpoint)):
+            return super()._load_rng_state(checkpoint)
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
         """A part that learns and is not in the checkpoint would start anew: an error, where the Trainer warns."""
@@ -234,49 +253,6 @@ def part_of(name: str) -> str:
         if f".{part}." in f".{name}":
             return "vision_tower" if part == "spare_vision_layers" else part
     return "language_model"
-
-
-def whole_checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints in a run's folder that were written to their end, oldest first."""
-    found = [path.parent for path in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*/{COMPLETE}")]
-    return sorted(found, key=lambda path: int(path.name.rsplit("-", 1)[1]))
-
-
-def position_in(checkpoint: Path | None) -> dict[str, Any] | None:
-    """The place in a stream that a checkpoint kept; None where there is none."""
-    path = None if checkpoint is None else checkpoint / POSITION_FILE
-    return None if path is None or not path.is_file() else json.loads(path.read_text())
-
-
-def remove_leftovers(folder: Path) -> None:
-    """Removes checkpoints that a killed run did not finish, writing or removing them."""
-    whole = set(whole_checkpoints(folder))
-    for path in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
-        if path.is_dir() and path not in whole:
-            shutil.rmtree(path)
-
-
-def remove_checkpoint(folder: Path) -> None:
-    """Removes a checkpoint, its mark first: at no moment is there a mark on a part of one."""
-    (folder / COMPLETE).unlink(missing_ok=True)
-    shutil.rmtree(folder, ignore_errors=True)
-
-
-def mark_whole(folder: Path) -> None:
-    """Marks a checkpoint once its files are on the disk, so that no power cut leaves a marked one half-written."""
-    sync(*folder.rglob("*"), folder)
-    (folder / COMPLETE).touch()
-    sync(folder / COMPLETE, folder, folder.parent)
-
-
-def sync(*paths: Path) -> None:
-    """Waits until files and folders are on the disk."""
-    for path in paths:
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 @contextmanager

@@ -45,6 +45,13 @@ class _OrderedTrainer(Trainer):
         return SequentialSampler(self.train_dataset if train_dataset is None else train_dataset)
 
 
+def write_whole(path: Path, text: str) -> None:
+    """Writes a file so that a kill leaves the old one or the new one, never a half."""
+    part = path.with_suffix(".part")
+    part.write_text(text, encoding="utf-8")
+    part.replace(path)
+
+
 class Stopwatch(TrainerCallback):
     """Seconds of training, summed over interruptions: written with every checkpoint to the file `path`."""
 
@@ -61,7 +68,7 @@ class Stopwatch(TrainerCallback):
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Writes them down."""
         if args.should_save:
-            self.path.write_text(json.dumps(self.seconds))
+            write_whole(self.path, json.dumps(self.seconds))
 
 
 class ProgressBar(TrainerCallback):

@@ -81,7 +81,7 @@ def instruct_tiny(projector: str = TOKEN_PACKER, *, seed: int = 0) -> TrainingCo
     """
     model = ModelConfig(start="runs/align-tiny/model", projector=_tiny_projector(projector))
     scenes = ScenesConfig(captions=0.04, one_tile_share=0.2)
-    return _tiny_stage("instruct-tiny", model, scenes, ("projector", "language_model"), 800, (1e-3, 3e-3), seed + 2)
+    return _tiny_stage("instruct-tiny", model, scenes, ("projector", "language_model"), 1200, (1e-3, 3e-3), seed + 2)
 
 
 def described_steps() -> StepSpec:

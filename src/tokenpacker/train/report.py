@@ -33,12 +33,15 @@ def write_report(
     draw_curve(losses).save(folder / CURVE)
     used = {name: version(name) for name in LIBRARIES}
     steps = source.num_steps
-    unit = "batches" if config.data.scenes else "rows" if config.data.packed else "samples"
+    unit = "rows" if config.data.packed else "samples"
+    held = "" if config.data.scenes else f", of {config.batch_size} {unit} each"
+    rate = steps / seconds if seconds else 0
+    speed = f"{rate:.2f} steps" if config.data.scenes else f"{rate:.2f} steps, {rate * config.batch_size:.2f} {unit},"
     rows = [
         ("recipe", config.name),
         *source.facts.items(),
-        ("steps", f"{steps:,}, of {config.batch_size} {unit} each"),
-        ("time", f"{seconds:.0f} seconds, {steps / seconds if seconds else 0:.2f} steps a second"),
+        ("steps", f"{steps:,}{held}"),
+        ("time", f"{seconds:.0f} seconds, {speed} a second"),
         ("loss, first to last", f"{losses[0][1]:.4f} to {losses[-1][1]:.4f}" if losses else "not logged"),
         ("versions", ", ".join(f"{name} {number}" for name, number in used.items())),
         ("machine", f"{platform.machine()}, Python {platform.python_version()}"),

@@ -9,18 +9,29 @@ import math
 import os
 import shutil
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import PrinterCallback, TrainingArguments, set_seed
+from transformers.integrations import TensorBoardCallback
 from transformers.trainer import TRAINING_ARGS_NAME
 
-from tokenpacker.train.assemble import assemble, load_processor, save_projector
+from tokenpacker.train.assemble import assemble, load_processor, merged_model, save_projector
 from tokenpacker.train.batches import only_item
+from tokenpacker.train.checkpoints import (
+    CheckpointError,
+    check_state,
+    position_in,
+    remove_leftovers,
+    whole_checkpoints,
+)
 from tokenpacker.train.config import TrainingConfig, from_dict
-from tokenpacker.train.engine import PartTrainer, position_in, remove_leftovers, whole_checkpoints
-from tokenpacker.train.loop import ProgressBar, Stopwatch
+from tokenpacker.train.engine import PartTrainer
+from tokenpacker.train.loop import ProgressBar, Stopwatch, write_whole
 from tokenpacker.train.report import write_report
 from tokenpacker.train.signals import StopOnSignal
 from tokenpacker.train.sources import Source, open_source
@@ -74,13 +85,16 @@ def train(config: TrainingConfig, output: Path) -> Path | None:
         if (output / HISTORY).is_file() and (output / MODEL).is_dir():
             return output / MODEL
         checkpoint = next(reversed(whole_checkpoints(output / CHECKPOINTS)), None)
+        if checkpoint is not None:
+            check_state(checkpoint)
         processor = load_processor(config.model)
         source = open_source(config, processor, output, position=position_in(checkpoint), progress=leads)
         _claim_data(config, source, output, leads)
     arguments.warmup_steps = math.ceil(config.optimizer.warmup_share * source.num_steps)
     arguments.logging_steps = min(config.log_every, source.num_steps)
     set_seed(config.seed)
-    model, processor = assemble(config)
+    with _whole_weights(arguments):
+        model, processor = assemble(config)
     _claim_start(config, model, output, leads)
     if leads:
         remove_leftovers(output / CHECKPOINTS)
@@ -96,12 +110,22 @@ def train(config: TrainingConfig, output: Path) -> Path | None:
         callbacks=[stop, stopwatch, ProgressBar(config.name)],
     )
     trainer.remove_callback(PrinterCallback)
+    for callback in trainer.callback_handler.callbacks:
+        if isinstance(callback, TensorBoardCallback):
+            callback.logging_dir = str(output / "tensorboard")  # one curve, however often the run is called again
     with stop:
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     if trainer.state.global_step < source.num_steps:
         print(f"stopped at step {trainer.state.global_step} of {source.num_steps}; call it again", file=sys.stderr)
         return None
-    return _finish(trainer, processor, config, source, output, stopwatch.seconds)
+    try:
+        return _finish(trainer, processor, config, source, output, stopwatch.seconds)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(output / f"{MODEL}.part", ignore_errors=True)  # a full disk may need the room
+        raise CheckpointError(
+            f"model {output / MODEL} could not be written ({' '.join(str(error).split())}); the last checkpoint is"
+            " whole: make room and call the run again"
+        ) from error
 
 
 def _arguments(config: TrainingConfig, output: Path) -> TrainingArguments:
@@ -131,7 +155,6 @@ def _arguments(config: TrainingConfig, output: Path) -> TrainingArguments:
         bf16=config.precision == "bfloat16",
         **{recomputation: config.checkpointing, f"{recomputation}_kwargs": {"use_reentrant": False}},
         torch_compile=config.compile,
-        use_liger_kernel=config.liger,
         logging_nan_inf_filter=False,
         save_steps=config.save_every,
         save_total_limit=None,  # the trainer removes old ones itself, once the new one is whole
@@ -141,6 +164,8 @@ def _arguments(config: TrainingConfig, output: Path) -> TrainingArguments:
         ddp_find_unused_parameters=False,
         remove_unused_columns=False,
         report_to=list(config.report_to) or "none",
+        project="tokenpacker",
+        run_name=output.resolve().name,
         disable_tqdm=True,
         seed=config.seed,
     )
@@ -152,10 +177,31 @@ def _arguments(config: TrainingConfig, output: Path) -> TrainingArguments:
     return arguments
 
 
+@contextmanager
+def _whole_weights(arguments: TrainingArguments) -> Iterator[None]:
+    """Lets models load whole: ZeRO-3 would take them apart as they load, and they could be neither joined nor wrapped.
+
+    DeepSpeed takes them apart afterwards. Until then each process holds the whole model in main memory.
+    """
+    plugin = arguments.deepspeed_plugin
+    if plugin is None:
+        yield
+        return
+    from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
+
+    unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        set_hf_deepspeed_config(plugin.dschf)
+
+
 def _require_trackers(names: tuple[str, ...]) -> None:
     """Raises ImportError for a tracker whose library is missing, before anything is loaded."""
     for name in names:
-        if name in TRACKERS and importlib.util.find_spec(name) is None:
+        if name not in TRACKERS:
+            raise ValueError(f"report_to names {name!r}, which is unknown; use some of {', '.join(TRACKERS)}, or []")
+        if importlib.util.find_spec(name) is None:
             raise ImportError(
                 f"report_to names {name}, which is not installed; pip install {name}, or --set report_to=[]"
             )
@@ -177,8 +223,7 @@ def _claim(config: TrainingConfig, output: Path, writes: bool) -> None:
             )
     if writes:
         output.mkdir(parents=True, exist_ok=True)
-        config.save(path.with_suffix(".part"))
-        path.with_suffix(".part").replace(path)  # a kill leaves the old file or the new one, never a half
+        write_whole(path, config.to_json())
 
 
 def _decisive(config: TrainingConfig) -> dict[str, Any]:
@@ -206,7 +251,7 @@ def _claim_start(config: TrainingConfig, model: torch.nn.Module, output: Path, w
     for name, parameter in model.named_parameters():
         if not any(mark and mark in name for mark in new):
             some = parameter.detach().flatten()[:: max(1, parameter.numel() // 64)]
-            digest.update(name.encode() + some.float().numpy().tobytes())
+            digest.update(name.encode() + some.float().cpu().numpy().tobytes())
     if not _is_as_before(output / START, digest.hexdigest(), writes):
         raise ValueError(
             f"the models that the run in {output} began with have changed; give the same, or choose another --output"
@@ -219,7 +264,7 @@ def _is_as_before(path: Path, digest: str, writes: bool) -> bool:
     if whole_checkpoints(path.parent / CHECKPOINTS) and path.is_file() and path.read_text(encoding="utf-8") != content:
         return False
     if writes:
-        path.write_text(content, encoding="utf-8")
+        write_whole(path, content)
     return True
 
 
@@ -236,19 +281,19 @@ def _finish(
     if trainer.is_fsdp_enabled:
         trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")  # else nothing is written
     model = trainer.accelerator.unwrap_model(trainer.model)
-    merged = config.lora is not None and not config.lora.four_bit
-    if config.lora is not None and trainer.args.should_save:
-        model.save_pretrained(output / "adapter")
-    if merged:
-        trainer.model = model.merge_and_unload()
-    if config.lora is None or merged:
+    if config.lora is None:
         trainer.save_model(str(part))
+    elif trainer.args.should_save:
+        model.save_pretrained(output / "adapter", state_dict=weights)
+        found = dict(model.named_parameters()) if weights is None else weights
+        learned = {name: found[name] for name, p in model.named_parameters() if p.requires_grad}
+        with _whole_weights(trainer.args):
+            model, weights = merged_model(config, learned), None
+        model.save_pretrained(part)
     if trainer.args.should_save:
-        part.mkdir(parents=True, exist_ok=True)
         (part / TRAINING_ARGS_NAME).unlink(missing_ok=True)  # a pickle, and all that it says stands in the config
         processor.save_pretrained(part)
-        base = model.get_base_model() if config.lora is not None and not merged else trainer.model
-        save_projector(trainer.accelerator.unwrap_model(base), output / "projector.safetensors", weights)
+        save_projector(model, output / "projector.safetensors", weights)
         history = [entry for entry in trainer.state.log_history if "loss" in entry]
         (output / HISTORY).write_text(json.dumps({"seconds": seconds, "steps": history}) + "\n")
         write_report(part, config, source, history, seconds)
