@@ -66,7 +66,8 @@ class PackedImage:
         layout = processor.image_layout(size, scale_factor=scale_factor, max_image_tokens=max_image_tokens)
         tile_height, tile_width = processor.image_processor.tile_size
         rows, cols = processor.patch_grid
-        own_factor: int = getattr(config_from_dict(processor.projector_config), "scale_factor", 1)  # mlp has none
+        own_factor: int = getattr(config_from_dict(processor.projector_config), "scale_factor", 0)
+        own_factor = own_factor or -(-rows // layout.token_grid[0])  # of one that names none, what its tokens stand for
         return cls(
             image=image,
             layout=layout,

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
 from tokenpacker.evaluate.run import evaluate
 from tokenpacker.evaluate.tasks import TASKS
 from tokenpacker.hf import TokenPackerForConditionalGeneration, TokenPackerProcessor
+from tokenpacker.projectors import ProjectorConfig
 
 SCALE_FACTORS = (2, 3, 4)
 
 
 def measure_model(folder: Path, *, limit: int | None = None, progress: bool = True) -> list[dict[str, Any]]:
-    """One JSON-ready row per scale factor and task; a projector without scale factors is measured as it is.
+    """One JSON-ready row per scale factor and task; a projector that honours none is measured as it is.
 
     Args:
         folder: a model with its processor.
@@ -21,9 +23,8 @@ def measure_model(folder: Path, *, limit: int | None = None, progress: bool = Tr
     """
     model = TokenPackerForConditionalGeneration.from_pretrained(folder).eval()
     processor = TokenPackerProcessor.from_pretrained(folder)
-    packs = hasattr(model.config.projector, "scale_factor")
     rows = []
-    for scale_factor in SCALE_FACTORS if packs else (None,):
+    for scale_factor in _honoured(model.config.projector, model.config.patch_grid):
         for task in TASKS:
             result = evaluate(model, processor, task, scale_factor=scale_factor, limit=limit, progress=progress)
             rows.append(
@@ -41,3 +42,13 @@ def measure_model(folder: Path, *, limit: int | None = None, progress: bool = Tr
                 }
             )
     return rows
+
+
+def _honoured(projector: ProjectorConfig, patch_grid: tuple[int, int]) -> list[int | None]:
+    """The scale factors that a projector can be asked for, or None alone."""
+    honoured: list[int | None] = []
+    for scale_factor in SCALE_FACTORS:
+        with contextlib.suppress(ValueError):
+            projector.token_grid(patch_grid, scale_factor)
+            honoured.append(scale_factor)
+    return honoured or [None]

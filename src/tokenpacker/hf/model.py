@@ -79,6 +79,12 @@ class TokenPackerPreTrainedModel(PreTrainedModel):
         else:
             super()._init_weights(module)
 
+    def _initialize_weights(self, module: nn.Module, is_custom_code: bool = False) -> None:
+        # transformers passes over modules of other packages that have no parameters of their own: over most projectors
+        if isinstance(module, projectors.Projector):
+            is_custom_code = all(getattr(weight, "_is_hf_initialized", False) for weight in module.parameters())
+        super()._initialize_weights(module, is_custom_code)
+
 
 class TokenPackerModel(TokenPackerPreTrainedModel):
     """Vision tower, projector and language model without its head.
