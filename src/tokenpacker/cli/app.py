@@ -14,6 +14,7 @@ from tokenpacker.cli.errors import reports_mistakes
 from tokenpacker.cli.evaluate import evaluate
 from tokenpacker.cli.released import models
 from tokenpacker.cli.show import show
+from tokenpacker.cli.speed import speed
 from tokenpacker.cli.train import train_app
 
 app = typer.Typer(
@@ -39,7 +40,7 @@ def _options(
     """Ask images with a quarter of the visual tokens."""
 
 
-for _command in (ask, chat, count, show, evaluate, convert, models):
+for _command in (ask, chat, count, show, evaluate, speed, convert, models):
     app.command()(reports_mistakes(_command))
 app.add_typer(train_app, name="train")
 app.add_typer(data_app, name="data")

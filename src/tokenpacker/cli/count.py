@@ -164,14 +164,14 @@ def _named_sizes(images: list[str], sizes: list[str]) -> Iterator[tuple[str | No
         yield image, image_size(image)
     for size in sizes:
         if size != "-":
-            yield None, _parse_size(size, "--size")
+            yield None, parse_size(size, "--size")
             continue
         for number, line in enumerate(sys.stdin, start=1):
             if line.strip():
-                yield None, _parse_size(line.strip(), f"line {number} of standard input")
+                yield None, parse_size(line.strip(), f"line {number} of standard input")
 
 
-def _parse_size(text: str, where: str) -> tuple[int, int]:
+def parse_size(text: str, where: str) -> tuple[int, int]:
     match = re.fullmatch(r"([1-9]\d{0,8})\s*[xX×]\s*([1-9]\d{0,8})", text)
     if not match:
         raise ValueError(f"{where}: {text!r} is no size; write HEIGHTxWIDTH in pixels, for example 480x640")
