@@ -24,6 +24,7 @@ from transformers import Trainer
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from tokenpacker.hf.model import TokenPackerModel
 from tokenpacker.train.batches import IDS
 from tokenpacker.train.checkpoints import (
     POSITION_FILE,
@@ -78,6 +79,10 @@ class PartTrainer(Trainer):
         self.ids_of_step: list[str] = []
         self.position: dict[str, Any] | None = None
         warn_of_other_engine(self.is_fsdp_enabled, self.is_deepspeed_enabled)
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:  # all processes must call the tower equally often
+            for module in self.model.modules():
+                if isinstance(module, TokenPackerModel):
+                    module.vision_chunk_tiles = None
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """As the Trainer's. Raises NotFiniteError, CheckpointError, WorkerError, and TooManyRejects with its counts."""
