@@ -1,4 +1,4 @@
-"""Compares TokenPacker with folded weights with a module written straight from the paper's equations, on the same weights.
+"""Compares TokenPacker with folded weights with a module written straight from the paper's equations.
 
     python -m benchmarks.projector [--rounds N] [--threads N] [--json FILE]
 

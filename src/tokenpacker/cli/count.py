@@ -172,6 +172,7 @@ def _named_sizes(images: list[str], sizes: list[str]) -> Iterator[tuple[str | No
 
 
 def parse_size(text: str, where: str) -> tuple[int, int]:
+    """(height, width) of a text such as `2000x3000`. Raises ValueError, which says where it stood."""
     match = re.fullmatch(r"([1-9]\d{0,8})\s*[xX×]\s*([1-9]\d{0,8})", text)
     if not match:
         raise ValueError(f"{where}: {text!r} is no size; write HEIGHTxWIDTH in pixels, for example 480x640")

@@ -59,7 +59,7 @@ def load_model(
     if not any((folder / name).is_file() for name in WEIGHT_FILES):
         raise ValueError(f"model {folder} has no weights ({' or '.join(WEIGHT_FILES)}); {REMEDY}")
     read_json(folder / "processor_config.json")
-    placement = placement(device, dtype)
+    placement = placement_of(device, dtype)
     with quiet(verbose):
         from safetensors import SafetensorError
 
@@ -83,7 +83,7 @@ def load_model(
     return loaded.eval(), processor
 
 
-def placement(device: str | None, dtype: str | None) -> dict[str, Any]:
+def placement_of(device: str | None, dtype: str | None) -> dict[str, Any]:
     """Arguments of `from_pretrained` for `--device` and `--dtype`. Raises as `load_model`."""
     import torch
 

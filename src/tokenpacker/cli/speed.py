@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tokenpacker.cli.count import CONFIG_FILES, parse_size
-from tokenpacker.cli.models import placement, find_model, load_model, quiet
+from tokenpacker.cli.models import find_model, load_model, placement_of, quiet
 from tokenpacker.cli.options import DeviceOption, DtypeOption, JsonOption, ScaleFactorOption, VerboseOption
 from tokenpacker.cli.output import print_json, print_note
 
@@ -198,7 +198,7 @@ def _where(sizes: Shapes, stored: bool, device: str | None, dtype: str | None) -
 
     if dtype == "4bit" and not stored:
         raise ValueError("--dtype 4bit quantizes a stored model; random weights take float32, float16 or bfloat16")
-    name = placement(device, dtype)["device_map"]
+    name = placement_of(device, dtype)["device_map"]
     if name == "auto" and not stored:
         raise ValueError("--device auto spreads a stored model; random weights need one device, such as cpu or cuda")
     if name == "auto":
