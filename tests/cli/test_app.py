@@ -10,7 +10,7 @@ import pytest
 
 from tokenpacker.cli.errors import mistake
 
-COMMANDS = [(name,) for name in ("ask", "chat", "count", "show", "evaluate", "convert", "models")]
+COMMANDS = [(name,) for name in ("ask", "chat", "count", "show", "evaluate", "convert", "models", "speed")]
 COMMANDS += [("data", "check"), ("train", "tiny"), ("train", "recipe"), ("train", "recipes"), ("train", "engines")]
 
 
