@@ -39,6 +39,7 @@ def test_variants_change_what_they_say_and_nothing_else():
     hd = in_high_resolution(base, 16)
     assert (hd.model.image_mode, hd.model.max_tiles, hd.data.max_length) == ("slice", 16, 4096)
     assert hd.optimizer == base.optimizer
+    assert in_high_resolution(base, 9).data.max_length == 4096
     assert elastic(base).scale_factors == (2, 3, 4)
     qlora = with_qlora(base)
     assert qlora.lora is not None
@@ -47,6 +48,13 @@ def test_variants_change_what_they_say_and_nothing_else():
     assert qlora.optimizer.part_learning_rates == {"projector": 2e-5}
     with pytest.raises(ValueError, match="max_tiles=12 is none of the paper's"):
         in_high_resolution(base, 12)
+
+
+@pytest.mark.parametrize("name", recipes())
+def test_tiles_never_make_a_recipes_steps_smaller_than_it_says(name):
+    config = find_recipe(name)
+    tiles = (config.model.max_tiles or 0) + 1
+    assert config.device_batch_size * tiles <= config.data.max_tiles_per_batch
 
 
 def test_settings_are_dotted_keys_with_yaml_values():

@@ -13,8 +13,10 @@ from torch.nn.utils.rnn import pad_sequence
 
 from tokenpacker.train.assemble import assemble
 from tokenpacker.train.checkpoints import COMPLETE, mark_whole, remove_leftovers, whole_checkpoints
+from tokenpacker.train.config import ModelConfig
 from tokenpacker.train.engine import WorkerError, clear_worker_errors, part_of, warn_of_other_engine
 from tokenpacker.train.rejects import TooManyRejects
+from tokenpacker.train.run import _starts_raw
 from tokenpacker.train.sources import look_through
 from train_runs import Start, history, seen, start
 
@@ -135,3 +137,18 @@ def test_errors_of_workers_become_one_line():
         raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed.")
     with pytest.raises(RuntimeError, match=r"^other$"), clear_worker_errors():
         raise RuntimeError("other")
+
+
+def test_the_end_of_another_process_is_told_in_one_line(monkeypatch):
+    lost = "[../gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:1234"
+    with pytest.raises(RuntimeError, match="gloo"), clear_worker_errors():
+        raise RuntimeError(lost)  # one process alone has no other
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    with pytest.raises(WorkerError, match=r"another process of this run ended"), clear_worker_errors():
+        raise RuntimeError(lost)
+
+
+def test_a_new_projector_beside_a_language_model_that_learns_is_told_loudly(run_config):
+    assert not _starts_raw(run_config)
+    assert _starts_raw(replace(run_config, model=ModelConfig()))
+    assert not _starts_raw(replace(run_config, model=ModelConfig(), train=("projector",)))  # as stage 1 does

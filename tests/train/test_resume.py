@@ -164,6 +164,17 @@ def test_data_may_move_but_not_change(run_config, training_data, finished, tmp_p
     assert_same(tmp_path, finished)
 
 
+def test_packed_rows_go_on_where_they_stopped(packed_config, tmp_path):
+    config = replace(packed_config, max_steps=8).to_dict()
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert start(Start(config, whole)) == [0]
+    for count in (4 * 5, 4 * 3):
+        assert start(Start(config, killed, death=Death("step", count))) == [KILLED]
+    assert whole_checkpoints(killed / "checkpoints")
+    assert start(Start(config, killed)) == [0]
+    assert_same(killed, whole)
+
+
 def test_a_lora_run_resumes_its_updates_and_its_projector(run_config, tiny_model, tmp_path):
     lora = LoraConfig(rank=4, alpha=8, dropout=0.1)  # dropout needs the random state too
     config = replace(run_config, train=("projector",), lora=lora, epochs=2).to_dict()

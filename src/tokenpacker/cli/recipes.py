@@ -39,7 +39,12 @@ def train_recipe(
     ] = None,
     output: Annotated[
         Path | None,
-        typer.Option("--output", metavar="FOLDER", help="Where all of it goes.", show_default="runs/RECIPE"),
+        typer.Option(
+            "--output",
+            metavar="FOLDER",
+            help="Where all of it goes.",
+            show_default="runs/RECIPE, or the run of a config.json",
+        ),
     ] = None,
     settings: Annotated[
         list[str] | None,
@@ -84,7 +89,8 @@ def train_recipe(
     from tokenpacker.train.run import train
 
     disable_progress_bar()  # the run has one of its own
-    folder = train(config, output or Path("runs") / config.name)
+    own = Path(recipe).parent if Path(recipe).name == "config.json" else Path("runs") / config.name
+    folder = train(config, output or own)
     if folder is None:
         raise typer.Exit(UNFINISHED)
     if as_json:

@@ -50,6 +50,11 @@ class RunPlan:
         """Optimizer steps of the run."""
         return len(self.batches) // self.batches_per_step
 
+    @property
+    def samples_per_step(self) -> float:
+        """Samples that an optimizer step takes on average: fewer than asked for where tiles bound batches."""
+        return sum(len(row) for batch in self.batches for row in batch) / self.num_steps
+
     @classmethod
     def make(cls, config: TrainingConfig, lengths: Lengths) -> RunPlan:
         """The plan of a whole run. Raises ValueError when no sample can be used."""
@@ -119,12 +124,16 @@ class BatchMaker:
     def _row(self, row: Iterable[Callable[[], Record]], scale_factor: int | None) -> list[Sample]:
         samples = []
         for read in row:
+            source = ""
             try:
-                sample = self.maker.make(read(), scale_factor)
+                record = read()
+                source = record.source
+                sample = self.maker.make(record, scale_factor)
                 problem = packing_problem(sample) if self.config.data.packed else None
                 if problem is not None:
                     raise RecordError(sample.id, problem, "malformed conversation")
             except RecordError as error:
+                error.source = error.source or source
                 self.rejects.reject(error)
                 continue
             self.rejects.accept()

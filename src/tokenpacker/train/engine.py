@@ -43,6 +43,7 @@ from tokenpacker.train.stream_batches import POSITION
 
 BESIDE_ADAPTER = "beside_adapter.safetensors"  # what learns in a LoRA run and is no update, such as the projector
 NOT_FINITE = "not_finite.json"
+PEER_GONE = ("Connection closed by peer", "Connection reset by peer", "NCCL", "Broken pipe")  # gloo's and NCCL's words
 
 
 class NotFiniteError(ValueError):
@@ -50,7 +51,7 @@ class NotFiniteError(ValueError):
 
 
 class WorkerError(ValueError):
-    """A process that reads data was killed."""
+    """A process that reads data, or another one that trains, was killed."""
 
 
 class PartTrainer(Trainer):
@@ -268,6 +269,11 @@ def clear_worker_errors() -> Iterator[None]:
     except TooManyRejects as error:
         raise TooManyRejects(str(error).strip().splitlines()[-1].rpartition("TooManyRejects: ")[2]) from None
     except RuntimeError as error:
+        if torch.distributed.is_initialized() and any(mark in str(error) for mark in PEER_GONE):
+            raise WorkerError(
+                f"another process of this run ended ({' '.join(str(error).split())[:200]}); its own message says why."
+                " Call the run again and it goes on from its last checkpoint"
+            ) from error
         if "DataLoader worker" not in str(error):
             raise
         raise WorkerError(

@@ -56,9 +56,10 @@ def in_high_resolution(config: TrainingConfig, max_tiles: int = 9) -> TrainingCo
     if max_tiles not in TILE_LIMITS:
         raise ValueError(f"max_tiles={max_tiles} is none of the paper's {TILE_LIMITS}; set model.max_tiles instead")
     model = replace(config.model, image_mode="slice", max_tiles=max_tiles)
-    # A row must hold the largest grid with its thumbnail and a conversation: 26 tiles of 145 tokens are 3,770.
-    data = replace(config.data, max_length=4096 if max_tiles > TILE_LIMITS[0] else config.data.max_length)
-    return replace(config, name=f"{config.name}-hd{max_tiles}", model=model, data=data)
+    # The original counts text alone against its 2,048, and images come on top: 10 tiles of 145 tokens are 1,450, and
+    # 26 are 3,770. Vicuna has 4,096 places.
+    data = replace(config.data, max_length=4096)
+    return _fitting(replace(config, name=f"{config.name}-hd{max_tiles}", model=model, data=data))
 
 
 def with_lora(config: TrainingConfig) -> TrainingConfig:
@@ -71,12 +72,14 @@ def with_lora(config: TrainingConfig) -> TrainingConfig:
 def with_qlora(config: TrainingConfig) -> TrainingConfig:
     """As `with_lora`, the language model's own weights in four bits: for one GPU of 24 GB."""
     lora = with_lora(config)
-    return replace(
-        lora,
-        name=f"{config.name}-qlora",
-        lora=LoraConfig(four_bit=True),
-        device_batch_size=2,
-        data=replace(lora.data, max_tiles_per_batch=32),
+    return _fitting(
+        replace(
+            lora,
+            name=f"{config.name}-qlora",
+            lora=LoraConfig(four_bit=True),
+            device_batch_size=2,
+            data=replace(lora.data, max_tiles_per_batch=32),
+        )
     )
 
 
@@ -96,6 +99,14 @@ def recipes() -> dict[str, Callable[[], TrainingConfig]]:
                 variants += [with_lora(base), with_qlora(base)] if stage is instruct else []
                 named |= {variant.name: _returning(variant) for variant in variants}
     return named
+
+
+def _fitting(config: TrainingConfig) -> TrainingConfig:
+    """The recipe with device batches that tiles never bound: else a step would hold fewer samples."""
+    samples = config.device_batch_size
+    while samples > 1 and samples * ((config.model.max_tiles or 0) + 1) > config.data.max_tiles_per_batch:
+        samples //= 2
+    return replace(config, device_batch_size=samples)
 
 
 def _returning(config: TrainingConfig) -> Callable[[], TrainingConfig]:

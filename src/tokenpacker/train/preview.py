@@ -28,7 +28,8 @@ class Preview:
     Args:
         parameters: part -> {trainable, frozen}.
         samples: how many are used, have images, are left out; tokens at the median, 95th percentile and most.
-        memory_gib: per device, before sharding: weights, trained state, activations and logits of one batch.
+        memory_gib: per device, before sharding: weights, trained state, and for one batch the language model's
+            activations and the logits, at most at all places of text. Without data every row is `max_length` long.
     """
 
     config: dict[str, Any]
@@ -60,7 +61,7 @@ def preview(config: TrainingConfig) -> Preview:
         parameters[part] = {"trainable": count if learns else 0, "frozen": 0 if learns else count}
     if config.lora is not None:
         parameters["lora"] = {"trainable": _lora_parameters(shape, config.lora.rank), "frozen": 0}
-    samples, steps = None, config.max_steps
+    samples, steps, longest, text_share = None, config.max_steps, config.data.max_length, 1.0
     if config.data.path is not None and not is_stream(config):
         data = look_through(config, load_processor(config.model), None)
         tokens = data.lengths.tokens[data.lengths.usable]
@@ -73,15 +74,19 @@ def preview(config: TrainingConfig) -> Preview:
             "p95": int(_quantile(tokens, 0.95)),
             "longest": int(tokens.max()),
             "fill": round(data.plan.fill, 4),
+            "per_step": round(data.plan.samples_per_step, 1),
         }
         steps = data.plan.num_steps
-    return Preview(config.to_dict(), parameters, samples, steps, _memory(config, shape, parameters))
+        longest = config.data.max_length if config.data.packed else int(tokens.max())
+        text_share = 1 - float(data.lengths.image_tokens.sum() / tokens.sum())
+    memory = _memory(config, shape, parameters, config.device_batch_size * longest, text_share)
+    return Preview(config.to_dict(), parameters, samples, steps, memory)
 
 
 def describe(shown: Preview) -> str:
     """The preview as text, but for the config."""
-    lines = ["part             trainable         frozen"]
-    lines += [f"{part:<14}{n['trainable']:>12,}{n['frozen']:>15,}" for part, n in shown.parameters.items()]
+    lines = [f"{'part':<14}{'trainable':>16}{'frozen':>16}"]
+    lines += [f"{part:<14}{n['trainable']:>16,}{n['frozen']:>16,}" for part, n in shown.parameters.items()]
     if shown.samples is not None:
         s = shown.samples
         lines.append(
@@ -89,6 +94,8 @@ def describe(shown: Preview) -> str:
             f" tokens: {s['median']} at the median, {s['p95']} at 95 %, {s['longest']} at most; {s['fill']:.0%} of the"
             " places in a batch are filled"
         )
+        lines.append(f"{shown.steps:,} steps, of {s['per_step']:g} samples each on average")
+    elif shown.steps is not None:
         lines.append(f"{shown.steps:,} steps")
     parts = ", ".join(f"{name} {gib:.1f}" for name, gib in shown.memory_gib.items() if name != "total")
     lines.append(
@@ -109,19 +116,27 @@ def _lora_parameters(config: TokenPackerConfig, rank: int) -> int:
 
 
 def _memory(
-    config: TrainingConfig, model: TokenPackerConfig, parameters: dict[str, dict[str, int]]
+    config: TrainingConfig,
+    model: TokenPackerConfig,
+    parameters: dict[str, dict[str, int]],
+    num_tokens: int,
+    text_share: float,
 ) -> dict[str, float]:
-    frozen_bytes = SIXTEEN_BITS if config.precision == "bfloat16" else FLOAT32
-    language_bytes = FOUR_BITS if config.lora is not None and config.lora.four_bit else frozen_bytes
-    frozen = sum(
-        parameters[part]["frozen"] * (language_bytes if part == "language_model" else frozen_bytes) for part in PARTS
-    )
-    trained = sum(part["trainable"] for part in parameters.values()) * TRAINED_BYTES
+    """GiB by kind, for device batches of so many tokens, of which a share is text and may be learned."""
     text = model.text_config
-    tokens = config.device_batch_size * config.data.max_length
+    in_bfloat16 = config.precision == "bfloat16"
+    frozen_bytes = SIXTEEN_BITS if in_bfloat16 else FLOAT32
+    frozen = sum(parameters[part]["frozen"] for part in PARTS) * frozen_bytes
+    if config.lora is not None and config.lora.four_bit:
+        whole = 2 * text.vocab_size * text.hidden_size  # embedding and head stay as they are
+        frozen -= (parameters["language_model"]["frozen"] - whole) * (frozen_bytes - FOUR_BITS)
+    trainable = sum(part["trainable"] for part in parameters.values())
+    trained = trainable * (TRAINED_BYTES + (SIXTEEN_BITS if in_bfloat16 else 0))  # autocast computes with a copy
     kept = 1 if config.checkpointing else KEPT_PER_LAYER
-    activations = tokens * text.hidden_size * (text.num_hidden_layers * kept + KEPT_PER_LAYER) * frozen_bytes
-    logits = tokens * text.vocab_size * 2 * FLOAT32  # in float32, and their gradient
+    # What passes from layer to layer is float32 where the layers are.
+    stream_bytes = FLOAT32 if "language_model" in config.train else frozen_bytes
+    activations = num_tokens * text.hidden_size * (text.num_hidden_layers * kept + KEPT_PER_LAYER) * stream_bytes
+    logits = num_tokens * text_share * text.vocab_size * 2 * FLOAT32  # in float32, and their gradient
     sizes = {"frozen weights": frozen, "trained weights": trained, "activations": activations, "logits": logits}
     result = {name: size / 2**30 for name, size in sizes.items()}
     return {name: round(gib, 2) for name, gib in (result | {"total": sum(result.values())}).items()}

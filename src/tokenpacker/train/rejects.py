@@ -15,6 +15,8 @@ from tokenpacker.train.rows import RecordError
 
 # Below it a share says little: of a data set with 0.5 % bad rows, the first 200 hold more than 1 % once in 12 times.
 MIN_SEEN = 1000
+# A reader that knows how many samples there are stops early only where so many times the share is bad in what it saw.
+PLAINLY = 3
 
 
 class TooManyRejects(ValueError):
@@ -33,13 +35,21 @@ class Rejects:
         max_share: of the samples seen, between 0 and 1.
         min_seen: no stop before this many; `finish` has no such mercy.
         keep: False empties a file of an earlier run.
+        num_samples: of all processes together. The share is then that of these, as the file has them from all
+            processes since this one began: a reader's own part of the data may well hold more, by chance.
 
     Raises:
         ValueError: for a share outside 0..1.
     """
 
     def __init__(
-        self, path: str | Path | None, max_share: float = 0.01, min_seen: int = MIN_SEEN, *, keep: bool = True
+        self,
+        path: str | Path | None,
+        max_share: float = 0.01,
+        min_seen: int = MIN_SEEN,
+        *,
+        keep: bool = True,
+        num_samples: int | None = None,
     ) -> None:
         if not 0 <= max_share <= 1:
             raise ValueError(f"max_share={max_share} must be between 0 and 1, such as 0.01 for one in a hundred")
@@ -51,6 +61,9 @@ class Rejects:
         if self.path is not None and not keep:
             self.path.unlink(missing_ok=True)
         self._written = _read_written(self.path)
+        self.num_samples = num_samples
+        self._num_before = len(self._written)
+        self._met: set[tuple[str, str]] = set()
 
     @property
     def num_rejected(self) -> int:
@@ -75,17 +88,30 @@ class Rejects:
         """Counts and writes down one sample. Raises TooManyRejects when these are more than the share."""
         self.counts[error.kind] += 1
         self._write(error)
-        if self.num_seen >= self.min_seen:
+        if self.num_samples is not None:
+            self._met.add((error.id, error.reason))
+            self._judge_all(self.num_samples)
+        elif self.num_seen >= self.min_seen:
+            self.finish()
+
+    def _judge_all(self, num_samples: int) -> None:
+        count = max(len(self._met), len(_read_written(self.path)) - self._num_before)
+        if count > self.max_share * num_samples:
+            self._stop(count, num_samples)
+        if self.num_seen >= MIN_SEEN and self.share > PLAINLY * self.max_share:
             self.finish()
 
     def finish(self) -> None:
         """Raises TooManyRejects when more than the share was rejected; for the end of a data set of any size."""
         if self.share <= self.max_share:
             return
+        self._stop(self.num_rejected, self.num_seen)
+
+    def _stop(self, num_rejected: int, num_seen: int) -> None:
         kinds = ", ".join(f"{count} {kind}" for kind, count in self.counts.most_common())
         written = "" if self.path is None else f"see {self.path}, "
         raise TooManyRejects(
-            f"{self.num_rejected} of {self.num_seen} samples ({self.share:.1%}) cannot be used, more than"
+            f"{num_rejected} of {num_seen} samples ({num_rejected / num_seen:.1%}) cannot be used, more than"
             f" max_share={self.max_share:g} allows: {kinds}; {written}mend the data or the folder of images, or raise"
             " max_share"
         )

@@ -33,10 +33,11 @@ def write_report(
     draw_curve(losses).save(folder / CURVE)
     used = {name: version(name) for name in LIBRARIES}
     steps = source.num_steps
-    unit = "rows" if config.data.packed else "samples"
-    held = "" if config.data.scenes else f", of {config.batch_size} {unit} each"
     rate = steps / seconds if seconds else 0
-    speed = f"{rate:.2f} steps" if config.data.scenes else f"{rate:.2f} steps, {rate * config.batch_size:.2f} {unit},"
+    held, speed = "", f"{rate:.2f} steps"
+    if source.samples_per_step is not None:
+        held = f", of {source.samples_per_step:.1f} samples each on average"
+        speed += f", {rate * source.samples_per_step:.2f} samples,"
     rows = [
         ("recipe", config.name),
         *source.facts.items(),

@@ -10,7 +10,7 @@ import json
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -40,11 +40,13 @@ class Record:
     Args:
         conversation: LLaVA messages, `{"from": "human" | "gpt", "value": text}`.
         images: for each image its file's path or the bytes of the file.
+        source: file and place in it, for messages.
     """
 
     id: str
     conversation: tuple[Mapping[str, str], ...]
     images: tuple[ImageReference, ...] = ()
+    source: str = field(default="", compare=False)
 
 
 class RecordError(ValueError):
@@ -110,7 +112,7 @@ def read_row(row: Any, images_root: Path, where: str) -> Record:
     except ValueError as error:
         raise RecordError(name, str(error), "malformed conversation", where) from None
     conversation = tuple({"from": message["from"], "value": message["value"]} for message in messages)
-    return Record(id=name, conversation=conversation, images=images)
+    return Record(id=name, conversation=conversation, images=images, source=where)
 
 
 def caption_messages(caption: str) -> list[dict[str, str]]:

@@ -9,6 +9,7 @@ import math
 import os
 import shutil
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -92,6 +93,12 @@ def train(config: TrainingConfig, output: Path) -> Path | None:
         _claim_data(config, source, output, leads)
     arguments.warmup_steps = math.ceil(config.optimizer.warmup_share * source.num_steps)
     arguments.logging_steps = min(config.log_every, source.num_steps)
+    if leads and _starts_raw(config):
+        warnings.warn(
+            "THE PROJECTOR IS NEW and learns together with the language model; to begin with the one of stage 1, give"
+            " its model with --start",
+            stacklevel=2,
+        )
     set_seed(config.seed)
     with _whole_weights(arguments):
         model, processor = assemble(config)
@@ -126,6 +133,11 @@ def train(config: TrainingConfig, output: Path) -> Path | None:
             f"model {output / MODEL} could not be written ({' '.join(str(error).split())}); the last checkpoint is"
             " whole: make room and call the run again"
         ) from error
+
+
+def _starts_raw(config: TrainingConfig) -> bool:
+    learns_language = "language_model" in config.train or config.lora is not None
+    return learns_language and config.model.start is None and config.model.projector_weights is None
 
 
 def _arguments(config: TrainingConfig, output: Path) -> TrainingArguments:
@@ -210,7 +222,8 @@ def _require_trackers(names: tuple[str, ...]) -> None:
 def _claim(config: TrainingConfig, output: Path, writes: bool) -> None:
     """Makes the run's folder, or sees that it is this run's."""
     path = output / CONFIG
-    if path.is_file():
+    begun = (output / MODEL).is_dir() or bool(whole_checkpoints(output / CHECKPOINTS))
+    if begun and path.is_file():  # a call that failed before its first checkpoint left nothing to mix up
         try:
             before = _decisive(from_dict(json.loads(path.read_text(encoding="utf-8"))))
         except ValueError as error:

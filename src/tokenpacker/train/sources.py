@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +22,7 @@ from tokenpacker.train.config import ScenesConfig, TrainingConfig
 from tokenpacker.train.dataset import Steps, StepSpec
 from tokenpacker.train.index import Lengths, index_lengths
 from tokenpacker.train.records import Records, open_records
-from tokenpacker.train.rejects import MIN_SEEN, Rejects
+from tokenpacker.train.rejects import Rejects
 from tokenpacker.train.samples import SampleMaker
 from tokenpacker.train.stream_batches import StreamBatches
 from tokenpacker.train.streams import TAR_ENDINGS, Stream, open_hub_dataset, open_shards
@@ -38,6 +37,7 @@ class Source:
     Args:
         batches: one device's batch each.
         num_steps: optimizer steps that they make.
+        samples_per_step: on average, where that is known.
         fingerprint: another one means other batches.
         facts: what the model card says of the data.
     """
@@ -46,6 +46,7 @@ class Source:
     num_steps: int
     fingerprint: str
     facts: Mapping[str, str]
+    samples_per_step: float | None = None
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,7 @@ def open_source(
     return Source(
         batches=RunBatches(data.plan, data.records, maker),
         num_steps=data.plan.num_steps,
+        samples_per_step=data.plan.samples_per_step,
         fingerprint=digest.hexdigest(),
         facts={
             "data": str(config.data.path),
@@ -191,9 +193,5 @@ def _sample_maker(config: TrainingConfig, processor: TokenPackerProcessor) -> Sa
 
 
 def _decoding_rejects(config: TrainingConfig, num_samples: int | None, output: Path) -> Rejects:
-    """The counts of what decoding finds, in each process its own, judged before an epoch's end however small it is."""
-    min_seen = MIN_SEEN
-    if num_samples is not None:
-        num_readers = max(1, config.data.num_workers) * int(os.environ.get("WORLD_SIZE", "1"))
-        min_seen = max(1, min(MIN_SEEN, num_samples // (2 * num_readers)))
-    return Rejects(output / REJECTS, config.data.max_reject_share, min_seen)
+    """The counts of what decoding finds, judged by the whole data set where its size is known."""
+    return Rejects(output / REJECTS, config.data.max_reject_share, num_samples=num_samples)
