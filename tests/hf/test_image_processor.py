@@ -8,8 +8,9 @@ from PIL import Image
 from golden_pictures import synthetic
 from tokenpacker.hf import TokenPackerImageProcessor
 from tokenpacker.hf.image_processor import RELEASED_OPTIONS
-from tokenpacker.images import ImageError
-from tokenpacker.tiling import TileGrid
+from tokenpacker.hf.pictures import read_picture
+from tokenpacker.images import ImageError, load_image
+from tokenpacker.tiling import TileGrid, make_tiles
 
 # Cutting is arithmetic on floats. Pillow resizes grey levels, of which one is 0.015; its versions may round otherwise.
 TOLERANCE = {"slice": 1e-5, "pad": 0.016, "square": 0.016}
@@ -151,3 +152,84 @@ def test_settings_survive_saving(tmp_path):
 def test_unknown_settings_are_refused(kwargs, message):
     with pytest.raises(ValueError, match=message):
         TokenPackerImageProcessor(**kwargs)
+
+
+def whole_picture_in_floats(processor, picture, grid):
+    """Tiles by the definition: all of the picture normalised, then interpolated."""
+    mean, std = torch.tensor(processor.image_mean), torch.tensor(processor.image_std)
+    image = torch.from_numpy(np.array(picture)).permute(2, 0, 1) / 255
+    return make_tiles(
+        (image - mean[:, None, None]) / std[:, None, None],
+        grid,
+        tuple(processor.tile_size),
+        thumbnail_source=processor.thumbnail_source,
+        antialias=processor.antialias,
+    )
+
+
+@pytest.mark.parametrize("size", [(333, 500), (701, 97), (40, 30), (96, 64), (64, 1000)])
+@pytest.mark.parametrize("thumbnail_source", ["image", "canvas"])
+@pytest.mark.parametrize(("antialias", "tolerance"), [(True, 0.016), (False, 2e-6)])
+def test_tiles_are_those_of_the_whole_picture_in_floats(image_of, size, thumbnail_source, antialias, tolerance):
+    processor = TokenPackerImageProcessor(
+        tile_size=(32, 32), max_tiles=6, thumbnail_source=thumbnail_source, antialias=antialias
+    )
+    picture = image_of(*size)
+    expected = whole_picture_in_floats(processor, picture, processor.choose_grid(size))
+    # filtered, pixels are rounded to grey levels of 0.015; unfiltered, only floats round
+    torch.testing.assert_close(processor(picture)["pixel_values"], expected, atol=tolerance, rtol=0)
+
+
+def test_a_picture_that_grows_is_not_rounded_to_grey_levels(image_of):
+    processor, picture = TokenPackerImageProcessor(tile_size=(32, 32)), image_of(20, 30)
+    expected = whole_picture_in_floats(processor, picture, processor.choose_grid((20, 30)))
+    torch.testing.assert_close(processor(picture)["pixel_values"], expected, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_a_jpeg_file_is_decoded_no_larger_than_needed(tmp_path, monkeypatch, orientation):
+    file, exif = tmp_path / "picture.jpg", Image.Exif()
+    exif[0x0112] = orientation  # 6: lies on its side
+    synthetic(400, 600, 1).save(file, quality=90, exif=exif)
+    decoded = []
+    monkeypatch.setattr(
+        "tokenpacker.hf.image_processor.read_picture",
+        lambda *args, **kwargs: decoded.append(read_picture(*args, **kwargs)) or decoded[-1],
+    )
+    processor = TokenPackerImageProcessor(tile_size=(32, 32))
+    for source in (file, str(file), file.read_bytes()):
+        reduced = processor(source)
+        assert max(decoded[-1].size) == 150  # a quarter: the tiles show it 96 wide
+    whole = processor(load_image(file))
+    assert max(decoded[-1].size) == 600
+    assert reduced["tile_grids"].tolist() == whole["tile_grids"].tolist()
+    assert reduced["image_sizes"].tolist() == ([[400, 600]] if orientation == 1 else [[600, 400]])
+    # Two filters after another. Grey levels are 0.015; 1.5 of them on average for this picture full of noise.
+    assert (reduced["pixel_values"] - whole["pixel_values"]).abs().mean() < 1.5 * 0.015
+
+
+def test_released_pixels_come_from_the_whole_jpeg_file(tmp_path):
+    file = tmp_path / "picture.jpg"
+    synthetic(400, 600, 1).save(file, quality=90)
+    processor = TokenPackerImageProcessor(tile_size=(32, 32), **RELEASED_OPTIONS)
+    assert torch.equal(processor(file)["pixel_values"], processor(load_image(file))["pixel_values"])
+
+
+def test_a_damaged_jpeg_file_is_named(tmp_path):
+    file = tmp_path / "cut.jpg"
+    synthetic(400, 600, 1).save(file)
+    file.write_bytes(file.read_bytes()[:9000])
+    with pytest.raises(ImageError, match=r"cut\.jpg cannot be decoded"):
+        TokenPackerImageProcessor(tile_size=(32, 32))(file)
+
+
+def test_a_picture_that_is_passed_is_left_as_it_is(tmp_path, image_of):
+    file = tmp_path / "picture.jpg"
+    image_of(400, 600).save(file)
+    with Image.open(file) as opened:
+        TokenPackerImageProcessor(tile_size=(32, 32))(opened)
+        assert opened.size == (600, 400)
+    picture = image_of(400, 600)
+    before = picture.tobytes()
+    TokenPackerImageProcessor(tile_size=(32, 32))(picture)
+    assert picture.tobytes() == before

@@ -13,7 +13,8 @@ def tokenizer():
 
 
 def described(tokenizer, **changes) -> Steps:
-    spec = StepSpec(show="labels", scale_factors=(2, 3, 4), **{"captions": 0.2, "tokens_per_step": 1200} | changes)
+    usual = {"scale_factors": (2, 3, 4), "captions": 0.2, "tokens_per_step": 1200}
+    spec = StepSpec(show="labels", **usual | changes)
     return Steps(spec, tokenizer, num_steps=8, seed=0)
 
 
@@ -38,6 +39,16 @@ def test_scale_factors_are_drawn_per_step(tokenizer):
     assert {steps[index]["scale_factor"] for index in range(len(steps))} == {2, 3, 4}
 
 
+def test_paced_alike_steps_show_the_same_pictures_at_every_scale_factor(tokenizer):
+    def labels(scale_factor, paced_at):
+        steps = described(tokenizer, scale_factors=(scale_factor,), paced_at=paced_at, easy_share=0.0)
+        return [steps[index]["patch_labels"] for index in range(3)]
+
+    for one, two in zip(labels(1, 2), labels(4, 2), strict=True):
+        torch.testing.assert_close(one, two)
+    assert sum(map(len, labels(1, None))) < sum(map(len, labels(4, None)))
+
+
 def test_a_caption_step_learns_descriptions(tokenizer):
     steps = described(tokenizer, captions=1.0, easy_share=0.0)
     step = steps[0]
@@ -57,13 +68,15 @@ def test_training_tiles_are_those_of_the_processor(tokenizer):
     """One look at an image in training and in use: the same tiles from the same picture."""
     from tokenpacker.data import FinePrint
     from tokenpacker.hf.image_processor import TokenPackerImageProcessor
-    from tokenpacker.tiling import choose_tile_grid, make_tiles
-    from tokenpacker.train.encoder import IMAGE_MEAN, IMAGE_STD, normalise
+    from tokenpacker.tiling import choose_tile_grid
+    from tokenpacker.train.dataset import Steps, StepSpec, _Entry
+    from tokenpacker.train.encoder import IMAGE_MEAN, IMAGE_STD
 
     image = FinePrint("train")[0].image
     processor = TokenPackerImageProcessor(
         tile_size=(96, 96), image_mean=[IMAGE_MEAN] * 3, image_std=[IMAGE_STD] * 3, image_mode="slice"
     )
     grid = choose_tile_grid((image.height, image.width), (96, 96))
-    expected = processor([image])["pixel_values"]
-    torch.testing.assert_close(make_tiles(normalise(image), grid, (96, 96)), expected, atol=1e-5, rtol=0)
+    steps = Steps(StepSpec(show="pixels", captions=1.0, scale_factors=(2,)), tokenizer, num_steps=1, seed=0)
+    shown = steps._show(_Entry("", (), image=image), grid)
+    torch.testing.assert_close(shown, processor([image])["pixel_values"], atol=1e-5, rtol=0)

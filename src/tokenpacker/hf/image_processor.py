@@ -17,23 +17,26 @@ from torch import Tensor
 from transformers import BatchFeature
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
-from transformers.image_utils import load_image as download_image
 
-from tokenpacker.images import MAX_PIXELS, ImageError, load_image
+from tokenpacker.hf.pictures import read_picture, to_rgb, to_source
+from tokenpacker.images import MAX_PIXELS, ImageError, ImageSource, image_size
 from tokenpacker.tiling import (
     GridList,
     ThumbnailSource,
     TileGrid,
     TileView,
     choose_tile_grid,
+    fit_within,
     make_tiles,
+    resize,
     slice_views,
     tile_grids,
 )
 
+__all__ = ["IMAGE_MODES", "RELEASED_OPTIONS", "ImageMode", "TokenPackerImageProcessor", "to_rgb"]
+
 ImageMode = Literal["slice", "pad", "square"]
 IMAGE_MODES = ("slice", "pad", "square")
-DOWNLOAD_TIMEOUT_S = 20.0
 CUBIC_REACH = 3  # source pixels beside a pixel, at scale 1, that a bicubic filter reads: 2, and 1 for rounding
 
 # What mode `slice` was when the released weights were trained; they need it. `docs/released.md` says what each is.
@@ -115,11 +118,11 @@ class TokenPackerImageProcessor(BaseImageProcessor):
         if return_tensors not in (None, "pt"):
             raise ValueError(f"return_tensors={return_tensors!r} is not supported; use 'pt'")
         mode = _check_mode(image_mode or self.image_mode)
-        pictures = [to_rgb(image) for image in _flatten(images)]
-        sizes = [(picture.height, picture.width) for picture in pictures]
+        sources = [to_source(image) for image in _flatten(images)]
+        sizes = [image_size(source) for source in sources]
         if tile_grids is None:
             tile_grids = [self.choose_grid(size, mode, max_tiles) for size in sizes]
-        tiles = [self._tiles(picture, grid, mode) for picture, grid in zip(pictures, tile_grids, strict=True)]
+        tiles = [self._tiles(source, grid, mode) for source, grid in zip(sources, tile_grids, strict=True)]
         return BatchFeature(
             {
                 "pixel_values": torch.cat(tiles) if tiles else torch.empty(0, 3, *self.tile_size),
@@ -155,39 +158,59 @@ class TokenPackerImageProcessor(BaseImageProcessor):
     def _tile_size(self) -> tuple[int, int]:
         return self.tile_size[0], self.tile_size[1]
 
-    def _tiles(self, picture: Image.Image, grid: TileGrid, mode: ImageMode) -> Tensor:
-        """(n, 3, h, w) tiles of one RGB picture."""
+    def _tiles(self, source: ImageSource, grid: TileGrid, mode: ImageMode) -> Tensor:
+        """(n, 3, h, w) tiles of one image."""
         if mode == "slice":
-            return make_tiles(
-                self._normalise(picture),
-                grid,
-                self._tile_size,
-                thumbnail_source=self.thumbnail_source,
-                antialias=self.antialias,
-            )
+            return self._slice(source, grid)
+        picture = read_picture(source)
         if mode == "pad":
             background = tuple(int(mean * 255) for mean in self.image_mean)
-            return self._normalise(shrink_padded(picture, background, self._tile_size))[None]
-        return self._normalise(cover_and_crop(picture, self._tile_size))[None]
+            picture = shrink_padded(picture, background, self._tile_size)
+        else:
+            picture = cover_and_crop(picture, self._tile_size)
+        return self._normalise(_pixels(picture))[None]
 
-    def _normalise(self, picture: Image.Image) -> Tensor:
-        """RGB picture -> (3, H, W) float32, mean 0 and deviation 1 by the tower's statistics."""
-        pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1).float()
+    def _slice(self, source: ImageSource, grid: TileGrid) -> Tensor:
+        """What `make_tiles` gives of the normalised image, without ever normalising all of a large one."""
+        size = image_size(source)
+        fitted = fit_within(size, grid.canvas_size(self._tile_size))
+        # Released weights need this: every pixel as it was stored.
+        pixels = _pixels(read_picture(source, at_least=fitted if self.antialias else None))
+        image = self._resize(pixels, fitted)
+        tiles = make_tiles(image, grid, self._tile_size, antialias=False)  # its thumbnail is replaced, so made cheaply
+        if grid.has_thumbnail:
+            small = fit_within(size, self._tile_size)
+            if self.thumbnail_source == "image":
+                thumbnail = self._resize(pixels, small)
+            else:
+                canvas = make_tiles(image, TileGrid(1, 1), grid.canvas_size(self._tile_size))[0]  # one large tile
+                thumbnail = resize(canvas, small, self.antialias)
+            tiles[-1] = make_tiles(thumbnail, TileGrid(1, 1), self._tile_size)[0]
+        return tiles
+
+    def _resize(self, pixels: Tensor, size: tuple[int, int]) -> Tensor:
+        """(3, H, W) uint8 -> (3, *size), normalised.
+
+        A picture that grows is normalised first. One that shrinks is normalised last, so only its smaller self is ever
+        in floats: filtered, it is rounded to grey levels in between; unfiltered, it is not, and differs by a few 1e-7.
+        """
+        if size[0] * size[1] >= pixels.shape[1] * pixels.shape[2]:
+            return resize(self._normalise(pixels), size, self.antialias)
+        if self.antialias:
+            return self._normalise(resize(pixels, size, antialias=True))
+        planes = pixels.contiguous()  # each colour by itself, so that a third of the picture is in floats at a time
+        return self._normalise(torch.cat([resize(plane[None].float(), size, antialias=False) for plane in planes]))
+
+    def _normalise(self, pixels: Tensor) -> Tensor:
+        """(3, H, W) -> float32, mean 0 and deviation 1 by the tower's statistics."""
         mean, std = torch.tensor(self.image_mean), torch.tensor(self.image_std)
         # in place: a large photograph is gigabytes here
-        return pixels.div_(255).sub_(mean[:, None, None]).div_(std[:, None, None])
+        return pixels.float().div_(255).sub_(mean[:, None, None]).div_(std[:, None, None])
 
 
-def to_rgb(image: Any) -> Image.Image:
-    """Any image that transformers users pass, as an RGB picture. Raises ImageError."""
-    if isinstance(image, str) and image.startswith(("http://", "https://")):
-        try:
-            image = download_image(image, timeout=DOWNLOAD_TIMEOUT_S)
-        except Exception as error:  # network libraries raise many kinds
-            raise ImageError(f"{image} cannot be downloaded ({error}); save the picture and pass its path") from error
-    if isinstance(image, (np.ndarray, Tensor)):
-        image = _array_to_picture(np.asarray(image))
-    return load_image(image)
+def _pixels(picture: Image.Image) -> Tensor:
+    """(3, H, W) uint8."""
+    return torch.from_numpy(np.array(picture)).permute(2, 0, 1)
 
 
 def cover_size(image_size: tuple[int, int], tile_size: tuple[int, int]) -> tuple[int, int]:
@@ -255,17 +278,6 @@ def shrink_padded(picture: Image.Image, background: tuple[int, ...], tile_size: 
     padded = Image.new("RGB", (width, height), background)
     padded.paste(picture, ((width - picture.width) // 2, (height - picture.height) // 2))
     return padded.resize(tile_size[::-1], Image.Resampling.BICUBIC)
-
-
-def _array_to_picture(array: np.ndarray) -> Image.Image:
-    if array.ndim == 3 and array.shape[2] not in (1, 3, 4) and array.shape[0] in (1, 3, 4):
-        array = np.moveaxis(array, 0, 2)  # (C, H, W) -> (H, W, C)
-    if array.dtype != np.uint8 or array.ndim not in (2, 3) or array.size == 0:
-        raise ImageError(
-            f"an array of shape {array.shape} and type {array.dtype} is no picture;"
-            " pass uint8 pixels (H, W, 3) between 0 and 255, or a Pillow image"
-        )
-    return Image.fromarray(array[..., 0] if array.ndim == 3 and array.shape[2] == 1 else array)
 
 
 def _flatten(images: Any) -> list[Any]:

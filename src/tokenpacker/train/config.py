@@ -66,10 +66,13 @@ class ScenesConfig:
     Args:
         captions: share of pictures that are described; the others are asked about.
         one_tile_share: of the steps, at first, that show pictures of one tile.
+        paced_at: scale factor whose tokens decide how many pictures a step shows; None takes the step's own, so that
+            fewer tokens a tile make more pictures.
     """
 
     captions: float
     one_tile_share: float = 0.0
+    paced_at: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,11 +19,12 @@ from transformers import PreTrainedTokenizerBase
 
 from tokenpacker.data import EasyVqa, Question, easy_vqa, fine_print
 from tokenpacker.data.scene import Scene, draw
+from tokenpacker.hf.image_processor import TokenPackerImageProcessor
 from tokenpacker.sequence import ImageLayout
-from tokenpacker.tiling import TileGrid, choose_tile_grid, make_tiles
+from tokenpacker.tiling import TileGrid, choose_tile_grid
 from tokenpacker.train.conversations import Segment, make_segment, pack
 from tokenpacker.train.dense_labels import label_tiles
-from tokenpacker.train.encoder import normalise
+from tokenpacker.train.encoder import IMAGE_MEAN, IMAGE_STD
 
 ASK_CAPTION = ("describe the image.", "what is in the image?")
 TWO_TURN_SHARE = 0.15
@@ -38,6 +39,7 @@ class StepSpec:
 
     `show` hands out pictures or, for the language model's own foundation, their dense labels. `captions` is the share
     of images that are described instead of asked about. `tokens_per_step` bounds B by the number of image tokens.
+    `paced_at` is the scale factor whose tokens decide B; None takes the step's own: fewer tokens make more images then.
     `one_tile_share` of the steps, at first, show scenes that are one tile at full size, without a grid or a thumbnail.
     """
 
@@ -46,6 +48,7 @@ class StepSpec:
     scale_factors: tuple[int, ...]
     easy_share: float = 0.3
     one_tile_share: float = 0.0
+    paced_at: int | None = None
     questions_per_image: int = 12
     tokens_per_step: int = 3000
     max_images: int = 16
@@ -77,6 +80,9 @@ class Steps(Dataset[dict[str, Any]]):
         self.opening = [tokenizer.bos_token_id, *encode("USER: ")]
         self.closing = encode("\n")
         self.tile_separator, self.row_separator = encode(",")[0], encode("\n")[0]
+        self.image_processor = TokenPackerImageProcessor(
+            tile_size=spec.tile_size, image_mean=[IMAGE_MEAN] * 3, image_std=[IMAGE_STD] * 3, image_mode="slice"
+        )
         self.official = EasyVqa("train") if spec.show == "pixels" else None
 
     def __len__(self) -> int:
@@ -85,16 +91,19 @@ class Steps(Dataset[dict[str, Any]]):
     def __getitem__(self, index: int) -> dict[str, Any]:
         rng = random.Random(f"steps/{self.seed}/{index}")
         scale_factor = rng.choice(self.spec.scale_factors)
-        per_tile = (self.spec.tile_size[0] // self.spec.patch_size // scale_factor) ** 2
+        per_tile = self._tokens_per_tile(scale_factor)
         prefixes, segments, shown = [], [], []
         one_tile = index < self.spec.one_tile_share * self.num_steps
-        for entry, grid in self._draw_entries(rng, per_tile, one_tile):
+        for entry, grid in self._draw_entries(rng, self._tokens_per_tile(self.spec.paced_at or scale_factor), one_tile):
             prefixes.append(self._prefix(grid, per_tile))
             segments.append(self._segments(rng, entry))
             shown.append(self._show(entry, grid))
         batch = pack(prefixes, segments, self.tokenizer.pad_token_id)
         key = "pixel_values" if self.spec.show == "pixels" else "patch_labels"
         return {**batch, key: torch.cat(shown), "scale_factor": scale_factor}
+
+    def _tokens_per_tile(self, scale_factor: int) -> int:
+        return (self.spec.tile_size[0] // self.spec.patch_size // scale_factor) ** 2
 
     def _draw_entries(self, rng: random.Random, per_tile: int, one_tile: bool) -> list[tuple[_Entry, TileGrid]]:
         """The images of one step, all of about as many tokens, so that little padding is needed."""
@@ -152,7 +161,7 @@ class Steps(Dataset[dict[str, Any]]):
             return label_tiles(entry.scene, grid, self.spec.tile_size, self.spec.patch_size)
         image = draw(entry.scene) if entry.image is None and entry.scene is not None else entry.image
         assert image is not None
-        return make_tiles(normalise(image), grid, self.spec.tile_size)
+        return self.image_processor([image.convert("RGB")], tile_grids=[grid])["pixel_values"]
 
 
 def _fine_print_entry(scene: Scene, rng: random.Random) -> _Entry:

@@ -167,6 +167,7 @@ def _scenes(config: TrainingConfig, scenes: ScenesConfig, processor: TokenPacker
         show="pixels",
         captions=scenes.captions,
         one_tile_share=scenes.one_tile_share,
+        paced_at=scenes.paced_at,
         scale_factors=config.scale_factors,
         max_tiles=images.max_tiles,
         tile_size=images.tile_size,
