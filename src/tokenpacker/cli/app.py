@@ -7,6 +7,7 @@ import typer
 from tokenpacker import __version__
 from tokenpacker.cli.ask import ask
 from tokenpacker.cli.chat import chat
+from tokenpacker.cli.compare import compare
 from tokenpacker.cli.convert import convert
 from tokenpacker.cli.count import count
 from tokenpacker.cli.data import data_app
@@ -40,7 +41,7 @@ def _options(
     """Ask images with a quarter of the visual tokens."""
 
 
-for _command in (ask, chat, count, show, evaluate, speed, convert, models):
+for _command in (ask, chat, count, show, evaluate, speed, compare, convert, models):
     app.command()(reports_mistakes(_command))
 app.add_typer(train_app, name="train")
 app.add_typer(data_app, name="data")

@@ -1,0 +1,131 @@
+"""All runs that have no row yet, one after the other or several side by side, then the times, then the report."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tokenpacker.compare.one_run import RUNS, TILES, run_one
+from tokenpacker.compare.report import write_report
+from tokenpacker.compare.results import RESULTS, RUN, SPEED, Row, append_row, latest, read_rows
+from tokenpacker.compare.runs import Comparison, Run
+from tokenpacker.compare.speed import OnProgress, measure_speed, speed_fingerprint
+from tokenpacker.compare.tiles import encode_test_tiles
+from tokenpacker.train.assemble import assemble
+
+LOG = "log.txt"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """What is told while a comparison runs; each does nothing until it is given."""
+
+    on_row: Callable[[Row, int, int], None] = field(default=lambda row, done, total: None)
+    on_speed: OnProgress = field(default=lambda done, total, what: None)
+
+
+def compare(
+    comparison: Comparison,
+    output: Path,
+    *,
+    jobs: int = 1,
+    command: str = "",
+    progress: Progress | None = None,
+) -> bool:
+    """Runs what has no row in `output/results.jsonl`, then writes the report; False where a signal ended it before.
+
+    Args:
+        jobs: runs side by side, each with its share of the cores. One runs here, more in processes of their own.
+        command: that results say they came from.
+
+    Raises:
+        ValueError: as `train.run.train`, and for projectors and scale factors that do not fit.
+    """
+    progress = progress or Progress()
+    path, runs = output / RESULTS, comparison.runs()
+    leads = int(os.environ.get("RANK", "0")) == 0  # the others of a distributed run only train along
+    finished = latest(read_rows(path), RUN)
+    todo = [run for run in runs if comparison.fingerprint(run) not in finished]
+    if todo and comparison.is_tested and not torch.cuda.is_available():
+        model, processor = assemble(comparison.stages(todo[0])[0])
+        encode_test_tiles(output / TILES, model.eval(), processor, comparison.limit, comparison.foundation)
+    done = len(runs) - len(todo)
+    for row in _rows(comparison, todo, output, jobs, command):
+        if row is None:
+            return False
+        if leads:
+            append_row(path, row)
+        done += 1
+        progress.on_row(row, done, len(runs))
+    if not leads:
+        return True
+    if speed_fingerprint(comparison) not in latest(read_rows(path), SPEED):
+        append_row(path, measure_speed(comparison, command=command, on_progress=progress.on_speed))
+    write_report(output, [row for row in read_rows(path) if row["protocol"] == comparison.protocol])
+    return True
+
+
+def _rows(comparison: Comparison, todo: Sequence[Run], output: Path, jobs: int, command: str) -> Iterator[Row | None]:
+    """Each run's row as it is finished; None, and then no more, after a signal."""
+    run = partial(run_one, comparison, output=output, command=command)
+    if jobs == 1:
+        yield from map(run, todo)
+        return
+    threads = max(1, (os.cpu_count() or 1) // jobs)
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs, context, initializer=torch.set_num_threads, initargs=(threads,)) as pool:
+
+        def started(runs: Iterable[Run]) -> set[Future[Row | None]]:
+            return {pool.submit(_logged, run, one, output / RUNS / comparison.fingerprint(one)) for one in runs}
+
+        left = iter(todo)
+        running = started(itertools.islice(left, jobs))  # no more: a signal must find none that waits
+        try:
+            with _termination_as_interrupt():
+                while running:
+                    finished, running = wait(running, return_when=FIRST_COMPLETED)
+                    for future in finished:
+                        yield future.result()
+                    running |= started(itertools.islice(left, len(finished)))
+        except KeyboardInterrupt:  # on leaving, the pool waits for its processes; they end with a checkpoint
+            yield None
+
+
+def _logged(run: Callable[[Run], Row | None], one: Run, folder: Path) -> Row | None:
+    """The run, with what it prints in a file: several at once would write over each other."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (
+        (folder / LOG).open("a", encoding="utf-8", buffering=1) as log,
+        contextlib.redirect_stderr(log),
+        contextlib.redirect_stdout(log),
+    ):
+        print(time.strftime("%Y-%m-%d %H:%M:%S"), one.label)
+        return run(one)
+
+
+@contextlib.contextmanager
+def _termination_as_interrupt() -> Iterator[None]:
+    """Within it, SIGTERM reaches the processes that train, too, and then ends the comparison as Ctrl-C does."""
+
+    def stop(number: int, frame: Any) -> None:
+        for process in multiprocessing.active_children():
+            process.terminate()
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,120 @@
+"""The test images' vision features, computed once: encoder and images are the same for every run.
+
+Shapes: N tiles, (h, w) patch grid, L = h*w, M levels, C vision width.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from dataclasses import replace
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, ProcessorMixin
+
+from tokenpacker.evaluate import TASKS, Task
+from tokenpacker.evaluate.run import draw_questions
+from tokenpacker.features import VisionFeatures
+
+ASKED = ("easy-vqa", "fine-print")  # tasks
+HD, ONE_TILE = "hd", "one-tile"
+LEVELS, DIGESTS = "levels.npy", "tiles.json"
+CHUNK = 32  # tiles that are encoded at once
+QUESTION_SEED = 0  # of which questions a limit leaves
+
+
+@lru_cache(maxsize=1)
+def drawn_tasks(limit: int | None) -> tuple[Task, ...]:
+    """The tasks with their samples in memory, and of their questions those that a limit leaves."""
+    drawn = ((TASKS[name], draw_questions(TASKS[name].load(), limit, QUESTION_SEED)) for name in ASKED)
+    return tuple(replace(task, load=partial(list, kept)) for task, kept in drawn)
+
+
+def modes(processor: ProcessorMixin, task: Task) -> dict[str, int]:
+    """How a task's images are shown, with the limit of tiles: in HD only where that differs for any of them."""
+    limit = processor.image_processor.max_tiles
+    sizes = {(sample.image.height, sample.image.width) for sample in task.load()}
+    is_cut = any(processor.image_layout(size).tile_grid.num_tiles > 1 for size in sizes)
+    return {ONE_TILE: 1, HD: limit} if is_cut else {ONE_TILE: 1}
+
+
+class EncodedTiles:
+    """Vision features of tiles by what the tiles show; they lie in a file, so that processes share the memory.
+
+    Args:
+        folder: that `encode_test_tiles` wrote.
+    """
+
+    def __init__(self, folder: Path):
+        self.levels = np.load(folder / LEVELS, mmap_mode="r")  # (N, L, M*C)
+        digests: list[str] = json.loads((folder / DIGESTS).read_text(encoding="utf-8"))["tiles"]
+        self.places = {digest: place for place, digest in enumerate(digests)}
+
+    def features(self, model: Any, pixel_values: Tensor) -> VisionFeatures:
+        """What `model.vision_features` gives for tiles (N, 3, h, w); it is asked where one of them is unknown."""
+        places = [self.places.get(_digest(tile)) for tile in pixel_values]
+        if None in places:
+            return type(model).vision_features(model, pixel_values)
+        levels = torch.from_numpy(self.levels[places]).to(pixel_values.device)  # (N, L, M*C)
+        config = model.config
+        start = config.vision_levels.index(config.vision_query_level) * config.vision_config.hidden_size
+        query = levels[..., start : start + config.vision_config.hidden_size].contiguous()
+        return VisionFeatures(query, levels, config.patch_grid)
+
+    def serve(self, model: PreTrainedModel) -> None:
+        """Lets the model take features from here from now on."""
+        model.model.vision_features = lambda pixel_values: self.features(model.model, pixel_values)
+
+
+def encode_test_tiles(
+    folder: Path, model: PreTrainedModel, processor: ProcessorMixin, limit: int | None, encoder: str
+) -> EncodedTiles:
+    """The features of all tiles of the test images in every mode, from `folder` or made there.
+
+    Args:
+        limit: of questions; images that none is left for are passed over.
+        encoder: digest of its weights. Features of another are made anew.
+    """
+    made_for = {"encoder": encoder, "limit": limit}
+    if (folder / DIGESTS).is_file():
+        found = json.loads((folder / DIGESTS).read_text(encoding="utf-8"))
+        if {key: found[key] for key in made_for} == made_for:
+            return EncodedTiles(folder)
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    tiles = _test_tiles(processor, limit)
+    rows, cols = model.config.patch_grid
+    width = len(model.config.vision_levels) * model.config.vision_config.hidden_size
+    levels = np.lib.format.open_memmap(folder / LEVELS, "w+", np.float32, (len(tiles), rows * cols, width))
+    pixels = list(tiles.values())
+    with torch.inference_mode():
+        for start in range(0, len(tiles), CHUNK):
+            chunk = torch.stack(pixels[start : start + CHUNK])
+            levels[start : start + CHUNK] = model.model.vision_features(chunk).levels.numpy()
+    levels.flush()
+    (folder / DIGESTS).write_text(json.dumps({**made_for, "tiles": list(tiles)}) + "\n", encoding="utf-8")
+    return EncodedTiles(folder)
+
+
+def _test_tiles(processor: ProcessorMixin, limit: int | None) -> dict[str, Tensor]:
+    """Every different tile (3, h, w) by its digest."""
+    own = processor.image_processor.max_tiles
+    tiles: dict[str, Tensor] = {}
+    for task in drawn_tasks(limit):
+        for max_tiles in modes(processor, task).values():
+            processor.image_processor.max_tiles = max_tiles
+            for sample in task.load():
+                for tile in processor.image_processor([sample.image], return_tensors="pt")["pixel_values"]:
+                    tiles.setdefault(_digest(tile), tile)
+            processor.image_processor.max_tiles = own
+    return tiles
+
+
+def _digest(tile: Tensor) -> str:
+    return hashlib.sha1(tile.contiguous().numpy().tobytes()).hexdigest()
