@@ -118,6 +118,28 @@ def tiny_model_dir(tiny_model, tiny_processor, tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def region_model(make_tiny_model, tiny_tokenizer):
+    """A tiny model that knows regions, with its processor."""
+    from tokenpacker.hf import TokenPackerProcessor, add_regions
+
+    model = make_tiny_model()
+    processor = TokenPackerProcessor.from_config(model.config, tiny_tokenizer)
+    add_regions(model, processor)
+    # untrained region tokens are small beside the others, and would change no answer
+    torch.nn.init.normal_(model.model.region_encoder.output_proj.weight, std=3.0)
+    return model.eval(), processor
+
+
+@pytest.fixture(scope="session")
+def region_model_dir(region_model, tmp_path_factory) -> Path:
+    """The tiny model that knows regions as `save_pretrained` writes it."""
+    folder = tmp_path_factory.mktemp("region-model")
+    for part in region_model:
+        part.save_pretrained(folder)
+    return folder
+
+
 def noise_image(height: int, width: int, seed: int = 0) -> Image.Image:
     """An RGB picture of seeded noise."""
     generator = torch.Generator().manual_seed(seed)

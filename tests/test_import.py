@@ -13,17 +13,19 @@ class Blocker:
 
 sys.meta_path.insert(0, Blocker())
 import torch
-from tokenpacker import TokenPacker, TokenPackerProjectorConfig, VisionFeatures
+from tokenpacker import RegionConfig, RegionEncoder, TokenPacker, TokenPackerProjectorConfig, VisionFeatures
 
 packer = TokenPacker(TokenPackerProjectorConfig(vision_dim=8, language_dim=16, num_levels=2, num_heads=2))
 features = VisionFeatures(torch.randn(1, 16, 8), torch.randn(1, 16, 16), (4, 4))
-print(tuple(packer(features).shape))
+encoder = RegionEncoder(RegionConfig(vision_dim=8, language_dim=16, num_levels=2))
+regions = encoder(features, torch.ones(3, 1, 16), torch.zeros(3, dtype=torch.int64))
+print(tuple(packer(features).shape), tuple(regions.shape))
 """
 
 
 def test_the_core_works_with_transformers_and_pillow_blocked():
     done = subprocess.run([sys.executable, "-c", BLOCKED_IMPORT], capture_output=True, text=True, timeout=120)
-    assert done.stdout.strip() == "(1, 4, 16)", done.stderr
+    assert done.stdout.strip() == "(1, 4, 16) (3, 16)", done.stderr
 
 
 def test_importing_the_package_loads_neither_transformers_nor_pillow():

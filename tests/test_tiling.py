@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tokenpacker.tiling import TileGrid, choose_tile_grid, fit_within, make_tiles, slice_views, tile_grids
+from tokenpacker.tiling import TileGrid, TileView, choose_tile_grid, fit_within, make_tiles, slice_views, tile_grids
 
 sides = st.integers(min_value=1, max_value=5000)
 
@@ -162,3 +162,20 @@ def test_views_tell_where_a_tiles_pixels_come_from(height, width, seed):
         # interpolation clamps at the border: half a source pixel, or half a tile pixel when shrinking
         assert abs(pixels[0, row, col] - expected_y) <= max(0.5, view.scale[0] / 2) + 1e-3
         assert abs(pixels[1, row, col] - expected_x) <= max(0.5, view.scale[1] / 2) + 1e-3
+
+
+@settings(max_examples=300)
+@given(st.integers(1, 3000), st.integers(1, 3024), st.integers(0, 300))
+def test_a_masks_nearest_pixels_are_those_of_torch_and_padding_is_marked(length, fitted, padding):
+    view = TileView((length / fitted, 1.0), (0.0, 0.0))
+    pixels = torch.arange(length, dtype=torch.float32)[None, None]  # float64 is resized by other places than 8 bits are
+    expected = torch.nn.functional.interpolate(pixels, size=fitted, mode="nearest")[0, 0].long()
+    nearest = view.nearest(0, fitted + padding, length)
+    assert torch.equal(nearest[:fitted], expected)
+    assert (nearest[fitted:] == -1).all()
+
+
+def test_spans_of_cells_lie_where_the_tiles_pixels_come_from():
+    view = TileView((0.5, 2.0), (10.0, -4.0))
+    assert view.spans(0, torch.tensor([0, 14]), 14).tolist() == [[10.0, 17.0], [17.0, 24.0]]
+    assert view.spans(1, torch.tensor([0, 14]), 14).tolist() == [[-4.0, 24.0], [24.0, 52.0]]

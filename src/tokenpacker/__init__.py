@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         TokenPacker,
         TokenPackerProjectorConfig,
     )
+    from tokenpacker.regions import RegionConfig, RegionEncoder
     from tokenpacker.sequence import ImageLayout, max_tiles_for_budget, plan_layout, scatter_image_tokens
     from tokenpacker.tiling import TileGrid, choose_tile_grid, make_tiles
 
@@ -30,6 +31,8 @@ __all__ = [
     "MlpConfig",
     "Projector",
     "ProjectorConfig",
+    "RegionConfig",
+    "RegionEncoder",
     "TileGrid",
     "TokenPacker",
     "TokenPackerProjectorConfig",
@@ -45,6 +48,7 @@ __all__ = [
 _PUBLIC = {
     "features": {"VisionFeatures"},
     "projectors": {"Mlp", "MlpConfig", "Projector", "ProjectorConfig", "TokenPacker", "TokenPackerProjectorConfig"},
+    "regions": {"RegionConfig", "RegionEncoder"},
     "sequence": {"ImageLayout", "max_tiles_for_budget", "plan_layout", "scatter_image_tokens"},
     "tiling": {"TileGrid", "choose_tile_grid", "make_tiles"},
 }

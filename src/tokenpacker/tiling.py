@@ -63,6 +63,23 @@ class TileView:
         left, right = (min(max(x * self.scale[1] + self.offset[1], 0.0), float(image_size[1])) for x in box[1::2])
         return (top, left, bottom, right) if bottom > top and right > left else None
 
+    def spans(self, axis: int, starts: Tensor, length: float) -> Tensor:
+        """(cells, 2), where cells of a length along an axis (0 rows, 1 columns) begin and end in image pixels."""
+        begin = starts.double()[:, None]
+        return torch.cat([begin, begin + length], dim=1) * self.scale[axis] + self.offset[axis]
+
+    def nearest(self, axis: int, num_pixels: int, image_length: int) -> Tensor:
+        """(num_pixels,), the image's row or column behind each of the tile's; -1 where the tile shows padding.
+
+        Released weights need this: a pixel is taken from under the upper left corner of its place, not from under the
+        centre, and places are computed in float32, as torch's "nearest" does.
+        """
+        places = torch.arange(num_pixels, dtype=torch.float32)
+        scale, offset = (torch.tensor(pair[axis], dtype=torch.float32) for pair in (self.scale, self.offset))
+        centres = (places + 0.5) * scale + offset
+        nearest = (places * scale + offset).floor().long().clamp(0, image_length - 1)
+        return torch.where((centres > 0) & (centres < image_length), nearest, -1)
+
 
 @lru_cache
 def tile_grids(max_tiles: int, grid_list: GridList = "all") -> tuple[TileGrid, ...]:

@@ -148,3 +148,45 @@ def test_a_mistake_with_json_is_an_object_too(run, ask):
     assert result.exit_code == 2
     assert json.loads(result.stdout) == {"error": "no.png does not exist; check the path"}
     assert result.stderr == "error: no.png does not exist; check the path\n"
+
+
+def test_regions_are_given_as_files_boxes_and_polygons_in_any_order(
+    run_json, region_model_dir, region_model, picture, tmp_path
+):
+    model, processor = region_model
+    mask = Image.new("L", (90, 60))
+    mask.paste(255, (40, 20, 70, 50))
+    mask.save(tmp_path / "mask.png")
+    question = "is <mask> between <mask> and <mask>?"
+    given = ("--polygon", "3,3,30,4,20,25", "--mask", tmp_path / "mask.png", "--box", "0,0,20,10")
+    answer = run_json("ask", "--model", region_model_dir, "--max-new-tokens", 6, picture, question, *given)
+    content = [{"type": "image"}, {"type": "text", "text": question}]
+    prompt = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+    regions = [[[3, 3, 30, 4, 20, 25]], mask, (0, 0, 20, 10)]
+    inputs = processor(Image.open(picture), prompt, region_masks=[regions], return_tensors="pt")
+    with torch.inference_mode():
+        output = model.generate(**inputs, max_new_tokens=6, do_sample=False)
+    expected = processor.tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    assert answer["answer"] == expected.lstrip()
+    assert answer["regions"] == [str(given[1]), str(given[3]), str(given[5])]
+
+
+@pytest.mark.parametrize(
+    ("question", "regions", "message"),
+    [
+        ("what is <mask>?", [], "the prompt needs as many <mask> markers as regions: 1 markers, 0 regions"),
+        ("what?", ["0,0,9,9"], "0 markers, 1 regions; write <mask> once for each region"),
+        ("what is <mask>?", ["no.png"], "region no.png is no file, nor numbers; give a mask's file, a box"),
+        ("what is <mask>?", ["1,2,3"], "region 1,2,3 has 3 numbers; give a mask's file, a box x0,y0,x1,y1"),
+        ("what is <mask>?", ["2:0,0,9,9"], "region 2:0,0,9,9 is of image 2, but there are 1; number them from 1"),
+        ("what is <mask>?", ["90,0,99,9"], "region 1 of image 1 reaches from (90, 0) to (99, 9), outside of its image"),
+    ],
+)
+def test_regions_that_cannot_be_are_told(one_line_error, region_model_dir, picture, question, regions, message):
+    given = [argument for region in regions for argument in ("--box", region)]
+    assert message in one_line_error("ask", "--model", region_model_dir, picture, question, *given)
+
+
+def test_a_model_without_regions_says_so(one_line_error, ask, picture):
+    message = one_line_error(*ask, picture, "what is <mask>?", "--box", "0,0,9,9")
+    assert message.startswith("region_masks were given but the tokenizer has no token '<mask>'; use a model that knows")

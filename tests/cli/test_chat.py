@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from tokenpacker.cli import chat as chat_module
 from tokenpacker.cli.chat import Session
@@ -101,3 +102,39 @@ def test_a_bug_is_not_hidden(conversation, monkeypatch):
     monkeypatch.setattr(conversation, "_generate", broken)
     with pytest.raises(ZeroDivisionError):
         Session(conversation).handle("what?")
+
+
+def test_regions_of_earlier_images_can_be_asked_for_again(region_model, image_of):
+    """Marks take their regions in the order of the conversation, whatever image these are in."""
+    model, processor = region_model
+    talk = Conversation(model, processor, max_new_tokens=4)
+    pictures = [image_of(32, 32, 1), image_of(40, 60, 2)]
+    session = Session(talk, quiet=True)
+    session.waiting = [talk.pack(picture) for picture in pictures]
+    for line in ("/box 5,5,30,30", "what is <mask>?", "/box 1:0,0,9,9", "/box 2:1,1,20,30", "is <mask> like <mask>?"):
+        assert session.handle(line)
+    assert [turn.get("error") for turn in session.turns] == [None, None]
+    assert talk.regions == [(1, {"box": [5, 5, 30, 30]}), (0, {"box": [0, 0, 9, 9]}), (1, {"box": [1, 1, 20, 30]})]
+    inputs = talk._inputs(talk.messages[:3], talk.images, talk.regions)
+    grid = processor.image_layout((32, 32)).tile_grid
+    assert inputs["region_first_tile"].tolist() == [grid.num_tiles, 0, grid.num_tiles]
+    alone = [
+        processor(pictures[image], "<image><mask>", region_masks=[[region]], return_tensors="pt")["region_cells"][0]
+        for image, region in talk.regions
+    ]
+    for cells, expected in zip(inputs["region_cells"], alone, strict=True):
+        assert torch.equal(cells[: len(expected)], expected)
+        assert not cells[len(expected) :].any()
+
+
+def test_a_region_needs_an_image_and_is_forgotten_with_it(region_model, image_of):
+    session = Session(Conversation(*region_model, max_new_tokens=4), quiet=True)
+    session.handle("/box 0,0,9,9")
+    session.handle("/box")
+    errors = [turn["error"] for turn in session.turns]
+    assert errors[0] == "region 0,0,9,9 has no image to lie in; add the image first"
+    assert errors[1] == "a region is missing; write for example /box 10,10,60,40"
+    session.waiting = [session.conversation.pack(image_of(32, 32))]
+    session.handle("/box 0,0,9,9")
+    session.handle("/clear")
+    assert not session.marked

@@ -55,6 +55,10 @@ def test_shallow_towers_need_their_levels_named():
             "vision_dim=3 but the model's parts need 768",
         ),
         ({"projector_config": {"name": "pooling"}}, "unknown projector 'pooling'"),
+        ({"region_config": {}}, "region_token_id=None with a region_config; give the id of <mask>"),
+        ({"region_config": {}, "region_token_id": 32000}, "another than image_token_id=32000"),
+        ({"region_config": {"num_levels": 3}, "region_token_id": 5}, "num_levels=3 but the model's parts need 4"),
+        ({"region_config": {"heads": 3}, "region_token_id": 5}, "region_config has the unknown key 'heads'"),
         ({"text_config": {"model_type": "gemma2"}}, "final_logit_softcapping=30.0, which scales its logits"),
     ],
 )

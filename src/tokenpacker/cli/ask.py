@@ -17,11 +17,13 @@ from tokenpacker.cli.options import (
     VerboseOption,
 )
 from tokenpacker.cli.output import image_notes_on_stderr, print_json, print_note, print_piece
+from tokenpacker.cli.regions import RegionOption, read_region
 
 
 def ask(
     images: Annotated[list[str], typer.Argument(metavar="IMAGE", help="Image files, in the order of the question.")],
     question: Annotated[str, typer.Argument(metavar="QUESTION", help="The question, in quotes.")],
+    regions: RegionOption = None,
     model: ModelOption = None,
     scale_factor: ScaleFactorOption = None,
     max_image_tokens: MaxImageTokensOption = None,
@@ -40,6 +42,8 @@ def ask(
         tokenpacker ask sign.png "what number is in the red box?"
 
         tokenpacker ask before.png after.png "what changed?" --scale-factor 3 --json
+
+        tokenpacker ask signs.png "is <mask> above <mask>?" --box 10,10,60,40 --mask mask.png
     """
     if os.path.isfile(question):  # pathlib would raise on a long question
         raise ValueError(f"the last argument, {question}, is a file; write the images first and then the question")
@@ -47,6 +51,7 @@ def ask(
 
     with image_notes_on_stderr():
         pictures = [load_image(image) for image in images]
+    marked = [read_region(region, len(images)) for region in regions or []]
     loaded, processor = load_model(model, verbose, device, dtype)
     from tokenpacker.cli.conversation import Conversation
 
@@ -58,9 +63,9 @@ def ask(
         max_new_tokens=max_new_tokens,
     )
     packed = [conversation.pack(picture) for picture in pictures]
-    answer = conversation.ask(question, packed, (lambda _: None) if as_json else print_piece)
+    answer = conversation.ask(question, packed, (lambda _: None) if as_json else print_piece, marked)
     if as_json:
-        print_json({"images": images, "question": question, **answer.to_dict()})
+        print_json({"images": images, "question": question, "regions": regions or [], **answer.to_dict()})
     else:
         print_piece("\n")
         print_note(answer.summary())

@@ -18,12 +18,17 @@ from tokenpacker.cli.options import (
     VerboseOption,
 )
 from tokenpacker.cli.output import image_notes_on_stderr, print_error, print_json, print_note, print_piece
+from tokenpacker.cli.regions import Region, read_region
 
 if TYPE_CHECKING:
     from tokenpacker.cli.conversation import Conversation
     from tokenpacker.visualize import PackedImage
 
-HELP = "/image PATH adds an image to your next question, /clear starts anew, /quit leaves; Ctrl-C stops an answer."
+HELP = (
+    "/image PATH adds an image to your next question, /mask FILE, /box x0,y0,x1,y1 or /polygon x,y,x,y,... marks what"
+    " it calls <mask>, /clear starts anew, /quit leaves; Ctrl-C stops an answer."
+)
+REGION_COMMANDS = ("/mask", "/box", "/polygon")
 
 
 def chat(
@@ -74,6 +79,7 @@ class Session:
         self.conversation = conversation
         self.quiet = quiet
         self.waiting: list[PackedImage] = []  # images for the next question
+        self.marked: list[Region] = []  # regions for the next question
         self.turns: list[dict[str, Any]] = []
 
     def handle(self, line: str) -> bool:
@@ -86,8 +92,10 @@ class Session:
                 self._add_image(argument.strip().strip("'\""))
             elif command == "/clear":
                 self.conversation.clear()
-                self.waiting = []
+                self.waiting, self.marked = [], []
                 print_note("The conversation starts anew.")
+            elif command in REGION_COMMANDS:
+                self._add_region(argument.strip().strip("'\""))
             elif command.startswith("/"):
                 print_note(HELP)
             elif line.strip():
@@ -113,11 +121,18 @@ class Session:
         size = f"{packed.image.height} x {packed.image.width}"
         print_note(f"{path}: {size}, {packed.layout.num_tokens} tokens; ask your question.")
 
+    def _add_region(self, text: str) -> None:
+        """Marks a region of the last image, or of the one whose number stands before it."""
+        if not text:
+            raise ValueError("a region is missing; write for example /box 10,10,60,40")
+        self.marked.append(read_region(text, len(self.conversation.images) + len(self.waiting)))
+        print_note(f"region {len(self.marked)} is in image {self.marked[-1][0] + 1}; call it <mask> in your question.")
+
     def _ask(self, question: str) -> None:
         on_text: Callable[[str], None] = (lambda _: None) if self.quiet else print_piece
-        answer = self.conversation.ask(question, self.waiting, on_text)
+        answer = self.conversation.ask(question, self.waiting, on_text, self.marked)
         if answer.text or not answer.interrupted:
-            self.waiting = []
+            self.waiting, self.marked = [], []
         if not self.quiet:
             print_piece("\n")
         print_note(("stopped; " if answer.interrupted else "") + answer.summary())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from transformers import TextStreamer
 
+from tokenpacker.cli.regions import Region
 from tokenpacker.hf import TokenPackerForConditionalGeneration, TokenPackerProcessor
 from tokenpacker.visualize import PackedImage
 
@@ -52,7 +53,7 @@ class Answer:
 
 
 class Conversation:
-    """Messages and images so far, and the model that continues them.
+    """Messages, images and regions so far, and the model that continues them.
 
     Args:
         scale_factor: for every image; None takes the model's own.
@@ -75,29 +76,40 @@ class Conversation:
         self.clear()
 
     def clear(self) -> None:
-        """Forgets all messages and images."""
+        """Forgets all messages, images and regions."""
         self.messages: list[dict[str, Any]] = []
         self.images: list[PackedImage] = []
+        self.regions: list[Region] = []  # in the order of their marks
 
     def pack(self, image: Image.Image) -> PackedImage:
         """What an RGB image will cost. Raises ValueError as `TokenPackerProcessor.image_layout`."""
         return PackedImage.plan(self.processor, image, **self.plan)
 
-    def ask(self, question: str, images: list[PackedImage], on_text: Callable[[str], None]) -> Answer:
+    def ask(
+        self,
+        question: str,
+        images: list[PackedImage],
+        on_text: Callable[[str], None],
+        regions: Sequence[Region] = (),
+    ) -> Answer:
         """The model's greedy answer, given to `on_text` piece by piece; the turn joins the history.
 
         Images stand before the question, unless it says `<image>` itself where each belongs. Ctrl-C stops the answer;
         what was said so far stays, and a question without any answer is taken back.
 
+        Args:
+            regions: what each `<mask>` of the question stands for, in any of the images so far.
+
         Raises:
-            ValueError: when markers and images differ in number, and when the prompt is too long for the model.
+            ValueError: when markers and images or regions differ in number, for a region that cannot be, and when the
+                prompt is too long for the model.
         """
         start = time.perf_counter()
         marked = self.processor.image_token in question
         content = [{"type": "image"} for _ in images if not marked] + [{"type": "text", "text": question}]
         messages = [*self.messages, {"role": "user", "content": content}]
-        all_images = [*self.images, *images]
-        inputs = self._inputs(messages, all_images)
+        all_images, all_regions = [*self.images, *images], [*self.regions, *regions]
+        inputs = self._inputs(messages, all_images, all_regions)
         streamer = _AnswerStreamer(self.processor.tokenizer, on_text)
         interrupted = False
         try:
@@ -108,7 +120,7 @@ class Conversation:
         end = time.perf_counter()
         if streamer.text or not interrupted:
             reply = {"role": "assistant", "content": [{"type": "text", "text": streamer.text}]}
-            self.messages, self.images = [*messages, reply], all_images
+            self.messages, self.images, self.regions = [*messages, reply], all_images, all_regions
         return Answer(
             text=streamer.text,
             image_tokens=sum(packed.layout.num_tokens for packed in all_images),
@@ -120,10 +132,17 @@ class Conversation:
             interrupted=interrupted,
         )
 
-    def _inputs(self, messages: list[dict[str, Any]], images: list[PackedImage]) -> dict[str, Any]:
+    def _inputs(
+        self, messages: list[dict[str, Any]], images: list[PackedImage], regions: list[Region]
+    ) -> dict[str, Any]:
         prompt = self.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
         pictures = [[packed.image for packed in images]]
-        inputs = self.processor(images=pictures, text=[prompt], return_tensors="pt", **self.plan)
+        masks = [[region for image, region in regions if image == number] for number in range(len(images))]
+        inputs = self.processor(images=pictures, text=[prompt], region_masks=masks, return_tensors="pt", **self.plan)
+        if regions:  # the processor has them by image; later turns may come back to an earlier image
+            by_image = sorted(range(len(regions)), key=lambda place: regions[place][0])
+            as_marked = torch.tensor(by_image).argsort()
+            inputs |= {name: inputs[name][as_marked] for name in ("region_cells", "region_first_tile")}
         limit = getattr(self.model.config.text_config, "max_position_embeddings", None)
         length = inputs["input_ids"].shape[1]
         if limit is not None and length >= limit:

@@ -13,6 +13,7 @@ from tokenpacker.hf.image_processor import RELEASED_OPTIONS, TokenPackerImagePro
 from tokenpacker.hf.model import TokenPackerForConditionalGeneration, TokenPackerModel
 from tokenpacker.hf.processor import TokenPackerProcessor
 from tokenpacker.hf.quantization import four_bit_config
+from tokenpacker.hf.regions import add_regions
 from tokenpacker.hf.tokenizer import load_llama_tokenizer
 
 AutoConfig.register(TokenPackerConfig.model_type, TokenPackerConfig, exist_ok=True)
@@ -36,6 +37,7 @@ __all__ = [
     "TokenPackerImageProcessor",
     "TokenPackerModel",
     "TokenPackerProcessor",
+    "add_regions",
     "carried_model_path",
     "chat_template",
     "convert",

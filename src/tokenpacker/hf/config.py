@@ -7,6 +7,7 @@ from typing import Any
 from transformers import AutoConfig, PreTrainedConfig
 
 from tokenpacker.projectors import ProjectorConfig, config_from_dict
+from tokenpacker.regions import RegionConfig
 
 # Language models whose heads do more than one linear would silently give other logits here.
 UNSUPPORTED_HEAD_OPTIONS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
@@ -25,12 +26,15 @@ class TokenPackerConfig(PreTrainedConfig):
             numbers count from the last layer's output, which is -1. None spreads four levels as the paper does.
         vision_query_level: hidden state that the coarse query comes from; None takes the last of `vision_levels`.
         image_token_id: id of the placeholder that packed tokens replace.
+        region_config: dict of the region encoder, `{}` for one of the model's widths, which need not be given; None
+            for a model that does not know regions.
+        region_token_id: id of the placeholder that region tokens replace; needed with `region_config`.
         keep_spare_vision_layers: keep the tower's layers above the last used level, without running them. A converted
             model needs them to be written back whole.
         released: where a converted model comes from: its original config and what its files held, for the way back.
 
     Raises:
-        ValueError: for levels that do not exist and for a projector config that does not fit.
+        ValueError: for levels that do not exist, and for a projector or region config that does not fit.
     """
 
     model_type = "tokenpacker"
@@ -44,6 +48,8 @@ class TokenPackerConfig(PreTrainedConfig):
         vision_levels: list[int] | None = None,
         vision_query_level: int | None = None,
         image_token_id: int = 32000,
+        region_config: dict[str, Any] | None = None,
+        region_token_id: int | None = None,
         keep_spare_vision_layers: bool = False,
         released: dict[str, Any] | None = None,
         **kwargs: Any,
@@ -58,16 +64,12 @@ class TokenPackerConfig(PreTrainedConfig):
         self.image_token_id = image_token_id
         self.keep_spare_vision_layers = keep_spare_vision_layers
         self.released = released
-        widths = {
-            "vision_dim": self.vision_config.hidden_size,
-            "language_dim": self.text_config.hidden_size,
-            "num_levels": len(self.vision_levels),
-        }
-        given = projector_config or {"name": "token-packer"}
-        for key, value in widths.items():
-            if given.get(key, value) != value:
-                raise ValueError(f"projector_config has {key}={given[key]} but the model's parts need {value}")
-        self.projector_config = config_from_dict(given | widths).to_dict()
+        given = self._check_widths("projector_config", projector_config or {"name": "token-packer"})
+        self.projector_config = config_from_dict(given | self._widths).to_dict()
+        self.region_config: dict[str, Any] | None = None
+        self.region_token_id = region_token_id
+        if region_config is not None:
+            self.set_regions(region_token_id, region_config)
         for option in UNSUPPORTED_HEAD_OPTIONS:
             if getattr(self.text_config, option, None) not in (None, 1, 1.0):
                 raise ValueError(
@@ -77,10 +79,48 @@ class TokenPackerConfig(PreTrainedConfig):
         kwargs.setdefault("tie_word_embeddings", getattr(self.text_config, "tie_word_embeddings", False))
         super().__init__(**kwargs)
 
+    def set_regions(self, region_token_id: int | None, region_config: dict[str, Any] | None = None) -> None:
+        """Lets the model know regions, whose placeholder has an id of its own.
+
+        Raises:
+            ValueError: without an id, and for a region config that does not fit.
+        """
+        if type(region_token_id) is not int or region_token_id == self.image_token_id:
+            raise ValueError(
+                f"region_token_id={region_token_id!r} with a region_config; give the id of <mask>, another than"
+                f" image_token_id={self.image_token_id}"
+            )
+        unknown = sorted(set(region_config or {}) - set(self._widths))
+        if unknown:
+            raise ValueError(f"region_config has the unknown key {unknown[0]!r}; it has {', '.join(self._widths)}")
+        self._check_widths("region_config", region_config or {})
+        self.region_config = RegionConfig(**self._widths).to_dict()
+        self.region_token_id = region_token_id
+
+    def _check_widths(self, name: str, given: dict[str, Any]) -> dict[str, Any]:
+        for key, value in self._widths.items():
+            if given.get(key, value) != value:
+                raise ValueError(f"{name} has {key}={given[key]} but the model's parts need {value}")
+        return given
+
+    @property
+    def _widths(self) -> dict[str, int]:
+        """What a projector and a region encoder have to fit."""
+        return {
+            "vision_dim": self.vision_config.hidden_size,
+            "language_dim": self.text_config.hidden_size,
+            "num_levels": len(self.vision_levels),
+        }
+
     @property
     def projector(self) -> ProjectorConfig:
         """The projector's own config, which counts tokens without weights."""
         return config_from_dict(self.projector_config)
+
+    @property
+    def regions(self) -> RegionConfig | None:
+        """The region encoder's own config; None for a model without one."""
+        return None if self.region_config is None else RegionConfig(**self.region_config)
 
     @property
     def num_vision_layers(self) -> int:

@@ -1,93 +1,38 @@
 """The complete model: vision tower, projector and language model, with the behaviour of a transformers model.
 
-Shapes: B samples, S sequence length, N tiles of all samples in order, T packed tokens per tile, D language width.
-With `tile_index`, U different tiles are given and N are used.
+Shapes: B samples, S sequence length, N tiles of all samples in order, T packed tokens per tile, R regions of all
+samples in order, P tiles of an image at most, L patches of a tile, D language width. With `tile_index`, U different
+tiles are given and N are used.
 """
 
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModel, Cache, GenerationMixin, PreTrainedModel
-from transformers.modeling_outputs import BaseModelOutputWithPooling, ModelOutput
+from transformers import AutoModel, Cache, PreTrainedModel
 
 from tokenpacker import projectors
 from tokenpacker.features import VisionFeatures
 from tokenpacker.hf.config import TokenPackerConfig
+from tokenpacker.hf.generation import ImageGenerationMixin
+from tokenpacker.hf.outputs import ImageFeatures, TokenPackerCausalLMOutput, TokenPackerModelOutput
 from tokenpacker.hf.packing import separate_samples
+from tokenpacker.hf.pretrained import TokenPackerPreTrainedModel
 from tokenpacker.hf.vision_encoder import build_spare_layers, build_vision_tower, encode_tiles, encoder_layers
+from tokenpacker.regions import RegionEncoder, scatter_region_tokens
 from tokenpacker.sequence import IGNORED, scatter_image_tokens
 
-IMAGE_INPUTS = ("pixel_values", "tile_index", "packed_tokens")  # of the prompt; generation needs them once
-
-
-@dataclass
-class TokenPackerModelOutput(ModelOutput):
-    """What the language model gives, and the packed tokens (N, T, D) that went into it."""
-
-    last_hidden_state: Tensor | None = None
-    past_key_values: Cache | None = None
-    hidden_states: tuple[Tensor, ...] | None = None
-    attentions: tuple[Tensor, ...] | None = None
-    image_hidden_states: Tensor | None = None
-
-
-@dataclass
-class TokenPackerCausalLMOutput(ModelOutput):
-    """`loss` when labels are given, `logits` (B, S, vocabulary), and the rest of `TokenPackerModelOutput`."""
-
-    loss: Tensor | None = None
-    logits: Tensor | None = None
-    past_key_values: Cache | None = None
-    hidden_states: tuple[Tensor, ...] | None = None
-    attentions: tuple[Tensor, ...] | None = None
-    image_hidden_states: Tensor | None = None
-
-
-class TokenPackerPreTrainedModel(PreTrainedModel):
-    """Loading, saving and the capabilities that the parts inherit from transformers."""
-
-    config_class = TokenPackerConfig
-    base_model_prefix = "model"
-    main_input_name = "input_ids"
-    input_modalities = ("image", "text")
-    supports_gradient_checkpointing = True
-    _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012 - transformers' convention
-    _supports_flash_attn = True
-    _supports_sdpa = True
-    _supports_flex_attn = True
-    _supports_attention_backend = True
-    _can_compile_fullgraph = True
-
-    def __init__(self, config: TokenPackerConfig):
-        super().__init__(config)
-        unused = range(config.num_vision_layers, config.vision_config.num_hidden_layers)
-        head_and_norm = r"vision_tower\..*(head|post_layernorm)\."
-        self._keys_to_ignore_on_load_unexpected = [
-            head_and_norm,
-            *(rf"vision_tower\..*layers?\.{layer}\." for layer in unused),
-        ]
-
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        if isinstance(module, projectors.Projector):
-            module.init_weights()
-        else:
-            super()._init_weights(module)
-
-    def _initialize_weights(self, module: nn.Module, is_custom_code: bool = False) -> None:
-        # transformers passes over modules of other packages that have no parameters of their own: over most projectors
-        if isinstance(module, projectors.Projector):
-            is_custom_code = all(getattr(weight, "_is_hf_initialized", False) for weight in module.parameters())
-        super()._initialize_weights(module, is_custom_code)
+NO_REGIONS = (
+    "regions were given but the model does not know regions; use one that does, or give it an untrained region encoder"
+    " with tokenpacker.hf.add_regions"
+)
 
 
 class TokenPackerModel(TokenPackerPreTrainedModel):
-    """Vision tower, projector and language model without its head.
+    """Vision tower, projector, region encoder where the config has one, and language model without its head.
 
     `vision_chunk_tiles` bounds how many tiles pass a tower at once that does not learn; None takes all. Set None where
     every process must call it equally often, as under DeepSpeed ZeRO-3.
@@ -101,7 +46,8 @@ class TokenPackerModel(TokenPackerPreTrainedModel):
         if config.keep_spare_vision_layers:
             self.spare_vision_layers = build_spare_layers(config)
         self.projector = projectors.build(config.projector)
-        self._no_split_modules = [type(self.projector).__name__]  # device maps keep a projector on one device
+        self.region_encoder = None if config.regions is None else RegionEncoder(config.regions)
+        self._no_split_modules = [type(self.projector).__name__, RegionEncoder.__name__]  # each on one device
         self.language_model = AutoModel.from_config(config.text_config)
         self.post_init()
 
@@ -135,27 +81,55 @@ class TokenPackerModel(TokenPackerPreTrainedModel):
         )
 
     def get_image_features(
-        self, pixel_values: Tensor, scale_factor: int | None = None, tile_index: Tensor | None = None, **kwargs: Any
-    ) -> BaseModelOutputWithPooling:
-        """Packed tokens of tiles (N, 3, h, w) as `pooler_output` (N, T, D); `last_hidden_state` is the query level.
+        self,
+        pixel_values: Tensor,
+        scale_factor: int | None = None,
+        tile_index: Tensor | None = None,
+        region_cells: Tensor | None = None,
+        region_first_tile: Tensor | None = None,
+        **kwargs: Any,
+    ) -> ImageFeatures:
+        """Packed tokens of tiles (N, 3, h, w) as `pooler_output` (N, T, D), and `region_tokens` (R, D) of regions.
 
         No tiles at all, (0, 3, h, w), give no tokens, but a blank tile goes through: so the projector gets a gradient,
-        of zero, on every process of a distributed run, and none waits for another.
+        of zero, on every process of a distributed run, and none waits for another. So it is with no regions, (0, P, L).
 
         Args:
             tile_index: (N,), which of the tiles comes when, for tiles (U, 3, h, w) of which each is encoded once.
+            region_cells: (R, P, L) weights of the patches of each region's image; see `regions.RegionEncoder`.
+            region_first_tile: (R,) where the tiles of the region's image begin, in their order of use.
 
         Raises:
-            ValueError: for tiles of another size than the vision tower's and for a scale factor that cannot be.
+            ValueError: for tiles of another size than the vision tower's, a scale factor that cannot be, and regions
+                that do not fit the tiles or that the model does not know.
         """
         num_tiles = pixel_values.shape[0]
         if num_tiles == 0:
             pixel_values = pixel_values.new_zeros(1, *pixel_values.shape[1:])
-        features = self.vision_features(pixel_values).to(next(self.projector.parameters()).device)
-        packed = self.projector(features, scale_factor)[:num_tiles]
+        features = self.vision_features(pixel_values)
+        packed = self.projector(features.to(_device_of(self.projector)), scale_factor)[:num_tiles]
         if tile_index is not None:
             packed = packed[tile_index.to(packed.device)]  # (U, T, D) -> (N, T, D)
-        return BaseModelOutputWithPooling(last_hidden_state=features.query[:num_tiles], pooler_output=packed)
+        regions = None
+        if region_cells is not None:
+            regions = self._region_tokens(features, region_cells, region_first_tile, tile_index)
+        return ImageFeatures(last_hidden_state=features.query[:num_tiles], pooler_output=packed, region_tokens=regions)
+
+    def get_region_features(
+        self, pixel_values: Tensor, region_cells: Tensor, region_first_tile: Tensor, tile_index: Tensor | None = None
+    ) -> Tensor:
+        """(R, D) region tokens alone, where the images are known already. As `get_image_features`."""
+        features = self.vision_features(pixel_values)
+        return self._region_tokens(features, region_cells, region_first_tile, tile_index)
+
+    def _region_tokens(
+        self, features: VisionFeatures, cells: Tensor, first_tile: Tensor | None, tile_index: Tensor | None
+    ) -> Tensor:
+        if self.region_encoder is None:
+            raise ValueError(NO_REGIONS)
+        if first_tile is None:
+            raise ValueError("region_cells need region_first_tile; pass both as the processor made them")
+        return self.region_encoder(features.to(_device_of(self.region_encoder)), cells, first_tile, tile_index)
 
     def forward(
         self,
@@ -168,6 +142,9 @@ class TokenPackerModel(TokenPackerPreTrainedModel):
         packed_tokens: Tensor | None = None,
         scale_factor: int | None = None,
         tile_index: Tensor | None = None,
+        region_cells: Tensor | None = None,
+        region_first_tile: Tensor | None = None,
+        region_tokens: Tensor | None = None,
         **kwargs: Any,
     ) -> TokenPackerModelOutput:
         """One pass of the language model over text and images.
@@ -175,32 +152,32 @@ class TokenPackerModel(TokenPackerPreTrainedModel):
         A row may hold several samples that do not see each other; see `packing.separate_samples`.
 
         Args:
-            input_ids: (B, S) with the image placeholder wherever a packed token belongs.
+            input_ids: (B, S) with the placeholders wherever a packed token or a region token belongs.
             pixel_values: (N, 3, h, w), the tiles of all images in the order of their placeholders.
             packed_tokens: (N, T, D) from an earlier `get_image_features`, instead of `pixel_values`.
-            inputs_embeds: (B, S, D) instead of `input_ids`; images must already stand in it.
+            inputs_embeds: (B, S, D) instead of `input_ids`; images and regions must already stand in it.
             scale_factor: for this call; None takes the projector's own.
             tile_index: (N,), which of the tiles (U, 3, h, w) comes when; see `get_image_features`.
+            region_cells: (R, P, L), regions in the order of their placeholders; see `get_image_features`.
+            region_first_tile: (R,), likewise.
+            region_tokens: (R, D) from an earlier `get_image_features` or `get_region_features`; without
+                `packed_tokens` where the images are in the cache already.
 
         Raises:
-            ValueError: when inputs exclude each other, or placeholders and packed tokens differ in number.
+            ValueError: when inputs exclude each other, or placeholders and what belongs there differ in number.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("pass exactly one of input_ids and inputs_embeds")
-        if pixel_values is not None and packed_tokens is not None:
-            raise ValueError("pass pixel_values or packed_tokens, not both: the latter replace the former")
-        if tile_index is not None and pixel_values is None:
-            raise ValueError("tile_index was given without pixel_values; it says in which order these are used")
+        _check_image_inputs(pixel_values, tile_index, region_cells, packed_tokens, region_tokens)
         if pixel_values is not None:
-            packed_tokens = self.get_image_features(pixel_values, scale_factor, tile_index).pooler_output
+            images = self.get_image_features(pixel_values, scale_factor, tile_index, region_cells, region_first_tile)
+            packed_tokens, region_tokens = images.pooler_output, images.region_tokens
         if inputs_embeds is None:
             inputs_embeds = self.get_input_embeddings()(input_ids)
-        if packed_tokens is not None:
+        if packed_tokens is not None or region_tokens is not None:
             if input_ids is None:
                 raise ValueError("images need input_ids to find their places; pass them instead of inputs_embeds")
-            inputs_embeds = scatter_image_tokens(
-                inputs_embeds, input_ids, packed_tokens.to(inputs_embeds.device), self.config.image_token_id
-            )
+            inputs_embeds = self._scatter(inputs_embeds, input_ids, packed_tokens, region_tokens)
         context = {"attention_mask": attention_mask, "position_ids": position_ids, "past_key_values": past_key_values}
         outputs = self.language_model(inputs_embeds=inputs_embeds, **separate_samples(context | kwargs))
         return TokenPackerModelOutput(
@@ -209,10 +186,30 @@ class TokenPackerModel(TokenPackerPreTrainedModel):
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             image_hidden_states=packed_tokens,
+            region_hidden_states=region_tokens,
         )
 
+    def _scatter(
+        self, embeddings: Tensor, input_ids: Tensor, packed_tokens: Tensor | None, region_tokens: Tensor | None
+    ) -> Tensor:
+        """(B, S, D) embeddings with packed tokens and region tokens in their places.
 
-class TokenPackerForConditionalGeneration(TokenPackerPreTrainedModel, GenerationMixin):
+        Raises:
+            ValueError: as `forward`, and for region tokens that the model does not know.
+        """
+        device, config = embeddings.device, self.config
+        if packed_tokens is not None:
+            embeddings = scatter_image_tokens(embeddings, input_ids, packed_tokens.to(device), config.image_token_id)
+        if self.region_encoder is None:
+            if region_tokens is not None:
+                raise ValueError(NO_REGIONS)
+            return embeddings
+        if region_tokens is None:  # then there must be no placeholder
+            region_tokens = embeddings.new_zeros(0, embeddings.shape[2])
+        return scatter_region_tokens(embeddings, input_ids, region_tokens.to(device), config.region_token_id)
+
+
+class TokenPackerForConditionalGeneration(TokenPackerPreTrainedModel, ImageGenerationMixin):
     """The model that answers: `TokenPackerModel` and the language model's head."""
 
     _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}  # noqa: RUF012
@@ -228,7 +225,7 @@ class TokenPackerForConditionalGeneration(TokenPackerPreTrainedModel, Generation
     def from_parts(
         cls, vision_tower: PreTrainedModel, language_model: PreTrainedModel, **config_kwargs: Any
     ) -> TokenPackerForConditionalGeneration:
-        """A model around a vision tower and a causal language model, with a freshly initialised projector.
+        """A model around a vision tower and a causal language model, the projector freshly initialised.
 
         The parts are taken over, not copied; the tower's layers above the last used level are removed.
 
@@ -251,6 +248,8 @@ class TokenPackerForConditionalGeneration(TokenPackerPreTrainedModel, Generation
         model.model.vision_tower = vision_tower
         model.model.language_model = language_model.base_model
         model.model.projector = projectors.build(config.projector).to(head.weight.device, head.weight.dtype)
+        if config.regions is not None:
+            model.model.region_encoder = RegionEncoder(config.regions).to(head.weight.device, head.weight.dtype)
         model.lm_head = head
         model.generation_config = language_model.generation_config
         return model
@@ -267,11 +266,15 @@ class TokenPackerForConditionalGeneration(TokenPackerPreTrainedModel, Generation
         """The language model's head."""
         return self.lm_head
 
-    def get_image_features(
-        self, pixel_values: Tensor, scale_factor: int | None = None, **kwargs: Any
-    ) -> BaseModelOutputWithPooling:
+    def get_image_features(self, pixel_values: Tensor, scale_factor: int | None = None, **kwargs: Any) -> ImageFeatures:
         """As `TokenPackerModel.get_image_features`."""
         return self.model.get_image_features(pixel_values, scale_factor, **kwargs)
+
+    def get_region_features(
+        self, pixel_values: Tensor, region_cells: Tensor, region_first_tile: Tensor, **kwargs: Any
+    ) -> Tensor:
+        """As `TokenPackerModel.get_region_features`."""
+        return self.model.get_region_features(pixel_values, region_cells, region_first_tile, **kwargs)
 
     def forward(
         self,
@@ -284,6 +287,9 @@ class TokenPackerForConditionalGeneration(TokenPackerPreTrainedModel, Generation
         packed_tokens: Tensor | None = None,
         scale_factor: int | None = None,
         tile_index: Tensor | None = None,
+        region_cells: Tensor | None = None,
+        region_first_tile: Tensor | None = None,
+        region_tokens: Tensor | None = None,
         labels: Tensor | None = None,
         logits_to_keep: int | Tensor = 0,
         only_learned: bool = False,
@@ -310,6 +316,9 @@ class TokenPackerForConditionalGeneration(TokenPackerPreTrainedModel, Generation
             packed_tokens=packed_tokens,
             scale_factor=scale_factor,
             tile_index=tile_index,
+            region_cells=region_cells,
+            region_first_tile=region_first_tile,
+            region_tokens=region_tokens,
             **kwargs,
         )
         states = outputs.last_hidden_state
@@ -332,36 +341,26 @@ class TokenPackerForConditionalGeneration(TokenPackerPreTrainedModel, Generation
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             image_hidden_states=outputs.image_hidden_states,
+            region_hidden_states=outputs.region_hidden_states,
         )
 
-    def prepare_inputs_for_generation(self, input_ids: Tensor, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Images enter with the prompt; later steps find them in the cache."""
-        if kwargs.get("use_cache", True) and not kwargs.get("is_first_iteration", False):
-            kwargs = {key: value for key, value in kwargs.items() if key not in IMAGE_INPUTS}
-        return super().prepare_inputs_for_generation(input_ids, *args, **kwargs)
 
-    def _expand_inputs_for_generation(
-        self,
-        expand_size: int = 1,
-        is_encoder_decoder: bool = False,
-        input_ids: Tensor | None = None,
-        **model_kwargs: Any,
-    ) -> tuple[Tensor, dict[str, Any]]:
-        """Repeats each sample for beams and multiple answers.
+def _check_image_inputs(
+    pixel_values: Tensor | None,
+    tile_index: Tensor | None,
+    region_cells: Tensor | None,
+    packed_tokens: Tensor | None,
+    region_tokens: Tensor | None,
+) -> None:
+    """Raises ValueError for inputs that exclude each other."""
+    if pixel_values is not None and (packed_tokens is not None or region_tokens is not None):
+        raise ValueError("pass pixel_values or packed_tokens, not both: the latter replace the former")
+    if tile_index is not None and pixel_values is None:
+        raise ValueError("tile_index was given without pixel_values; it says in which order these are used")
+    if region_cells is not None and pixel_values is None:
+        raise ValueError("region_cells were given without pixel_values; pass region_tokens with packed_tokens")
 
-        A sample's images must follow it as a group, and are encoded once, not once per beam.
-        """
-        pixel_values, tile_index, packed = (model_kwargs.pop(name, None) for name in IMAGE_INPUTS)
-        if expand_size > 1 and pixel_values is not None:
-            scale_factor = model_kwargs.get("scale_factor")
-            packed = self.get_image_features(pixel_values, scale_factor, tile_index=tile_index).pooler_output
-            pixel_values = tile_index = None
-        if expand_size > 1 and packed is not None:
-            counts = (input_ids == self.config.image_token_id).sum(dim=1).tolist()
-            samples = packed.flatten(0, 1).split(counts)
-            packed = torch.cat([sample for sample in samples for _ in range(expand_size)])[None]  # (1, places, D)
-        input_ids, model_kwargs = super()._expand_inputs_for_generation(
-            expand_size=expand_size, is_encoder_decoder=is_encoder_decoder, input_ids=input_ids, **model_kwargs
-        )
-        images = dict(zip(IMAGE_INPUTS, (pixel_values, tile_index, packed), strict=True))
-        return input_ids, model_kwargs | {key: value for key, value in images.items() if value is not None}
+
+def _device_of(module: nn.Module) -> torch.device:
+    """Where a module is; device maps may place encoder and projector apart."""
+    return next(module.parameters()).device

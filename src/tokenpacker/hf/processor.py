@@ -1,6 +1,7 @@
-"""Images and prompts to model inputs: places, orders and counts every image token.
+"""Images, regions and prompts to model inputs: places, orders and counts every image token.
 
-Shapes: B samples, S sequence length, N tiles of all samples in order.
+Shapes: B samples, S sequence length, N tiles and R regions of all samples in order, P tiles of an image at most, L
+patches of a tile.
 """
 
 from __future__ import annotations
@@ -8,15 +9,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
+from torch import Tensor
 from transformers import BatchFeature, PreTrainedTokenizerBase
 from transformers.processing_utils import ProcessorMixin
 
 from tokenpacker.hf.chat import chat_template as default_chat_template
 from tokenpacker.hf.config import TokenPackerConfig
 from tokenpacker.hf.image_processor import TokenPackerImageProcessor, to_rgb
-from tokenpacker.hf.tokenizer import encode_as_trained
+from tokenpacker.hf.masks import split_regions
+from tokenpacker.hf.region_cells import Canvas, region_entries, region_tensors
+from tokenpacker.hf.tokenizer import REGION_TOKEN, encode_as_trained
 from tokenpacker.projectors import config_from_dict
+from tokenpacker.regions import RegionRule, check_rule
 from tokenpacker.sequence import ImageLayout, plan_layout
+from tokenpacker.tiling import TileGrid
 
 RowSeparator = Literal["newline", "unknown"]
 
@@ -34,9 +40,11 @@ class TokenPackerProcessor(ProcessorMixin):
         row_separator: token after each row of tiles and after the thumbnail: "newline" is what the tokenizer makes of
             a line break. "unknown" is its unknown token, which the released weights need: the original looked the
             line break up as a vocabulary entry, and LLaMA's has none. (Between the tiles of a row stands a comma.)
+        region_rule: how much a patch counts for a region, see `tokenpacker.regions.RegionRule`. A tokenizer without
+            the token `<mask>` belongs to a model without regions; there `<mask>` is ordinary text.
 
     Raises:
-        ValueError: when the tokenizer lacks the image token or the row separator.
+        ValueError: when the tokenizer lacks the image token or the row separator, and for an unknown rule.
     """
 
     def __init__(
@@ -48,6 +56,7 @@ class TokenPackerProcessor(ProcessorMixin):
         projector_config: dict[str, Any] | None = None,
         image_token: str = "<image>",
         row_separator: RowSeparator = "newline",
+        region_rule: RegionRule = "coverage",
     ):
         self.image_token = image_token
         self.image_token_id = tokenizer.convert_tokens_to_ids(image_token)
@@ -56,6 +65,7 @@ class TokenPackerProcessor(ProcessorMixin):
         self.patch_grid = list(patch_grid)
         self.projector_config = projector_config or {"name": "token-packer", "vision_dim": 1024, "language_dim": 4096}
         self.row_separator = _check_row_separator(row_separator, tokenizer)
+        self.region_rule = check_rule(region_rule)
         super().__init__(image_processor, tokenizer, chat_template=chat_template or default_chat_template())
 
     @classmethod
@@ -64,6 +74,7 @@ class TokenPackerProcessor(ProcessorMixin):
         config: TokenPackerConfig,
         tokenizer: PreTrainedTokenizerBase,
         row_separator: RowSeparator = "newline",
+        region_rule: RegionRule = "coverage",
         **image_processor_kwargs: Any,
     ) -> TokenPackerProcessor:
         """The processor of a model's config; further arguments go to `TokenPackerImageProcessor`."""
@@ -74,6 +85,7 @@ class TokenPackerProcessor(ProcessorMixin):
             patch_grid=config.patch_grid,
             projector_config=config.projector_config,
             row_separator=row_separator,
+            region_rule=region_rule,
         )
 
     @classmethod
@@ -104,6 +116,17 @@ class TokenPackerProcessor(ProcessorMixin):
         """Id of the token after each row of tiles and after the thumbnail."""
         return self.tokenizer.unk_token_id if self.row_separator == "unknown" else _token_id(self.tokenizer, "\n")
 
+    @property
+    def region_token(self) -> str:
+        """Marks a region's place in a prompt."""
+        return REGION_TOKEN
+
+    @property
+    def region_token_id(self) -> int | None:
+        """Id of the region token; None where the tokenizer has none, for a model without regions."""
+        token_id = self.tokenizer.convert_tokens_to_ids(REGION_TOKEN)
+        return None if token_id in (None, self.tokenizer.unk_token_id) else token_id
+
     def image_layout(
         self,
         image_size: tuple[int, int],
@@ -133,6 +156,7 @@ class TokenPackerProcessor(ProcessorMixin):
         images: Any = None,
         text: str | Sequence[str] | None = None,
         *,
+        region_masks: Any = None,
         scale_factor: int | None = None,
         max_image_tokens: int | None = None,
         max_tiles: int | None = None,
@@ -145,22 +169,30 @@ class TokenPackerProcessor(ProcessorMixin):
     ) -> BatchFeature:
         """`input_ids` and `attention_mask` (B, S), and `pixel_values` (N, 3, h, w) where there are images.
 
-        A `scale_factor` given here must be given to the model too.
+        With regions also `region_cells` (R, P, L), the weights of each patch of each tile of the region's image, and
+        `region_first_tile` (R,), where the tiles of that image begin. A `scale_factor` given here must be given to the
+        model too.
 
         Args:
             images: for one prompt an image or a list of images; for several prompts a list of lists, or a flat list
                 that the markers take from in order. See `TokenPackerImageProcessor.preprocess` for the types.
-            text: one prompt or several, with `<image>` where each image belongs.
+            text: one prompt or several, with `<image>` where each image belongs, and `<mask>` for each region.
+            region_masks: one entry per image, in order, [] or None for none: a list of its regions, or (R, H, W)
+                boolean masks. A prompt's `<mask>` markers take the regions of its images in order. See `hf.masks` for
+                the forms of a region; coordinates are those of the original image.
             max_image_tokens: budget per image, separators included.
             padding: as for tokenizers; several prompts are padded by default when tensors are asked for.
 
         Raises:
-            ValueError: when markers and images differ in number, and as `image_layout`.
+            ValueError: when markers and images or regions differ in number, for masks that cannot be, and as
+                `image_layout`.
         """
         if text is None:
             raise ValueError("the processor needs text; for images alone use processor.image_processor")
         prompts = [text] if isinstance(text, str) else list(text)
-        pictures = [[to_rgb(image) for image in group] for group in self._group_images(images, prompts)]
+        groups = self._group_images(images, prompts)
+        regions = self._group_regions(region_masks, [len(group) for group in groups], prompts)
+        pictures = [[to_rgb(image) for image in group] for group in groups]
         plan: dict[str, Any] = {
             "scale_factor": scale_factor,
             "max_image_tokens": max_image_tokens,
@@ -191,7 +223,34 @@ class TokenPackerProcessor(ProcessorMixin):
             grids = [layout.tile_grid for group in layouts for layout in group]
             features = self.image_processor(pictures, tile_grids=grids, image_mode=image_mode)
             data["pixel_values"] = features["pixel_values"]
+            if any(map(split_regions, regions)):
+                sizes = [(picture.height, picture.width) for group in pictures for picture in group]
+                data |= self.region_inputs(regions, sizes, grids, image_mode)
         return BatchFeature(data)
+
+    def region_inputs(
+        self,
+        region_masks: Any,
+        image_sizes: Sequence[tuple[int, int]],
+        tile_grids: Sequence[TileGrid],
+        image_mode: str | None = None,
+    ) -> dict[str, Tensor]:
+        """`region_cells` (R, P, L) and `region_first_tile` (R,) for images of (height, width); R may be 0.
+
+        Args:
+            region_masks: as for a call.
+            tile_grids: per image.
+
+        Raises:
+            ValueError: when entries and images differ in number, and for masks that cannot be.
+        """
+        entries = region_entries(region_masks, len(image_sizes))
+        patch_grid = (self.patch_grid[0], self.patch_grid[1])
+        canvases = [
+            Canvas(self.image_processor, size, grid, patch_grid, image_mode)
+            for size, grid in zip(image_sizes, tile_grids, strict=True)
+        ]
+        return region_tensors(entries, image_sizes, canvases, patch_grid[0] * patch_grid[1], self.region_rule)
 
     def _encode(self, prompts: list[str], tokenizer_kwargs: dict[str, Any]) -> dict[str, Any]:
         """Ids and masks, not yet padded; a start token that the chat template has written is not added again."""
@@ -208,7 +267,7 @@ class TokenPackerProcessor(ProcessorMixin):
     @property
     def model_input_names(self) -> list[str]:
         """What the model's forward takes of the processor's output."""
-        return ["input_ids", "attention_mask", "pixel_values"]
+        return ["input_ids", "attention_mask", "pixel_values", "region_cells", "region_first_tile"]
 
     def _group_images(self, images: Any, prompts: list[str]) -> list[list[Any]]:
         """The images of each prompt; raises ValueError where markers and images differ in number."""
@@ -229,6 +288,29 @@ class TokenPackerProcessor(ProcessorMixin):
         for number, (count, group) in enumerate(zip(markers, groups, strict=True), start=1):
             self._check_markers(count, len(group), "the prompt" if len(prompts) == 1 else f"prompt {number}")
         return groups
+
+    def _group_regions(self, region_masks: Any, num_images: list[int], prompts: list[str]) -> list[Any]:
+        """The regions of each image in order; raises ValueError where a prompt's markers and regions differ."""
+        entries = region_entries(region_masks, sum(num_images))
+        if self.region_token_id is None:
+            if any(map(split_regions, entries)):
+                raise ValueError(
+                    f"region_masks were given but the tokenizer has no token {REGION_TOKEN!r}; use a model that knows"
+                    " regions, or call tokenpacker.hf.add_regions first"
+                )
+            return entries
+        start = 0
+        for number, (prompt, count) in enumerate(zip(prompts, num_images, strict=True), start=1):
+            num_markers = prompt.count(REGION_TOKEN)
+            num_regions = sum(len(split_regions(entry)) for entry in entries[start : start + count])
+            start += count
+            if num_markers != num_regions:
+                where = "the prompt" if len(prompts) == 1 else f"prompt {number}"
+                raise ValueError(
+                    f"{where} needs as many {REGION_TOKEN} markers as regions: {num_markers} markers, {num_regions}"
+                    f" regions; write {REGION_TOKEN} once for each region, and give its mask in region_masks"
+                )
+        return entries
 
     def _check_markers(self, num_markers: int, num_images: int, where: str) -> None:
         if num_markers != num_images:

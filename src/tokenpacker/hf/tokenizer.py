@@ -30,8 +30,9 @@ from transformers.convert_slow_tokenizer import SentencePieceExtractor
 from tokenpacker.hf.chat import AFTER_END_MARK
 
 Variant = Literal["slow", "slow_legacy", "fast"]
-IMAGE_TOKEN = "<image>"
-UNREACHABLE_PIECE = "<0xFF>"  # no UTF-8 text contains this byte, so its embedding row is free for the image mark
+IMAGE_TOKEN, REGION_TOKEN = "<image>", "<mask>"
+# No UTF-8 text contains these bytes, so the embedding rows of their pieces are free for marks.
+UNREACHABLE_PIECES = {IMAGE_TOKEN: "<0xFF>", REGION_TOKEN: "<0xFE>"}
 MARKER = "▁"  # sentencepiece's space
 NORMAL_PIECE = 1  # sentencepiece's type of pieces that text can become
 WHITESPACE = r"[\s\x1c-\x1f]*"  # what Python's str.strip strips
@@ -45,11 +46,13 @@ def load_llama_tokenizer(
     model_max_length: int | None = None,
     padding_side: Literal["left", "right"] = "left",
     vocab_size: int | None = None,
+    region_token: bool = False,
 ) -> PreTrainedTokenizerFast:
     """The tokenizer of a folder in the original layout, exact to the variant and safe to save and load again.
 
     `<image>` is one token. Where the folder has none it takes the id of the byte piece `<0xFF>`, which no text can
-    produce: released weights keep their shape. Padding is the unknown token unless the folder names another.
+    produce: released weights keep their shape. With `region_token` so does `<mask>`, of `<0xFE>`. Padding is the
+    unknown token unless the folder names another.
 
     Args:
         folder: holds `tokenizer.model` (or `tokenizer.json`, of which the vocabulary is taken), `tokenizer_config.json`
@@ -60,6 +63,8 @@ def load_llama_tokenizer(
         model_max_length: None takes the folder's own.
         padding_side: left for batched generation.
         vocab_size: rows of the model's embedding, where known; checked.
+        region_token: whether `<mask>` is a token; else it is ordinary text. Released weights need this: the original
+            gave it the id behind the last row, for which there is no embedding, and which is passed over here.
 
     Raises:
         ValueError: for a missing or damaged file, an unknown variant, ids that contradict each other and a vocabulary
@@ -77,8 +82,11 @@ def load_llama_tokenizer(
     vocabulary, merges, given = _read_vocabulary(folder)
     names = _special_names(folder, config)
     given |= _read_added(folder, config)
+    if region_token and vocab_size is not None and given.get(REGION_TOKEN, 0) >= vocab_size:
+        del given[REGION_TOKEN]
     added = _number_added(folder, given, vocabulary, [*names.values(), *extra_tokens])
-    _place_image_token(folder, vocabulary, added)
+    for mark in (IMAGE_TOKEN, REGION_TOKEN)[: 1 + region_token]:
+        _place_mark(mark, folder, vocabulary, added)
     size = max([*vocabulary.values(), *added.values()]) + 1
     if vocab_size is not None and size > vocab_size:
         raise ValueError(
@@ -293,18 +301,19 @@ def _number_added(
     return dict(sorted(ids.items(), key=lambda item: item[1]))
 
 
-def _place_image_token(folder: Path, vocabulary: dict[str, int], added: dict[str, int]) -> None:
-    """Gives `<image>` an id, in both tables; see `load_llama_tokenizer`."""
-    if IMAGE_TOKEN in added:
+def _place_mark(mark: str, folder: Path, vocabulary: dict[str, int], added: dict[str, int]) -> None:
+    """Gives `<image>` or `<mask>` an id, in both tables; see `load_llama_tokenizer`."""
+    if mark in added:
         return
-    if IMAGE_TOKEN not in vocabulary:
-        if UNREACHABLE_PIECE not in vocabulary:
+    if mark not in vocabulary:
+        piece = UNREACHABLE_PIECES[mark]
+        if piece not in vocabulary:
             raise ValueError(
-                f"the vocabulary of {folder} has no byte piece {UNREACHABLE_PIECE} to stand for {IMAGE_TOKEN}; "
-                f"pass extra_tokens=[{IMAGE_TOKEN!r}] and resize the embedding"
+                f"the vocabulary of {folder} has no byte piece {piece} to stand for {mark}; "
+                f"pass extra_tokens=[{mark!r}] and resize the embedding"
             )
-        vocabulary[IMAGE_TOKEN] = vocabulary.pop(UNREACHABLE_PIECE)
-    added[IMAGE_TOKEN] = vocabulary[IMAGE_TOKEN]
+        vocabulary[mark] = vocabulary.pop(piece)
+    added[mark] = vocabulary[mark]
 
 
 def _max_length(folder: Path, config: dict[str, Any]) -> int:

@@ -36,11 +36,16 @@ def test_a_tower_that_is_inside_in_part_is_refused(make_complete, refused):
     assert f"1 missing: {name}" in refused(make_complete(change=lambda tensors: tensors.pop(name)))
 
 
-def test_a_region_model_is_told_as_such(make_complete, refused):
+def test_a_region_module_that_is_there_in_part_is_refused(make_complete, refused):
     def add_region_module(tensors):
         tensors["mask_extractor.feat_linear.weight"] = torch.zeros(2, 2)
+        tensors["mask_extractor.res_layers.0.bias"] = torch.zeros(64)
+        tensors["mask_extractor.mask_linear.bias"] = torch.zeros(64)  # of the branch's own origin, without masks here
 
-    assert "mask_extractor belongs to a region model" in refused(make_complete(change=add_region_module))
+    message = refused(make_complete(change=add_region_module))
+    assert "1 unknown: mask_extractor.mask_linear.bias" in message
+    assert "8 missing: mask_extractor.feat_linear.bias, mask_extractor.res_layers.0.weight" in message
+    assert "1 wrong shape: mask_extractor.feat_linear.weight is 2x2, should be 32x64" in message
 
 
 @pytest.mark.parametrize("weights", ["bin", "safetensors"])

@@ -113,9 +113,7 @@ def account(
     problems = {"unknown": unknown, "missing": missing, "wrong shape": wrong, "stored under two names": twice}
     if any(problems.values()):
         told = "; ".join(f"{len(which)} {what}: {listed(which)}" for what, which in problems.items() if which)
-        is_region = any(name.startswith(names.REGION_PREFIXES) for name in unknown)
-        hint = " (mask_extractor belongs to a region model, which is no plain TokenPacker model)" if is_region else ""
-        raise ValueError(f"the checkpoint does not fit its config: {told}{hint}")
+        raise ValueError(f"the checkpoint does not fit its config: {told}")
     return plan
 
 
@@ -183,7 +181,7 @@ def dtypes_by_part(plan: Mapping[str, tuple[str, ...]], found: Mapping[str, Entr
         name: str(found[released].dtype).removeprefix("torch.") for released, ours in plan.items() for name in ours
     }
     result: dict[str, str] = {}
-    for prefix in (names.TOWER, names.SPARE_LAYERS, names.PROJECTOR, names.LANGUAGE_MODEL, "lm_head."):
+    for prefix in (names.TOWER, names.SPARE_LAYERS, names.PROJECTOR, names.REGIONS, names.LANGUAGE_MODEL, "lm_head."):
         part = {name: dtype for name, dtype in stored.items() if name.startswith(prefix)}
         if part:
             result[prefix] = max(set(part.values()), key=list(part.values()).count)

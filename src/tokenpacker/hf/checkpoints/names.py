@@ -1,7 +1,8 @@
 """The names of a released model's tensors, there and here; in both directions, one tensor at a time.
 
-Released: `model.*` and `lm_head` of a LLaMA, `model.mm_projector.*`, and the CLIP tower below a doubled prefix.
-Here: `model.language_model.*`, `lm_head`, `model.projector.*`, `model.vision_tower.*`.
+Released: `model.*` and `lm_head` of a LLaMA, `model.mm_projector.*`, the CLIP tower below a doubled prefix, and beside
+`model` the `mask_extractor.*` of a model with regions.
+Here: `model.language_model.*`, `lm_head`, `model.projector.*`, `model.vision_tower.*`, `model.region_encoder.*`.
 The attention's query, key and value projections are one matrix there and three here.
 """
 
@@ -14,7 +15,9 @@ from torch import Tensor
 
 RELEASED_TOWER = "model.vision_tower.vision_tower."
 RELEASED_PROJECTOR = "model.mm_projector."
+RELEASED_REGIONS = "mask_extractor."
 TOWER, PROJECTOR, LANGUAGE_MODEL = "model.vision_tower.", "model.projector.", "model.language_model."
+REGIONS = "model.region_encoder."
 SPARE_LAYERS = "model.spare_vision_layers."  # kept for the way back, never run
 
 _PROJECTOR_MODULES = {
@@ -27,6 +30,7 @@ _PROJECTOR_MODULES = {
     "clip_attn.out_proj": "attention.output_proj",
     "mlp": "output_mlp",
 }
+_REGION_MODULES = {"res_layers": "level_projs", "feat_linear": "output_proj"}
 _IN_PROJECTION = {"clip_attn.in_proj_weight": "weight", "clip_attn.in_proj_bias": "bias"}
 _IN_PARTS = ("query_proj", "key_proj", "value_proj")  # in the order of their rows
 
@@ -35,7 +39,6 @@ ROTARY_FREQUENCIES = re.compile(r"model\.layers\.(\d+)\.self_attn\.rotary_emb\.i
 POSITION_IDS = re.compile(re.escape(RELEASED_TOWER) + r"vision_model\.embeddings\.position_ids")
 # What a file of a complete CLIP holds beside its vision tower.
 OTHER_CLIP_PARTS = re.compile(r"(text_model\.|text_projection|visual_projection|logit_scale)")
-REGION_PREFIXES = ("mask_extractor.", "model.mask_extractor.")
 
 
 def from_released(name: str, num_layers: int) -> tuple[str, ...] | None:
@@ -52,6 +55,9 @@ def from_released(name: str, num_layers: int) -> tuple[str, ...] | None:
             return tuple(f"{PROJECTOR}attention.{part}.{_IN_PROJECTION[tail]}" for part in _IN_PARTS)
         module = next((module for module in _PROJECTOR_MODULES if tail.startswith(f"{module}.")), None)
         return None if module is None else (f"{PROJECTOR}{_PROJECTOR_MODULES[module]}{tail.removeprefix(module)}",)
+    if name.startswith(RELEASED_REGIONS):
+        module, _, tail = name.removeprefix(RELEASED_REGIONS).partition(".")
+        return (f"{REGIONS}{_REGION_MODULES[module]}.{tail}",) if module in _REGION_MODULES else None
     if name == "lm_head.weight":
         return (name,)
     if name.startswith("model."):
@@ -74,6 +80,10 @@ def to_released(name: str, num_layers: int) -> str | None:
         module = next((ours for ours in _PROJECTOR_MODULES.values() if tail.startswith(f"{ours}.")), None)
         released = next((theirs for theirs, ours in _PROJECTOR_MODULES.items() if ours == module), None)
         return None if module is None else f"{RELEASED_PROJECTOR}{released}{tail.removeprefix(module)}"
+    if name.startswith(REGIONS):
+        module, _, tail = name.removeprefix(REGIONS).partition(".")
+        released = next((theirs for theirs, ours in _REGION_MODULES.items() if ours == module), None)
+        return None if released is None else f"{RELEASED_REGIONS}{released}.{tail}"
     if name.startswith(LANGUAGE_MODEL):
         return "model." + name.removeprefix(LANGUAGE_MODEL)
     return name if name == "lm_head.weight" else None

@@ -63,8 +63,9 @@ def original_config(
     images = processor_config.get("image_processor", {})
     before = ReleasedSettings.read(content, "the original config")
     last = config.vision_config.num_hidden_layers + 1  # hidden states, the embeddings' included
+    mode = before.image_mode if config.regions is None else "slice"  # with regions the config's does not count
     now = {
-        "image_aspect_ratio": (before.image_mode, images.get("image_mode", before.image_mode)),
+        "image_aspect_ratio": (mode, images.get("image_mode", mode)),
         "patch_num": (before.max_tiles, images.get("max_tiles", before.max_tiles)),
         "scale_factor": (before.scale_factor, config.projector_config["scale_factor"]),
         "mm_vision_select_layer": (before.query_level % last, config.vision_query_level),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,7 @@ class Parts:
         content: of its config.json.
         found: released name -> entry, over all files.
         tower_inside: whether the tower's tensors come from the checkpoint itself.
+        has_regions: whether it is a model that knows regions.
         folders: of the checkpoint and of its base, in the order in which files are looked for.
     """
 
@@ -50,6 +51,7 @@ class Parts:
     found: dict[str, Entry]
     tower: TowerSource
     tower_inside: bool
+    has_regions: bool
     adapter: Adapter | None
     folders: tuple[Path, ...]
     notes: tuple[str, ...]
@@ -85,6 +87,9 @@ def open_parts(src: str, base: str | None, vision_tower: str | None, revision: s
         found |= _trained(folder / (STAGE_1_FILE if kind == "stage-1" else LORA_FILE))
         found |= {name: grow(found[name], text_config.vocab_size) for name in (EMBEDDING, HEAD) if name in found}
     tower, tower_inside = _add_tower(found, settings, vision_tower, notes)
+    has_regions = any(name.startswith(names.RELEASED_REGIONS) for name in found)
+    if has_regions:
+        settings = _cut_always(settings, notes)
     return Parts(
         kind=kind,
         content=content,
@@ -93,6 +98,7 @@ def open_parts(src: str, base: str | None, vision_tower: str | None, revision: s
         found=found,
         tower=tower,
         tower_inside=tower_inside,
+        has_regions=has_regions,
         adapter=Adapter.read(folder) if kind == "lora" else None,
         folders=folders,
         notes=tuple(notes),
@@ -114,6 +120,16 @@ def _differences(src: str, settings: ReleasedSettings) -> list[str]:
             f" {model.scale_factor}: give --scale-factor {model.scale_factor} (scale_factor=) when you ask it"
         )
     return notes
+
+
+def _cut_always(settings: ReleasedSettings, notes: list[str]) -> ReleasedSettings:
+    """The settings of a model with regions: its branch cuts every image, whatever the config says."""
+    if settings.image_mode != "slice":
+        notes.append(
+            f"config.json has image_aspect_ratio={settings.image_mode!r}, but a model with regions was trained on"
+            " images cut into tiles: image_mode is 'slice'"
+        )
+    return replace(settings, image_mode="slice")
 
 
 def _kind(folder: Path) -> str:

@@ -35,7 +35,7 @@ from tokenpacker.hf.checkpoints.vision_tower import TowerSource
 from tokenpacker.hf.config import TokenPackerConfig
 from tokenpacker.hf.image_processor import RELEASED_OPTIONS, TokenPackerImageProcessor
 from tokenpacker.hf.processor import TokenPackerProcessor
-from tokenpacker.hf.tokenizer import Variant, load_llama_tokenizer
+from tokenpacker.hf.tokenizer import IMAGE_TOKEN, REGION_TOKEN, Variant, load_llama_tokenizer
 
 Progress = Callable[[int], None]  # takes the bytes that were read since the last call
 IMAGE_PATCH_TOKEN, IMAGE_START_TOKEN, IMAGE_END_TOKEN = "<im_patch>", "<im_start>", "<im_end>"
@@ -143,8 +143,9 @@ def open_checkpoint(
         extra_tokens=_extra_tokens(parts.content, settings),
         model_max_length=settings.context_length,
         vocab_size=parts.text_config.vocab_size,
+        region_token=parts.has_regions,
     )
-    config = _config(parts, tokenizer.convert_tokens_to_ids("<image>"))
+    config = _config(parts, tokenizer)
     expected = shapes_of(config)
     plan = account(parts.found, expected, config)
     if parts.adapter is not None:
@@ -183,7 +184,7 @@ def _text(path: str | Path | None) -> str | None:
     return None if path is None else str(path)
 
 
-def _config(parts: Parts, image_token_id: int) -> TokenPackerConfig:
+def _config(parts: Parts, tokenizer: PreTrainedTokenizerFast) -> TokenPackerConfig:
     levels = list(KEY_VALUE_LEVELS)
     if parts.tower.config.num_hidden_layers < max(levels):
         raise ValueError(
@@ -196,7 +197,9 @@ def _config(parts: Parts, image_token_id: int) -> TokenPackerConfig:
         projector_config={"name": "token-packer", "scale_factor": parts.settings.scale_factor},
         vision_levels=levels,
         vision_query_level=parts.settings.query_level,
-        image_token_id=image_token_id,
+        image_token_id=tokenizer.convert_tokens_to_ids(IMAGE_TOKEN),
+        region_config={} if parts.has_regions else None,
+        region_token_id=tokenizer.convert_tokens_to_ids(REGION_TOKEN) if parts.has_regions else None,
         keep_spare_vision_layers=parts.tower_inside,
         released={
             "kind": parts.kind,
@@ -240,6 +243,7 @@ def _processor(
         patch_grid=config.patch_grid,
         projector_config=config.projector_config,
         row_separator="unknown" if _lacks_newline(tokenizer) else "newline",
+        region_rule="centre" if config.regions is not None else "coverage",
     )
 
 

@@ -1,0 +1,213 @@
+"""Regions that a user marks: masks to weights of patches, and the vision features under them to one token per region.
+
+A region's token is the mean of the vision features of the patches under its mask, level by level, each through its own
+linear layer; these are summed and projected to the language model's width. A mean over the image's re-assembled tiles
+is a weighted sum over their patches, so that nothing is re-assembled: the tiles stay as they are, and the thumbnail has
+weight 0. Source: the original's region branch, which pools as Osprey does (arXiv 2312.10032).
+
+Shapes: R regions of all images in order, N tiles in order of use, P tiles of an image at most, (h, w) patch grid,
+L = h*w, M levels, C vision width, D language width. With `tile_index`, U different tiles are given and N are used.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from tokenpacker.features import VisionFeatures
+from tokenpacker.projectors.base import require_positive
+from tokenpacker.tiling import TileGrid
+
+RegionRule = Literal["coverage", "centre"]
+"""How much a patch counts. `coverage`: the share of its area under the mask, so that small and thin regions count too.
+`centre`: 1 when any of its centre pixels is set, else 0; the released weights were trained so."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegionConfig:
+    """Widths of a `RegionEncoder`. Raises ValueError for one below 1.
+
+    Args:
+        vision_dim: C, width of one level.
+        language_dim: D.
+        num_levels: M.
+    """
+
+    vision_dim: int
+    language_dim: int
+    num_levels: int = 4
+
+    def __post_init__(self) -> None:
+        for name, value in self.to_dict().items():
+            require_positive(name, value)
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-ready dict, to be given to the class again."""
+        return asdict(self)
+
+
+class RegionEncoder(nn.Module):
+    """One token per region."""
+
+    def __init__(self, config: RegionConfig):
+        super().__init__()
+        self.config = config
+        self.level_projs = nn.ModuleList(
+            nn.Linear(config.vision_dim, config.vision_dim) for _ in range(config.num_levels)
+        )
+        self.output_proj = nn.Linear(config.vision_dim, config.language_dim)
+        self.init_weights()
+
+    def init_weights(self) -> None:
+        """Initialises every linear as projectors do: truncated normal with standard deviation 0.02, zero biases."""
+        for layer in (*self.level_projs, self.output_proj):
+            nn.init.trunc_normal_(layer.weight, std=0.02)
+            nn.init.zeros_(layer.bias)
+
+    def forward(
+        self, features: VisionFeatures, cells: Tensor, first_tile: Tensor, tile_index: Tensor | None = None
+    ) -> Tensor:
+        """(R, D) region tokens. A region without any weight gets what the biases give.
+
+        Args:
+            features: of N tiles, or of U with `tile_index`.
+            cells: (R, P, L) weights of the patches of the region's image, tile by tile; zeros behind its last tile.
+            first_tile: (R,) where the tiles of the region's image begin, among the N.
+            tile_index: (N,) which of the U tiles comes when.
+
+        Raises:
+            ValueError: for shapes that do not fit, and for an image that begins behind the last tile.
+        """
+        self._check(features, cells, first_tile)
+        pooled = _pool(features.levels, cells, first_tile, tile_index)  # (R, M*C)
+        levels = pooled.to(self.output_proj.weight.dtype).unflatten(1, (self.config.num_levels, -1))
+        levels = levels.transpose(0, 1).contiguous()  # (M, R, C)
+        projected = [project(level) for project, level in zip(self.level_projs, levels, strict=True)]
+        return self.output_proj(torch.stack(projected).sum(dim=0))  # (R, C) -> (R, D)
+
+    def _check(self, features: VisionFeatures, cells: Tensor, first_tile: Tensor) -> None:
+        for field in ("vision_dim", "num_levels"):
+            given, expected = getattr(features, field), getattr(self.config, field)
+            if given != expected:
+                raise ValueError(f"features have {field}={given} but the region encoder was built for {expected}")
+        num_patches = features.levels.shape[1]
+        if cells.dim() != 3 or cells.shape[2] != num_patches or tuple(first_tile.shape) != tuple(cells.shape[:1]):
+            raise ValueError(
+                f"region cells are {tuple(cells.shape)} and first tiles {tuple(first_tile.shape)}; expected (regions,"
+                f" tiles, {num_patches}) and (regions,), as the processor makes them"
+            )
+
+
+def _pool(levels: Tensor, cells: Tensor, first_tile: Tensor, tile_index: Tensor | None) -> Tensor:
+    """(R, M*C) weighted means of levels (U, L, M*C), summed in float32 at least.
+
+    Image by image, and only over tiles with weight: at no time is there more than the features of one image's tiles.
+    """
+    num_tiles = levels.shape[0] if tile_index is None else tile_index.shape[0]
+    dtype = torch.promote_types(levels.dtype, torch.float32)
+    cells, first_tile = cells.to(levels.device, dtype), first_tile.to(levels.device)
+    total = cells.sum(dim=(1, 2), keepdim=True)
+    weights = cells / torch.where(total > 0, total, 1)  # (R, P, L)
+    pooled = levels.new_zeros(cells.shape[0], levels.shape[2], dtype=dtype)
+    for first in first_tile.unique().tolist():
+        regions = (first_tile == first).nonzero()[:, 0]
+        own = weights[regions]  # (r, P, L)
+        used = own.any(dim=2).any(dim=0).nonzero()[:, 0]  # (p,)
+        tiles = first + used
+        if first < 0 or first >= num_tiles or (used.numel() and int(tiles[-1]) >= num_tiles):
+            raise ValueError(
+                f"a region's image begins at tile {first} and has weights up to tile {first + cells.shape[1] - 1}, but"
+                f" there are {num_tiles} tiles; pass region_first_tile as the processor made it for exactly these"
+            )
+        shown = levels[tiles if tile_index is None else tile_index.to(levels.device)[tiles]]  # (p, L, M*C)
+        with torch.autocast(levels.device.type, enabled=False):  # thousands of patches: bfloat16 has three digits
+            mean = own[:, used].flatten(1) @ shown.flatten(0, 1).to(dtype)  # (r, p*L) @ (p*L, M*C)
+        pooled = pooled.index_copy(0, regions, mean)
+    return pooled
+
+
+def cells_under(masks: Tensor, patch_size: tuple[int, int], rule: RegionRule = "coverage") -> Tensor:
+    """(R, rows, cols) weights of the patches under masks (R, H, W) that are drawn on the canvas of the tiles.
+
+    Released weights need rule "centre": the original resizes a mask bilinearly to the patch grid and takes what is
+    above 0. Half-pixel centres and no filter make that the two or, of an odd size, the one middle row and column.
+
+    Raises:
+        ValueError: for an unknown rule, and a canvas that is not cut into whole patches.
+    """
+    check_rule(rule)
+    size, (height, width) = tuple(masks.shape[1:]), patch_size
+    if masks.dim() != 3 or size[0] % height or size[1] % width:
+        raise ValueError(
+            f"masks have shape {tuple(masks.shape)}; expected (regions, height, width) of a canvas that patches of"
+            f" {height}x{width} pixels cover"
+        )
+    if rule == "coverage":
+        starts = [torch.arange(0, length, patch) for length, patch in zip(size, patch_size, strict=True)]
+        return covered_share(masks, *(torch.stack([s, s + p], dim=1) for s, p in zip(starts, patch_size, strict=True)))
+    blocks = masks.bool().unflatten(2, (-1, width)).unflatten(1, (-1, height))  # (R, rows, height, cols, width)
+    middle_row, middle_col = (slice((length - 1) // 2, length // 2 + 1) for length in patch_size)
+    return blocks[:, :, middle_row, :, middle_col].any(dim=4).any(dim=2).float()
+
+
+def covered_share(masks: Tensor, row_spans: Tensor, col_spans: Tensor) -> Tensor:
+    """(R, rows, cols), how much of each cell's area lies under the masks (R, H, W); exact, for cells of any size.
+
+    Args:
+        row_spans: (rows, 2) where cells begin and end, in pixels of the masks; they may lie outside of them.
+        col_spans: (cols, 2) likewise.
+    """
+    nothing = torch.zeros(masks.shape[0], row_spans.shape[0], col_spans.shape[0], device=masks.device)
+    if not masks.numel():
+        return nothing
+    marked = masks.bool().view(torch.uint8)  # whose largest value is found ten times faster than whether any is true
+    rows, cols = (marked.amax(dim=axes).nonzero()[:, 0] for axes in ((0, 2), (0, 1)))
+    if not rows.numel():
+        return nothing
+    top, bottom, left, right = int(rows[0]), int(rows[-1]) + 1, int(cols[0]), int(cols[-1]) + 1
+    inside = marked[:, top:bottom, left:right].float()  # a region is small beside its image
+    over_rows = _overlap(row_spans, top, bottom).to(masks.device)  # (rows, H)
+    over_cols = _overlap(col_spans, left, right).to(masks.device)  # (cols, W)
+    return over_rows @ inside @ over_cols.T
+
+
+def _overlap(spans: Tensor, start: int, stop: int) -> Tensor:
+    """(cells, pixels), which share of a cell's length each of the pixels start..stop covers."""
+    low, high = spans.double()[:, None].unbind(dim=2)  # (cells, 1) each
+    pixels = torch.arange(start, stop, dtype=low.dtype)
+    shared = torch.minimum(high, pixels + 1) - torch.maximum(low, pixels)
+    return (shared.clamp_min(0) / (high - low)).float()
+
+
+def tiles_of_cells(cells: Tensor, grid: TileGrid) -> Tensor:
+    """(R, n, L) weights of an image's n tiles from those on its canvas (R, rows*h, cols*w); 0 for the thumbnail."""
+    tiles = cells.unflatten(2, (grid.cols, -1)).unflatten(1, (grid.rows, -1))  # (R, rows, h, cols, w)
+    tiles = tiles.transpose(2, 3).flatten(3).flatten(1, 2)  # (R, rows*cols, L)
+    return nn.functional.pad(tiles, (0, 0, 0, int(grid.has_thumbnail)))
+
+
+def scatter_region_tokens(embeddings: Tensor, input_ids: Tensor, region_tokens: Tensor, region_token_id: int) -> Tensor:
+    """(B, S, D) embeddings with the region tokens (R, D) in place of every `region_token_id`, in order.
+
+    Raises:
+        ValueError: when `input_ids` (B, S) holds another number of placeholders than there are regions.
+    """
+    is_region = input_ids == region_token_id  # (B, S)
+    if not torch.compiler.is_compiling():  # as `sequence.scatter_image_tokens`
+        num_places = int(is_region.sum())
+        if num_places != region_tokens.shape[0]:
+            raise ValueError(
+                f"the prompts hold {num_places} region tokens but there are {region_tokens.shape[0]} regions; pass the"
+                " regions of exactly these prompts, and write <mask> once for each"
+            )
+    return embeddings.masked_scatter(is_region[..., None], region_tokens.to(embeddings.dtype))
+
+
+def check_rule(rule: str) -> RegionRule:
+    """The rule itself. Raises ValueError for an unknown one."""
+    if rule not in get_args(RegionRule):
+        raise ValueError(f"region_rule={rule!r} is unknown; use 'coverage' or 'centre'")
+    return rule  # type: ignore[return-value]

@@ -1,0 +1,117 @@
+"""Checkpoints of the region branch: loaded, converted, and written back."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from released_layout import HIDDEN, TOWER_DIM, VOCABULARY, linear, load, random_tensors
+from tokenpacker.hf import add_regions
+from tokenpacker.hf.checkpoints import convert, export_original, load_released
+
+SHAPES = {
+    name: shape
+    for module, rows in [*((f"res_layers.{level}", TOWER_DIM) for level in range(4)), ("feat_linear", HIDDEN)]
+    for name, shape in linear(f"mask_extractor.{module}", rows, TOWER_DIM).items()
+}
+MASKS = [[(2, 3, 20, 30), [[5, 5, 50, 8, 30, 35]]]]
+
+
+@pytest.fixture
+def make_region_checkpoint(make_complete):
+    """Writes a checkpoint of the region branch: its module's tensors, and `<mask>` behind the last row."""
+
+    def make(**options):
+        src = make_complete(change=lambda tensors: tensors.update(random_tensors(SHAPES, seed=9)), **options)
+        (src / "added_tokens.json").write_text(json.dumps({"<mask>": VOCABULARY}))
+        return src
+
+    return make
+
+
+def logits(model, processor, image):
+    inputs = processor(image, "<image>\nis <mask> like <mask>?", region_masks=MASKS, return_tensors="pt")
+    with torch.no_grad():
+        return model(**inputs).logits
+
+
+@pytest.mark.parametrize("tower", [True, False], ids=["tower-inside", "tower-outside"])
+@pytest.mark.parametrize(("weights", "dtype"), [("bin", torch.float32), ("safetensors", torch.bfloat16)])
+def test_a_region_checkpoint_goes_all_the_way_and_comes_back_bit_for_bit(
+    make_region_checkpoint, tmp_path, image_of, weights, dtype, tower
+):
+    src = make_region_checkpoint(weights=weights, tower=tower, dtype=dtype)
+    model, processor = load_released(src)
+    for theirs, ours in (("res_layers.2", "level_projs.2"), ("feat_linear", "output_proj")):
+        weight = model.model.region_encoder.get_submodule(ours).weight
+        assert torch.equal(weight, random_tensors(SHAPES, seed=9)[f"mask_extractor.{theirs}.weight"].to(dtype))
+    convert(src, tmp_path / "converted")
+    again = AutoModelForImageTextToText.from_pretrained(tmp_path / "converted")
+    restored = AutoProcessor.from_pretrained(tmp_path / "converted")
+    image = image_of(40, 60)
+    assert torch.equal(logits(again, restored, image), logits(model, processor, image))
+    export_original(tmp_path / "converted", tmp_path / "back", weights=weights)
+    there, back = load(src), load(tmp_path / "back")
+    assert set(there) == set(back)
+    assert all(torch.equal(there[key], back[key]) and there[key].dtype == back[key].dtype for key in there)
+    assert (tmp_path / "back" / "added_tokens.json").read_text() == (src / "added_tokens.json").read_text()
+    assert torch.equal(logits(*load_released(tmp_path / "back"), image), logits(model, processor, image))
+
+
+def test_masks_follow_the_released_rule_and_the_mark_takes_a_free_row(make_region_checkpoint):
+    model, processor = load_released(make_region_checkpoint())
+    assert processor.region_rule == "centre"
+    assert processor.region_token_id == model.config.region_token_id < VOCABULARY
+    assert model.get_input_embeddings().weight.shape[0] == VOCABULARY
+    assert processor.tokenizer.convert_ids_to_tokens(0x46 + 3) == "<0x46>"  # bytes follow three special pieces
+    assert model.config.region_token_id == 0xFE + 3
+    assert model.config.image_token_id == 0xFF + 3
+
+
+def test_a_mark_that_has_a_row_of_its_own_keeps_it(make_complete, complete_tensors):
+    def grow(tensors):
+        tensors.update(random_tensors(SHAPES, seed=9))
+        for name in ("model.embed_tokens.weight", "lm_head.weight"):
+            tensors[name] = torch.cat([tensors[name], tensors[name][:1]])
+
+    src = make_complete(change=grow, config={"vocab_size": VOCABULARY + 1})
+    (src / "added_tokens.json").write_text(json.dumps({"<mask>": VOCABULARY}))
+    model, _ = load_released(src)
+    assert model.config.region_token_id == VOCABULARY
+
+
+def test_images_are_cut_whatever_the_config_says_as_in_the_region_branch(make_region_checkpoint, tmp_path):
+    src = make_region_checkpoint(config={"image_aspect_ratio": None})
+    notes = convert(src, tmp_path / "converted")["notes"]
+    assert notes == [
+        "config.json has image_aspect_ratio='square', but a model with regions was trained on images cut into tiles:"
+        " image_mode is 'slice'"
+    ]
+    assert AutoProcessor.from_pretrained(tmp_path / "converted").image_processor.image_mode == "slice"
+    export_original(tmp_path / "converted", tmp_path / "back")
+    assert "image_aspect_ratio" not in json.loads((tmp_path / "back" / "config.json").read_text())
+
+
+def test_a_converted_model_is_given_regions_to_be_trained(make_complete, image_of):
+    model, processor = load_released(make_complete())
+    text = "USER: what is this? ASSISTANT: a cat</s>USER: and 語? ASSISTANT:"
+    before, logits_before = (
+        processor.tokenizer(text).input_ids,
+        model(**processor(text=text, return_tensors="pt")).logits,
+    )
+    add_regions(model, processor, rule="centre")
+    assert model.config.region_token_id == 0xFE + 3
+    assert processor.region_rule == "centre"
+    assert processor.tokenizer(text).input_ids == before
+    assert torch.equal(model(**processor(text=text, return_tensors="pt")).logits, logits_before)
+    assert logits(model, processor, image_of(40, 60)).isfinite().all()
+
+
+def test_a_checkpoint_without_regions_reads_mask_as_text(make_complete):
+    model, processor = load_released(make_complete())
+    assert model.config.region_config is None
+    assert processor.region_token_id is None
+    assert model.model.region_encoder is None

@@ -1,0 +1,205 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from tokenpacker.hf.masks import read_mask, split_regions, to_mask
+from tokenpacker.images import ImageError
+
+SIZE = (6, 8)  # height, width
+BLOCK = np.zeros(SIZE, dtype=bool)
+BLOCK[1:4, 2:7] = True
+BLOCK_RUNS = [13, 3, 3, 3, 3, 3, 3, 3, 3, 3, 8]  # column by column
+
+
+def packed(runs) -> str:
+    """COCO's text form of runs, as its description says it is written."""
+    text = ""
+    for place, run in enumerate(runs):
+        value = run - runs[place - 2] if place > 2 else run
+        while True:
+            bits, value = value & 31, value >> 5
+            more = value != (-1 if bits & 16 else 0)
+            text += chr((bits | (32 if more else 0)) + 48)
+            if not more:
+                break
+    return text
+
+
+def runs_of(mask) -> list[int]:
+    """Lengths of runs of 0 and 1 in turn, column by column, zeros first."""
+    flat = np.concatenate([[0], mask.T.ravel().astype(int), [-1]])
+    changes = np.flatnonzero(np.diff(flat))
+    return np.diff(np.concatenate([[0], changes])).tolist()
+
+
+FORMS = {
+    "array": BLOCK,
+    "zeros and ones": BLOCK.astype(np.uint8),
+    "tensor": torch.from_numpy(BLOCK),
+    "picture": Image.fromarray(BLOCK),
+    "grey picture": Image.fromarray(BLOCK.astype(np.uint8) * 200),
+    "runs": {"size": [6, 8], "counts": BLOCK_RUNS},
+    "packed runs": {"size": [6, 8], "counts": packed(BLOCK_RUNS)},
+    "packed runs as bytes": {"size": [6, 8], "counts": packed(BLOCK_RUNS).encode()},
+    "box": (2, 1, 7, 4),
+    "box as an array": np.array([2.0, 1.0, 7.0, 4.0]),
+    "polygon": [[2, 1, 7, 1, 7, 4, 2, 4]],
+    "polygon of one part": [2, 1, 7, 1, 7, 4, 2, 4],
+    "polygon of two parts": [[2, 1, 4, 1, 4, 4, 2, 4], [7, 4, 3, 4, 3, 1, 7, 1]],
+    "box by name": {"box": [2, 1, 7, 4]},
+    "polygon by name": {"polygon": [[2, 1, 7, 1, 7, 4, 2, 4]]},
+    "runs by name": {"rle": {"size": [6, 8], "counts": BLOCK_RUNS}},
+    "array by name": {"mask": BLOCK},
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_of_a_region_gives_the_same_mask(form):
+    mask = to_mask(FORMS[form], SIZE)
+    assert mask.dtype == bool
+    assert np.array_equal(mask, BLOCK)
+
+
+def test_a_mask_is_read_from_a_file_and_what_is_not_black_is_marked(tmp_path):
+    path = tmp_path / "mask.png"
+    Image.fromarray(BLOCK.astype(np.uint8) * 255).save(path)
+    assert np.array_equal(read_mask(path), BLOCK)
+    assert np.array_equal(to_mask(str(path), SIZE), BLOCK)
+    assert np.array_equal(to_mask({"mask": str(path)}, SIZE), BLOCK)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(1, 9), st.integers(1, 9), st.integers(0, 2**31), st.sampled_from([0.1, 0.5, 1.0]))
+def test_runs_are_decoded_whether_packed_or_not(height, width, seed, share):
+    mask = np.random.default_rng(seed).random((height, width)) < share
+    mask[seed % height, seed % width] = True
+    runs = runs_of(mask)
+    for counts in (runs, packed(runs), packed(runs).encode()):
+        assert np.array_equal(to_mask({"size": [height, width], "counts": counts}, (height, width)), mask)
+
+
+def test_long_runs_are_decoded():
+    runs = [100_000, 70_000, 129_999, 1]
+    mask = to_mask({"size": [500, 600], "counts": packed(runs)}, (500, 600))
+    assert runs_of(mask) == runs
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.text(alphabet=[chr(code) for code in range(40, 120)], max_size=30))
+def test_text_that_is_no_run_length_code_never_gives_a_mask_of_another_size(text):
+    try:
+        mask = to_mask({"size": list(SIZE), "counts": text}, SIZE)
+    except ValueError as error:
+        mask, message = None, str(error)
+    assert mask.shape == SIZE if mask is not None else "broken RLE" in message or "no pixel set" in message
+
+
+def inside_by_even_odd(x, y, outline):
+    """Whether a ray to the right crosses the outline oddly."""
+    points, odd = list(zip(outline[::2], outline[1::2], strict=True)), False
+    for edge in zip(points, [*points[1:], points[0]], strict=True):
+        (x0, y0), (x1, y1) = sorted(edge, key=lambda point: point[1])
+        if y0 <= y < y1 and x < x0 + (y - y0) * ((x1 - x0) / (y1 - y0)):
+            odd = not odd
+    return odd
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.tuples(st.floats(-3, 11), st.floats(-3, 9)), min_size=3, max_size=7))
+def test_a_polygon_marks_the_pixels_whose_centre_is_inside_by_the_even_odd_rule(points):
+    outline = [value for point in points for value in point]
+    expected = np.array([[inside_by_even_odd(x + 0.5, y + 0.5, outline) for x in range(8)] for y in range(6)])
+    if expected.any():
+        assert np.array_equal(to_mask([outline], SIZE), expected)
+
+
+def test_a_self_crossing_polygon_has_a_hole_where_it_winds_twice():
+    twice = [0, 0, 6, 0, 6, 6, 0, 6, 0, 0, 2, 2, 4, 2, 4, 4, 2, 4, 2, 2]
+    mask = to_mask([twice], (6, 6))
+    assert not mask[2:4, 2:4].any()
+    assert mask.sum() == 36 - 4
+
+
+def test_a_polygon_thinner_than_a_pixel_marks_the_pixels_of_its_corners():
+    mask = to_mask([[1.1, 1.1, 5.2, 1.2, 3.0, 1.15]], SIZE)
+    assert np.argwhere(mask).tolist() == [[1, 1], [1, 3], [1, 5]]
+
+
+def test_a_box_marks_all_that_it_touches_and_is_cut_at_the_edge():
+    assert np.argwhere(to_mask((2.9, 1.9, 3.1, 2.1), SIZE)).tolist() == [[1, 2], [1, 3], [2, 2], [2, 3]]
+    assert to_mask((-10, -10, 100, 100), SIZE).all()
+
+
+def test_the_regions_of_an_image_are_split_without_being_decoded():
+    box, polygon, rle = (0, 0, 1, 1), [[0, 0, 1, 0, 1, 1]], {"size": [6, 8], "counts": "broken"}
+    assert split_regions(None) == split_regions([]) == []
+    assert split_regions([box, polygon, rle]) == [box, polygon, rle]
+    assert split_regions(box) == [box]
+    assert split_regions(rle) == [rle]
+    assert len(split_regions(np.stack([BLOCK, BLOCK]))) == 2
+    assert len(split_regions([np.stack([BLOCK, BLOCK]), BLOCK, torch.from_numpy(BLOCK)[None]])) == 4
+    assert len(split_regions(BLOCK)) == 1
+    with pytest.raises(ValueError, match="regions are given as int; pass a list"):
+        split_regions(3)
+
+
+BROKEN = {
+    "empty": (np.zeros(SIZE, bool), "has no pixel set"),
+    "no picture": (np.zeros((0, 0), bool), "is 0x0 but its image is 6x8"),
+    "wrong size": (BLOCK.T, "is 8x6 but its image is 6x8; masks have the size"),
+    "float": (BLOCK.astype(np.float32), r"is an array of float32; pass booleans, for example mask > 0\.5"),
+    "bfloat16": (torch.from_numpy(BLOCK).bfloat16(), "is an array of float32"),
+    "labels": (BLOCK.astype(np.uint8) * 3, "holds values from 0 to 3; pass 0 and 1"),
+    "colour picture": (Image.new("RGB", (8, 6)), "is a picture of mode RGB; a mask is black and white"),
+    "grey picture": (Image.linear_gradient("L").resize((8, 6)), "holds .* grey levels .* a mask has 0 and one other"),
+    "box outside": ((8, 0, 9, 2), r"reaches from \(8, 0\) to \(9, 2\), outside of its image of 8 x 6"),
+    "box turned": ((3, 3, 1, 5), r"is the box \(3, 3, 1, 5\); give \(x0, y0, x1, y1\) with x1 > x0"),
+    "box of no number": ((0, 0, float("nan"), 2), "has the coordinate nan"),
+    "endless box": ((0, 0, float("inf"), 2), "has the coordinate inf"),
+    "polygon outside": ([[-5, 0, -1, 0, -1, 4]], "outside of its image"),
+    "polygon beside a corner": ([[-3, 3, 3, -3, -3, -3]], "is a polygon without a pixel in its image"),
+    "two points": ([[1, 1, 2, 2]], "has a polygon of 4 numbers; write at least three points"),
+    "half a point": ([[1, 1, 2, 2, 3, 3, 4]], "has a polygon of 7 numbers"),
+    "huge polygon": ([[0, 0, 1e300, 0, 0, 1e300]], r"has the coordinate 1e\+300"),
+    "points": ([[(1, 1), (2, 2), (3, 1)]], r"has a polygon of \[\(1, 1\), \(2, 2\), \(3, 1\)\]"),
+    "three numbers": ([1, 2, 3], "has a polygon of 3 numbers"),
+    "nothing": ([], "is an empty list; use a"),
+    "text": ({"box": "1,2,3,4"}, "has box=1,2,3,4, which is none"),
+    "unknown key": ({"circle": (1, 2, 3)}, r"has the keys \['circle'\]; write one of box, polygon, rle, mask"),
+    "two keys": ({"box": (0, 0, 1, 1), "mask": BLOCK}, r"has the keys \['box', 'mask'\]"),
+    "number": (7, "is given as int; use a"),
+    "runs of another size": ({"size": [8, 6], "counts": BLOCK_RUNS}, "is an RLE of size .* but its image is 6x8"),
+    "no size": ({"counts": BLOCK_RUNS}, "is an RLE of size None"),
+    "too many pixels": ({"size": [6, 8], "counts": [40, 9]}, "runs of 49 pixels in all, where 6x8 has 48"),
+    "huge runs": ({"size": [6, 8], "counts": [10**30, 10**30]}, "broken RLE: runs of 2000"),
+    "run below zero": ({"size": [6, 8], "counts": [50, -2]}, "broken RLE: a run below 0"),
+    "fractions": ({"size": [6, 8], "counts": [40.5, 7.5]}, "neither text nor whole numbers"),
+    "cut text": ({"size": [6, 8], "counts": packed([40, 8])[:1]}, "its counts end within a number"),
+    "foreign text": ({"size": [6, 8], "counts": "0 0"}, "character 2 of its counts cannot stand there"),
+    "endless number": ({"size": [6, 8], "counts": "o" * 50}, "character 10 of its counts cannot stand there"),
+    "empty runs": ({"size": [6, 8], "counts": [48]}, "has no pixel set"),
+}
+
+
+@pytest.mark.parametrize("what", BROKEN)
+def test_a_region_that_cannot_be_is_told_in_one_line(what):
+    region, message = BROKEN[what]
+    with pytest.raises(ValueError, match=rf"^region 2 of image 1 .*{message}|^region 2 of image 1 {message}") as error:
+        to_mask(region, SIZE, "region 2 of image 1")
+    assert "\n" not in str(error.value)
+
+
+def test_a_mask_file_that_cannot_be_used_is_named(tmp_path):
+    with pytest.raises(ImageError, match=r"mask .*no\.png does not exist; check the path"):
+        read_mask(tmp_path / "no.png")
+    (tmp_path / "text.png").write_text(json.dumps("hello"))
+    with pytest.raises(ImageError, match=r"mask .*text\.png cannot be read .* give a black-and-white PNG file"):
+        read_mask(tmp_path / "text.png")
+    Image.new("RGBA", (8, 6)).save(tmp_path / "colour.png")
+    with pytest.raises(ImageError, match=r"colour\.png is a picture of mode RGBA"):
+        read_mask(tmp_path / "colour.png")
