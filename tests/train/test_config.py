@@ -8,7 +8,7 @@ import re
 import pytest
 
 from tokenpacker.train.config import changed, from_dict, merged, read_config
-from tokenpacker.train.paper import align, elastic, in_high_resolution, instruct, with_qlora
+from tokenpacker.train.paper import align, elastic, in_high_resolution, instruct, region, region_instruct, with_qlora
 from tokenpacker.train.recipes import find_recipe, recipes
 
 
@@ -50,6 +50,22 @@ def test_variants_change_what_they_say_and_nothing_else():
         in_high_resolution(base, 12)
 
 
+def test_the_region_stages_are_those_of_the_originals_scripts():
+    first, second = region(), region_instruct()
+    assert (first.name, first.train, first.optimizer.learning_rate) == ("region-7b-hd9", ("regions",), 5e-4)
+    assert second.train == ("projector", "regions", "language_model")
+    assert second.optimizer.learning_rate == 2e-5
+    for stage in (first, second):
+        assert (stage.batch_size, stage.epochs, stage.optimizer.warmup_share) == (128, 1, 0.03)
+        assert (stage.model.image_mode, stage.model.max_tiles, stage.model.chat_format) == ("slice", 9, "v1")
+    assert first.model.start == f"runs/{in_high_resolution(instruct()).name}/model"
+    assert second.model.start == f"runs/{first.name}/model"
+    assert find_recipe("region-instruct-13b-hd9-lora").optimizer.part_learning_rates == {
+        "projector": 2e-5,
+        "regions": 2e-5,
+    }
+
+
 @pytest.mark.parametrize("name", recipes())
 def test_tiles_never_make_a_recipes_steps_smaller_than_it_says(name):
     config = find_recipe(name)
@@ -88,7 +104,7 @@ def test_a_file_changes_what_it_names(tmp_path, suffix):
         ("precision=float64", "precision='float64' must be 'float32' or 'bfloat16'"),
         ("batch_size=100", "device_batch_size=16 does not divide batch_size=100"),
         ("train=[]", "train is empty"),
-        ("train=[head]", "part 'head' is unknown; use vision_tower, projector, language_model"),
+        ("train=[head]", "part 'head' is unknown; use vision_tower, projector, regions, language_model"),
         ("lora.rank=4", "lora replaces the training of language_model"),
         ("epochs=0", "must be above 0"),
         ("data.max_reject_share=2", "must lie between 0 and 1"),

@@ -80,3 +80,73 @@ def test_training_tiles_are_those_of_the_processor(tokenizer):
     steps = Steps(StepSpec(show="pixels", captions=1.0, scale_factors=(2,)), tokenizer, num_steps=1, seed=0)
     shown = steps._show(_Entry("", (), image=image), grid)
     torch.testing.assert_close(shown, processor([image])["pixel_values"], atol=1e-5, rtol=0)
+
+
+@pytest.fixture(scope="module")
+def region_processor():
+    """Of the carried model, taught the `<mask>` token."""
+    from tokenpacker.carried import carried_model_path
+    from tokenpacker.hf import TokenPackerForConditionalGeneration, TokenPackerProcessor, add_regions
+
+    folder = carried_model_path()
+    processor = TokenPackerProcessor.from_pretrained(folder)
+    add_regions(TokenPackerForConditionalGeneration.from_pretrained(folder), processor)
+    return processor
+
+
+def marked(processor, num_steps=6, **changes) -> Steps:
+    usual = {"scale_factors": (4,), "captions": 0.2, "tokens_per_step": 900, "max_images": 3, "show": "labels"}
+    spec = StepSpec(**usual | {"regions": 1.0} | changes)
+    return Steps(spec, processor.tokenizer, num_steps=num_steps, seed=0, processor=processor)
+
+
+def test_a_step_about_regions_has_as_many_regions_as_marks(region_processor):
+    steps = marked(region_processor)
+    for index in range(len(steps)):
+        step = steps[index]
+        num_marks = int((step["input_ids"] == region_processor.region_token_id).sum())
+        assert len(step["region_cells"]) == len(step["region_first_tile"]) == num_marks > 0
+        assert (step["region_cells"].sum(dim=(1, 2)) > 0).all()
+
+
+def test_a_mark_gets_the_patches_of_the_object_that_is_asked_about(region_processor):
+    """What is under the mask in the patch labels is what the answer says: in every tile, row, place and form."""
+    steps, tokenizer = marked(region_processor, num_steps=8), region_processor.tokenizer
+    names, checked = ["", *HEADS["color"]], 0
+    color = list(HEADS).index("color")
+    for step in (steps[index] for index in range(len(steps))):
+        regions = iter(zip(step["region_cells"], step["region_first_tile"].tolist(), strict=True))
+        for ids in step["input_ids"]:
+            for text in tokenizer.decode(ids).split("</s>"):
+                question, _, answer = text.partition(" ASSISTANT: ")
+                asked = [next(regions) for _ in range(question.count("<mask>"))]
+                if "what color" in question and "box" not in question:
+                    for (cells, first), name in zip(asked, answer.split(", "), strict=True):
+                        labels = step["patch_labels"][first : first + len(cells), color].flatten(1)  # (P, L)
+                        seen = [float(cells[labels == number].sum()) for number in range(1, len(names))]
+                        checked += 1
+                        assert max(range(len(seen)), key=seen.__getitem__) == names.index(name) - 1, question
+        assert next(regions, None) is None
+    assert checked > 50
+
+
+def test_a_share_of_the_steps_is_about_regions_and_the_others_are_as_ever(region_processor):
+    steps = marked(region_processor, num_steps=40, regions=0.5, easy_share=1.0, max_images=2)
+    counts = [len(steps[index]["region_cells"]) for index in range(len(steps))]
+    assert 10 <= counts.count(0) <= 30  # 20 and three standard deviations of a fair coin
+    idle = steps[counts.index(0)]
+    assert idle["region_first_tile"].shape == (0,)
+    assert idle["region_cells"].shape[2] == 144
+
+
+def test_without_regions_steps_are_those_of_a_model_that_takes_none(region_processor):
+    known, unknown = marked(region_processor, regions=None)[2], described(region_processor.tokenizer)
+    plain = Steps(marked(region_processor, regions=None).spec, unknown.tokenizer, num_steps=6, seed=0)[2]
+    assert set(known) - set(plain) == {"region_cells", "region_first_tile"}
+    assert all(torch.equal(known[key], plain[key]) for key in plain if torch.is_tensor(plain[key]))
+
+
+def test_regions_without_a_model_that_takes_them_are_refused(tokenizer):
+    spec = StepSpec(show="labels", captions=0.0, scale_factors=(2,), regions=0.5)
+    with pytest.raises(ValueError, match=r"regions=0.5 needs a model that takes regions"):
+        Steps(spec, tokenizer, num_steps=1, seed=0)

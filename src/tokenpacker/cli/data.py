@@ -1,4 +1,4 @@
-"""`tokenpacker data`: looks at training data before a run does."""
+"""`tokenpacker data`: makes training data of annotations, and looks at it before a run does."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -9,19 +9,23 @@ from tokenpacker.cli.errors import reports_mistakes
 from tokenpacker.cli.models import find_model, quiet, read_json
 from tokenpacker.cli.options import JsonOption, MaxImageTokensOption, ModelOption, ScaleFactorOption
 from tokenpacker.cli.output import print_json, print_note
+from tokenpacker.cli.region_data import UNFIT, regions, show_row
 
 if TYPE_CHECKING:
     from tokenpacker.hf import TokenPackerProcessor
 
 PROCESSOR_FILES = ["*.json", "*.jinja", "tokenizer.model"]
-UNFIT = 1  # exit code where more is rejected than tolerated
 
-data_app = typer.Typer(help="Look at training data.", no_args_is_help=True)
+data_app = typer.Typer(help="Make training data of annotations, and look at it.", no_args_is_help=True)
 
 
 @data_app.callback()
 def _group() -> None:
-    """Look at training data."""
+    """Make training data of annotations, and look at it."""
+
+
+data_app.command("regions")(reports_mistakes(regions))
+data_app.command("show")(reports_mistakes(show_row))
 
 
 @data_app.command()
@@ -56,6 +60,9 @@ def check(
     captions: Annotated[
         bool, typer.Option("--captions", help="The plain format of stage 1, instead of conversations.")
     ] = False,
+    with_regions: Annotated[
+        bool, typer.Option("--regions", help="As a run that trains regions, if the model knows none yet.")
+    ] = False,
     sample: Annotated[
         int | None, typer.Option("--sample", metavar="N", help="Look at N samples only.", show_default="all")
     ] = None,
@@ -89,6 +96,8 @@ def check(
 
         tokenpacker data check blip_laion_cc_sbu_558k.json --images images --captions --released --picture tokens.png
 
+        tokenpacker data check stage2.jsonl --images data --regions --model runs/instruct-7b-hd9/model
+
         tokenpacker data check shards/*.tar --model runs/mine --decode --sample 2000 --json
     """
     from tokenpacker.train.check import check_data, describe, draw_report, open_data
@@ -100,6 +109,10 @@ def check(
 
         tile_grids(max_tiles, processor.image_processor.grid_list)  # refuses what it cannot list
         processor.image_processor.max_tiles = max_tiles
+    if with_regions:
+        from tokenpacker.train.assemble import knowing_regions
+
+        processor = knowing_regions(processor)
     maker = SampleMaker(processor, "plain" if captions else "v1", max_length, max_image_tokens=max_image_tokens)
     report = check_data(
         open_data(data, images),

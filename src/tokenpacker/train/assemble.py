@@ -20,8 +20,10 @@ from tokenpacker.hf.config import TokenPackerConfig
 from tokenpacker.hf.model import TokenPackerForConditionalGeneration
 from tokenpacker.hf.processor import TokenPackerProcessor
 from tokenpacker.hf.quantization import KEPT_WHOLE, four_bit_config
+from tokenpacker.hf.regions import add_region_token, add_regions
 from tokenpacker.hf.tokenizer import IMAGE_TOKEN, load_llama_tokenizer
 from tokenpacker.hub import fetch
+from tokenpacker.regions import RegionConfig, RegionRule
 from tokenpacker.train.config import LoraConfig, ModelConfig, TrainingConfig
 
 if TYPE_CHECKING:
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 
 # Linear layers of LLaMA and its kin that LoRA updates.
 LORA_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+DEFAULT_RULE: RegionRule = "coverage"  # of a new region encoder
 REMEDY = "give a folder or hub id"
 TOWER_PIXELS = "preprocessor_config.json"
 PAD_TOKEN = "<pad>"
@@ -45,6 +48,9 @@ def assemble(config: TrainingConfig) -> tuple[TokenPackerForConditionalGeneratio
     dtype = torch.bfloat16 if config.precision == "bfloat16" else torch.float32
     loader = _load_start if config.model.start is not None else _join_parts
     model, processor = loader(config, dtype)
+    if learns_regions(config) and model.model.region_encoder is None:
+        torch.manual_seed(config.seed)  # the region encoder's first weights
+        add_regions(model, processor, rule=config.model.region_rule or DEFAULT_RULE)
     model.requires_grad_(False)
     for part in config.train:
         for module in parts_of(model)[part]:
@@ -55,24 +61,57 @@ def assemble(config: TrainingConfig) -> tuple[TokenPackerForConditionalGeneratio
 
 
 def parts_of(model: TokenPackerForConditionalGeneration) -> dict[str, list[torch.nn.Module]]:
-    """The modules of each part; the head belongs to the language model."""
+    """The modules of each part; the head belongs to the language model, and a model may know no regions."""
+    regions = model.model.region_encoder
     return {
         "vision_tower": [model.model.vision_tower],
         "projector": [model.model.projector],
+        "regions": [] if regions is None else [regions],
         "language_model": [model.model.language_model, model.lm_head],
     }
 
 
-def load_processor(model: ModelConfig) -> TokenPackerProcessor:
-    """The processor alone, without weights, for counting and checking."""
+def learns_regions(config: TrainingConfig) -> bool:
+    """Whether the region encoder learns; a model without one is given one."""
+    return "regions" in config.train
+
+
+def load_processor(model: ModelConfig, *, with_regions: bool = False) -> TokenPackerProcessor:
+    """The processor alone, without weights, for counting and checking.
+
+    Args:
+        with_regions: gives one that knows no regions the mark for them, as `assemble` will.
+    """
     if model.start is None:
-        return _processor(model_config(model), _tokenizer(model.language_model), model)
-    folder = _start_folder(model.start, ["*.json", "*.jinja", "tokenizer.model"])
-    return _with_settings(TokenPackerProcessor.from_pretrained(folder), model)
+        processor = _processor(model_config(model), _tokenizer(model.language_model), model)
+    else:
+        folder = _start_folder(model.start, ["*.json", "*.jinja", "tokenizer.model"])
+        processor = _with_settings(TokenPackerProcessor.from_pretrained(folder), model)
+    return knowing_regions(processor, model.region_rule or DEFAULT_RULE) if with_regions else processor
 
 
-def model_config(model: ModelConfig) -> TokenPackerConfig:
-    """The config of the model that a run trains; no weights are read."""
+def knowing_regions(processor: TokenPackerProcessor, rule: RegionRule = DEFAULT_RULE) -> TokenPackerProcessor:
+    """The processor, with the mark of regions where it had none; as `assemble` makes it for a run that trains them."""
+    if processor.region_token_id is None:
+        processor.tokenizer = add_region_token(processor.tokenizer)
+        processor.region_rule = rule
+    return processor
+
+
+def model_config(model: ModelConfig, *, with_regions: bool = False) -> TokenPackerConfig:
+    """The config of the model that a run trains; no weights are read.
+
+    Args:
+        with_regions: adds a region encoder to one that has none.
+    """
+    config = _model_config(model)
+    if with_regions and config.region_config is None:
+        widths = {name: config.projector_config[name] for name in ("vision_dim", "language_dim", "num_levels")}
+        config.region_config = RegionConfig(**widths).to_dict()
+    return config
+
+
+def _model_config(model: ModelConfig) -> TokenPackerConfig:
     if model.start is not None:
         return TokenPackerConfig.from_pretrained(_start_folder(model.start, ["config.json"]))
     trained = _trained_projector(model)
@@ -184,6 +223,8 @@ def _with_settings(processor: TokenPackerProcessor, model: ModelConfig) -> Token
             setattr(processor.image_processor, name, getattr(model, name))
     if model.row_separator is not None:
         processor.row_separator = model.row_separator
+    if model.region_rule is not None:
+        processor.region_rule = model.region_rule
     processor.chat_template = chat_template(format=model.chat_format)
     return processor
 

@@ -176,4 +176,5 @@ def _idle_sample(token_id: int, maker: SampleMaker) -> Sample:
         attention_mask=torch.ones(1, dtype=torch.int64),
         pixel_values=torch.empty(0, 3, height, width),
         tile_grids=(),
+        **({} if maker.processor.region_token_id is None else maker.processor.region_inputs([], [], [])),
     )

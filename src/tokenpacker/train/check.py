@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from tokenpacker.train.index import index_lengths
+from tokenpacker.train.index import FIELDS, index_lengths
 from tokenpacker.train.records import Records, open_records
 from tokenpacker.train.rejects import Rejects
 from tokenpacker.train.rows import RecordError
@@ -58,10 +58,11 @@ class DataReport:
     Args:
         samples: looked at.
         usable: of these.
-        with_images: usable ones with at least one; `multi_image` of these have several.
+        with_images: usable ones with at least one; `multi_image` of these have several, `with_regions` marked regions.
         text_only: usable ones without.
         tokens: per usable sample, image tokens included.
         image_tokens: per usable sample with images, separators included.
+        regions: per usable sample with regions.
         histogram: (from, to, samples) by tokens, both ends included.
         tiles: usable samples by number of tiles.
         rejected: samples left out, by kind.
@@ -74,9 +75,11 @@ class DataReport:
     usable: int
     with_images: int
     multi_image: int
+    with_regions: int
     text_only: int
     tokens: Numbers
     image_tokens: Numbers
+    regions: Numbers
     histogram: tuple[tuple[int, int, int], ...]
     tiles: dict[int, int]
     rejected: dict[str, int]
@@ -168,7 +171,7 @@ def check_data(
             num_workers=num_workers,
             progress=progress,
         )
-        rows = np.stack([lengths.tokens, lengths.image_tokens, lengths.tiles, lengths.images])
+        rows = np.stack([getattr(lengths, name) for name in FIELDS])
         table, errors = rows[:, lengths.usable], list(lengths.errors.values())
     return _report(table, errors, max_share, decode)
 
@@ -190,6 +193,8 @@ def describe(report: DataReport) -> str:
     if report.usable:
         lines += [_numbers("tokens", report.tokens), *_bars(report)]
         lines.append(_numbers("image tokens", report.image_tokens))
+        if report.with_regions:
+            lines.append(f"{_numbers('regions', report.regions)}; {report.with_regions} samples have some")
         tiles = ", ".join(f"{tiles}: {count}" for tiles, count in report.tiles.items())
         lines.append(f"tiles        samples by number of tiles: {tiles}")
     return "\n".join(lines)
@@ -235,10 +240,10 @@ def _read_stream(
     decode: bool,
     rejects: Rejects,
 ) -> tuple[np.ndarray, list[RecordError]]:
-    """(4, usable samples) lengths as in `index`, and the errors."""
+    """(5, usable samples) lengths as in `index`, and the errors."""
     errors: list[RecordError] = []
 
-    def lengths() -> Iterator[tuple[int, int, int, int]]:
+    def lengths() -> Iterator[tuple[int, ...]]:
         for position, record in islice(stream.stream(), num_samples):
             try:
                 if isinstance(record, RecordError):
@@ -252,13 +257,14 @@ def _read_stream(
                 rejects.reject(error)
                 continue
             rejects.accept()
-            yield length.tokens, length.image_tokens, length.tiles, len(record.images)
+            yield length.tokens, length.image_tokens, length.tiles, len(record.images), length.regions
 
-    return np.fromiter(lengths(), dtype=np.dtype((np.int32, 4))).reshape(-1, 4).T, errors
+    width = len(FIELDS)
+    return np.fromiter(lengths(), dtype=np.dtype((np.int32, width))).reshape(-1, width).T, errors
 
 
 def _report(table: np.ndarray, errors: Sequence[RecordError], max_share: float, decoded: bool) -> DataReport:
-    tokens, image_tokens, tiles, images = table
+    tokens, image_tokens, tiles, images, regions = table
     kinds = Counter(error.kind for error in errors)
     examples: dict[str, list[tuple[str, str, str]]] = {kind: [] for kind, _ in kinds.most_common()}
     for error in errors:
@@ -269,9 +275,11 @@ def _report(table: np.ndarray, errors: Sequence[RecordError], max_share: float, 
         usable=len(tokens),
         with_images=int((images > 0).sum()),
         multi_image=int((images > 1).sum()),
+        with_regions=int((regions > 0).sum()),
         text_only=int((images == 0).sum()),
         tokens=Numbers.of(tokens),
         image_tokens=Numbers.of(image_tokens[images > 0]),
+        regions=Numbers.of(regions[regions > 0]),
         histogram=_histogram(tokens),
         tiles=dict(sorted(Counter(tiles.tolist()).items())),
         rejected=dict(kinds.most_common()),

@@ -2,7 +2,8 @@
 
 A tile that occurs several times in a batch is kept once; `tile_index` says which tile comes when.
 
-Shapes: B rows, S sequence length, N tiles in order of use, U different tiles among them, (h, w) tile size.
+Shapes: B rows, S sequence length, N tiles in order of use, U different tiles among them, (h, w) tile size, R regions in
+the order of their marks, P tiles of the image with most of them, L patches of a tile.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from tokenpacker.sequence import IGNORED
 from tokenpacker.train.samples import Sample
@@ -23,7 +25,9 @@ DIGEST_BYTES = 16  # 128 bits: two different tiles of one batch never meet
 def collate_padded(samples: Sequence[Sample], pad_token_id: int) -> dict[str, Any]:
     """One sample per row, padded on the right: `input_ids`, `labels`, `attention_mask` (B, S), and the tiles.
 
-    The tiles are `pixel_values` (U, 3, h, w), U 0 without images, and `tile_index` (N,).
+    The tiles are `pixel_values` (U, 3, h, w), U 0 without images, and `tile_index` (N,). For a model that knows regions
+    there are `region_cells` (R, P, L) and `region_first_tile` (R,), which counts in `tile_index`; also where R is 0, so
+    that the region encoder takes part in every step on every process.
 
     Raises:
         ValueError: without samples.
@@ -33,7 +37,7 @@ def collate_padded(samples: Sequence[Sample], pad_token_id: int) -> dict[str, An
     batch = _empty_rows(shape, pad_token_id)
     for row, sample in enumerate(samples):
         _write(batch, row, 0, sample)
-    return batch | _tiles(samples)
+    return batch | _tiles(samples) | _regions(samples)
 
 
 def collate_packed(rows: Sequence[Sequence[Sample]], pad_token_id: int) -> dict[str, Any]:
@@ -64,7 +68,7 @@ def collate_packed(rows: Sequence[Sequence[Sample]], pad_token_id: int) -> dict[
             start += segments[-1]
         if start < width:
             segments.append(width - start)
-    return batch | _apart(segments, (len(rows), width)) | _tiles(samples)
+    return batch | _apart(segments, (len(rows), width)) | _tiles(samples) | _regions(samples)
 
 
 def packing_problem(sample: Sample) -> str | None:
@@ -130,6 +134,21 @@ def _tiles(samples: Iterable[Sample]) -> dict[str, Any]:
     if len(kept) < len(pixels):
         pixels = pixels[kept]  # (U, 3, h, w)
     return {"pixel_values": pixels, "tile_index": torch.tensor(index, dtype=torch.int64)}
+
+
+def _regions(samples: Iterable[Sample]) -> dict[str, Any]:
+    """The regions of all samples in order, their first tiles counted through the batch; nothing where no sample can."""
+    found: list[tuple[Tensor, Tensor]] = []
+    num_tiles = 0
+    for sample in samples:
+        if sample.region_cells is not None and sample.region_first_tile is not None:
+            found.append((sample.region_cells, sample.region_first_tile + num_tiles))
+        num_tiles += len(sample.pixel_values)
+    if not found:
+        return {}
+    most = max(cells.shape[1] for cells, _ in found)
+    cells = torch.cat([F.pad(cells, (0, 0, 0, most - cells.shape[1])) for cells, _ in found])  # (R, P, L)
+    return {"region_cells": cells, "region_first_tile": torch.cat([first for _, first in found])}
 
 
 def _digest(tile: Tensor) -> bytes:

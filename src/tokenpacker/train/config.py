@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from tokenpacker.hf.image_processor import ImageMode
+from tokenpacker.regions import RegionRule
 from tokenpacker.tiling import GridList
 
-Part = Literal["vision_tower", "projector", "language_model"]
+Part = Literal["vision_tower", "projector", "regions", "language_model"]
 Precision = Literal["float32", "bfloat16"]
 ChatFormat = Literal["v1", "plain"]
 DataFormat = Literal["json", "jsonl", "parquet", "webdataset", "hub"]
@@ -42,6 +43,7 @@ class ModelConfig:
         chat_format: `plain` for captions, `v1` for conversations.
         image_mode: see `TokenPackerImageProcessor`, as the next four. None keeps what the start has, or the default.
         row_separator: see `TokenPackerProcessor`; None likewise.
+        region_rule: how much a patch counts in a region, see `tokenpacker.regions`; None likewise.
     """
 
     start: str | None = None
@@ -57,6 +59,7 @@ class ModelConfig:
     thumbnail_source: Literal["image", "canvas"] | None = None
     antialias: bool | None = None
     row_separator: Literal["newline", "unknown"] | None = None
+    region_rule: RegionRule | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,11 +71,13 @@ class ScenesConfig:
         one_tile_share: of the steps, at first, that show pictures of one tile.
         paced_at: scale factor whose tokens decide how many pictures a step shows; None takes the step's own, so that
             fewer tokens a tile make more pictures.
+        regions: share of steps that ask about masks, for a model with a region module.
     """
 
     captions: float
     one_tile_share: float = 0.0
     paced_at: int | None = None
+    regions: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,7 +174,8 @@ class TrainingConfig:
 
     Args:
         name: of the recipe that it came from.
-        train: parts that learn; the others are frozen.
+        train: parts that learn; the others are frozen. `regions` is the region encoder, which a model that has none
+            is given.
         lora: trains updates of the language model in place of its weights.
         batch_size: samples (rows, when packed) per optimizer step, over all devices.
         device_batch_size: of these, how many a device holds at once.

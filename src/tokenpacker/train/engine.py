@@ -43,6 +43,13 @@ from tokenpacker.train.stream_batches import POSITION
 
 BESIDE_ADAPTER = "beside_adapter.safetensors"  # what learns in a LoRA run and is no update, such as the projector
 NOT_FINITE = "not_finite.json"
+# Modules by their names in parameters, and the parts that they are.
+PART_MODULES = {
+    "vision_tower": "vision_tower",
+    "spare_vision_layers": "vision_tower",
+    "projector": "projector",
+    "region_encoder": "regions",
+}
 PEER_GONE = ("Connection closed by peer", "Connection reset by peer", "NCCL", "Broken pipe")  # gloo's and NCCL's words
 
 
@@ -255,9 +262,9 @@ def part_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str, Any
 
 def part_of(name: str) -> str:
     """The part that a parameter belongs to, by its full name."""
-    for part in ("vision_tower", "spare_vision_layers", "projector"):
-        if f".{part}." in f".{name}":
-            return "vision_tower" if part == "spare_vision_layers" else part
+    for module, part in PART_MODULES.items():
+        if f".{module}." in f".{name}":
+            return part
     return "language_model"
 
 

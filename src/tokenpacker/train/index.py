@@ -29,8 +29,8 @@ from tokenpacker.train.rows import RecordError
 from tokenpacker.train.samples import Length, SampleMaker
 
 CHUNK = 1024  # records: a second or so of work that an interruption may cost, per worker
-FORMAT = 1  # of the cached files; a new number makes old caches void
-FIELDS = ("tokens", "image_tokens", "tiles", "images")
+FORMAT = 2  # of the cached files; a new number makes old caches void
+FIELDS = ("tokens", "image_tokens", "tiles", "images", "regions")
 _Job = tuple[int, list[int]]  # number of the chunk, numbers of its records
 
 
@@ -43,6 +43,7 @@ class Lengths:
         image_tokens: of these, with separators.
         tiles: for the encoder.
         images: per sample.
+        regions: per sample.
         errors: by number of the record.
     """
 
@@ -50,6 +51,7 @@ class Lengths:
     image_tokens: np.ndarray
     tiles: np.ndarray
     images: np.ndarray
+    regions: np.ndarray
     errors: dict[int, RecordError]
 
     def __len__(self) -> int:
@@ -57,8 +59,8 @@ class Lengths:
 
     def __getitem__(self, index: int) -> Length:
         """The length of a usable record."""
-        tokens, image_tokens, tiles = (int(values[index]) for values in (self.tokens, self.image_tokens, self.tiles))
-        return Length(tokens=tokens, image_tokens=image_tokens, tiles=tiles)
+        fields = ("tokens", "image_tokens", "tiles", "regions")
+        return Length(**{name: int(getattr(self, name)[index]) for name in fields})
 
     @property
     def usable(self) -> np.ndarray:
@@ -117,7 +119,7 @@ def index_lengths(
 
 @dataclass(frozen=True)
 class _Worker:
-    """What each process needs; called with a job it gives (4, records) lengths and the errors by place."""
+    """What each process needs; called with a job it gives (5, records) lengths and the errors by place."""
 
     records: Records
     maker: SampleMaker
@@ -142,7 +144,7 @@ class _Worker:
             _write_chunk(path, values, errors)
         return values, errors
 
-    def _lengths(self, index: int) -> tuple[int, int, int, int] | RecordError:
+    def _lengths(self, index: int) -> tuple[int, int, int, int, int] | RecordError:
         try:
             record = self.records[index]
             length = self.maker.length(record, self.scale_factor)
@@ -151,7 +153,7 @@ class _Worker:
         except RecordError as error:
             error.source = error.source or self.records.where(index)
             return error
-        return length.tokens, length.image_tokens, length.tiles, len(record.images)
+        return length.tokens, length.image_tokens, length.tiles, len(record.images), length.regions
 
 
 def _work(

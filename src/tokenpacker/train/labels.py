@@ -181,7 +181,7 @@ def check_conversation(conversation: Conversation) -> list[dict[str, str]]:
     for number, message in enumerate(conversation, 1):
         if not isinstance(message, Mapping) or not {"from", "value"} <= message.keys():
             raise ValueError(f"message {number} must be a dict with the keys 'from' and 'value', not {message!r}")
-        if message["from"] not in ROLES:
+        if not isinstance(message["from"], str) or message["from"] not in ROLES:
             raise ValueError(f"message {number} is from {message['from']!r}; use {' or '.join(map(repr, ROLES))}")
         if not isinstance(message["value"], str):
             raise ValueError(f"value={message['value']!r} of message {number} is no text; use a string")

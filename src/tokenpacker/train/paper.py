@@ -1,8 +1,10 @@
-"""The paper's training as recipes: two stages, at one tile or in high resolution, for 7B and 13B; and their variants.
+"""The paper's training as recipes: two stages, at one tile or in high resolution, two more for regions; 7B and 13B.
 
     align()                          stage 1: captions teach the projector
     instruct()                       stage 2: conversations teach projector and language model
     in_high_resolution(config, 9)    tiles and a thumbnail
+    region()                         then, for a model of both stages: masks teach a region encoder
+    region_instruct()                conversations about masks teach it, the projector and the language model
     with_lora(config), with_qlora(config), elastic(config)
 
 Rates, batch sizes, schedule and lengths are LLaVA-1.5's, which the paper trains with; each origin stands beside it.
@@ -14,8 +16,9 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from tokenpacker.hf.checkpoints.settings import TILE_LIMITS
-from tokenpacker.train.config import LoraConfig, ModelConfig, OptimizerConfig, TrainingConfig
+from tokenpacker.train.config import LoraConfig, ModelConfig, OptimizerConfig, Part, TrainingConfig
 
+REGION_TILES = 9  # of the original's region branch
 VICUNA = {"7b": "lmsys/vicuna-7b-v1.5", "13b": "lmsys/vicuna-13b-v1.5"}
 
 
@@ -62,10 +65,37 @@ def in_high_resolution(config: TrainingConfig, max_tiles: int = 9) -> TrainingCo
     return _fitting(replace(config, name=f"{config.name}-hd{max_tiles}", model=model, data=data))
 
 
+def region(size: str = "7b") -> TrainingConfig:
+    """The first region stage (stage 2 of Osprey): only the region encoder learns, at 5e-4 and 128 samples a step.
+
+    It starts from an instruction-tuned TokenPacker-HD; its data are COCO, RefCOCO, RefCOCO+, PascalPart and
+    PartImageNet. Rate, batch, schedule and data are those of the original's scripts for its region branch.
+    """
+    return _of_regions("region", f"runs/instruct-{size}-hd{REGION_TILES}/model", size, ("regions",), 5e-4)
+
+
+def region_instruct(size: str = "7b") -> TrainingConfig:
+    """The second region stage (stage 3 of Osprey): projector, region encoder and language model learn, at 2e-5.
+
+    It starts from the model of the first; its data are Osprey-724K, Visual Genome and VCR.
+    """
+    parts: tuple[Part, ...] = ("projector", "regions", "language_model")
+    return _of_regions("region-instruct", f"runs/region-{size}-hd{REGION_TILES}/model", size, parts, 2e-5)
+
+
+def _of_regions(name: str, start: str, size: str, train: tuple[Part, ...], rate: float) -> TrainingConfig:
+    stage = instruct(size)
+    model = replace(stage.model, start=start)
+    config = replace(
+        stage, name=f"{name}-{size}", model=model, train=train, optimizer=OptimizerConfig(learning_rate=rate)
+    )
+    return in_high_resolution(config, REGION_TILES)
+
+
 def with_lora(config: TrainingConfig) -> TrainingConfig:
     """The recipe with low-rank updates of the language model, at LLaVA's rates: 2e-4, and 2e-5 for the projector."""
-    optimizer = replace(config.optimizer, learning_rate=2e-4, part_learning_rates={"projector": 2e-5})
     train = tuple(part for part in config.train if part != "language_model")
+    optimizer = replace(config.optimizer, learning_rate=2e-4, part_learning_rates=dict.fromkeys(train, 2e-5))
     return replace(config, name=f"{config.name}-lora", lora=LoraConfig(), optimizer=optimizer, train=train)
 
 
@@ -98,6 +128,9 @@ def recipes() -> dict[str, Callable[[], TrainingConfig]]:
                 variants = [base, elastic(base)]
                 variants += [with_lora(base), with_qlora(base)] if stage is instruct else []
                 named |= {variant.name: _returning(variant) for variant in variants}
+        regions = region_instruct(size)
+        for config in (region(size), regions, with_lora(regions), with_qlora(regions)):
+            named[config.name] = _returning(config)
     return named
 
 

@@ -9,7 +9,7 @@ import torch
 
 from tokenpacker.hf.config import TokenPackerConfig
 from tokenpacker.hf.model import TokenPackerForConditionalGeneration
-from tokenpacker.train.assemble import load_processor, model_config, parts_of
+from tokenpacker.train.assemble import learns_regions, load_processor, model_config, parts_of
 from tokenpacker.train.config import PARTS, TrainingConfig
 from tokenpacker.train.sources import is_stream, look_through
 
@@ -27,7 +27,8 @@ class Preview:
 
     Args:
         parameters: part -> {trainable, frozen}.
-        samples: how many are used, have images, are left out; tokens at the median, 95th percentile and most.
+        samples: how many are used, have images, are left out, and how many regions they mark; tokens at the median,
+            95th percentile and most.
         memory_gib: per device, before sharding: weights, trained state, and for one batch the language model's
             activations and the logits, at most at all places of text. Without data every row is `max_length` long.
     """
@@ -51,7 +52,7 @@ class Preview:
 
 def preview(config: TrainingConfig) -> Preview:
     """The preview of a run; data are looked through where the config names them. Raises ValueError as `run.train`."""
-    shape = model_config(config.model)
+    shape = model_config(config.model, with_regions=learns_regions(config))
     with torch.device("meta"):
         model = TokenPackerForConditionalGeneration(shape)
     parameters = {}
@@ -63,11 +64,12 @@ def preview(config: TrainingConfig) -> Preview:
         parameters["lora"] = {"trainable": _lora_parameters(shape, config.lora.rank), "frozen": 0}
     samples, steps, longest, text_share = None, config.max_steps, config.data.max_length, 1.0
     if config.data.path is not None and not is_stream(config):
-        data = look_through(config, load_processor(config.model), None)
+        data = look_through(config, load_processor(config.model, with_regions=learns_regions(config)), None)
         tokens = data.lengths.tokens[data.lengths.usable]
         samples = {
             "used": len(tokens),
             "with_images": int((data.lengths.tiles[data.lengths.usable] > 0).sum()),
+            "regions": int(data.lengths.regions[data.lengths.usable].sum()),
             "left_out": data.rejects.num_rejected,
             "tokens": int(tokens.sum()),
             "median": int(_quantile(tokens, 0.5)),
@@ -90,7 +92,8 @@ def describe(shown: Preview) -> str:
     if shown.samples is not None:
         s = shown.samples
         lines.append(
-            f"{s['used']:,} samples ({s['with_images']:,} with images, {s['left_out']:,} left out), {s['tokens']:,}"
+            f"{s['used']:,} samples ({s['with_images']:,} with images, {s['regions']:,} regions, {s['left_out']:,} left"
+            f" out), {s['tokens']:,}"
             f" tokens: {s['median']} at the median, {s['p95']} at 95 %, {s['longest']} at most; {s['fill']:.0%} of the"
             " places in a batch are filled"
         )

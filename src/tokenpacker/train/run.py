@@ -21,7 +21,7 @@ from transformers import PrinterCallback, TrainingArguments, set_seed
 from transformers.integrations import TensorBoardCallback
 from transformers.trainer import TRAINING_ARGS_NAME
 
-from tokenpacker.train.assemble import assemble, load_processor, merged_model, save_projector
+from tokenpacker.train.assemble import assemble, learns_regions, load_processor, merged_model, save_projector
 from tokenpacker.train.batches import only_item
 from tokenpacker.train.checkpoints import (
     CheckpointError,
@@ -88,7 +88,7 @@ def train(config: TrainingConfig, output: Path) -> Path | None:
         checkpoint = next(reversed(whole_checkpoints(output / CHECKPOINTS)), None)
         if checkpoint is not None:
             check_state(checkpoint)
-        processor = load_processor(config.model)
+        processor = load_processor(config.model, with_regions=learns_regions(config))
         source = open_source(config, processor, output, position=position_in(checkpoint), progress=leads)
         _claim_data(config, source, output, leads)
     arguments.warmup_steps = math.ceil(config.optimizer.warmup_share * source.num_steps)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import get_args
 
@@ -22,6 +23,7 @@ from torch import Tensor
 
 from tokenpacker.hf import TokenPackerProcessor
 from tokenpacker.hf.image_processor import to_rgb
+from tokenpacker.hf.masks import to_mask
 from tokenpacker.images import MAX_PIXELS, ImageError, image_size
 from tokenpacker.sequence import IGNORED, ImageLayout
 from tokenpacker.tiling import TileGrid
@@ -33,18 +35,22 @@ from tokenpacker.train.labels import (
     expand,
     prepare_example,
 )
-from tokenpacker.train.rows import ImageReference, Record, RecordError
+from tokenpacker.train.rows import ImageReference, Kind, Record, RecordError
 
 UNBOUNDED = int(1e30)  # nothing is cut: what is too long is left out whole
 
 
 @dataclass(frozen=True, kw_only=True)
 class Length:
-    """What a sample costs: `tokens` in all, `image_tokens` of these with separators, `tiles` for the encoder."""
+    """What a sample costs: `tokens` in all, `image_tokens` of these with separators, `tiles` for the encoder.
+
+    Each of its `regions` is a token too.
+    """
 
     tokens: int
     image_tokens: int
     tiles: int
+    regions: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +63,8 @@ class Sample:
         attention_mask: (S,), 0 at padding tokens: the original took a literal `<unk>` for one.
         pixel_values: (N, 3, h, w); N is 0 without images.
         tile_grids: one per image, in the order of the marks.
+        region_cells: (R, P, L), the weight of each patch in each region; None of a model that knows no regions.
+        region_first_tile: (R,), where the tiles of the region's image begin.
     """
 
     id: str
@@ -65,6 +73,8 @@ class Sample:
     attention_mask: Tensor
     pixel_values: Tensor
     tile_grids: tuple[TileGrid, ...]
+    region_cells: Tensor | None = None
+    region_first_tile: Tensor | None = None
 
 
 class SampleMaker:
@@ -128,10 +138,13 @@ class SampleMaker:
             RecordError: as `make`, except for images that only decoding shows to be damaged.
         """
         example, layouts = self._prepare(record, scale_factor)
+        if record.regions:
+            self._check_masks(record)
         return Length(
             tokens=len(example.input_ids),
             image_tokens=sum(layout.num_tokens for layout in layouts),
             tiles=sum(layout.tile_grid.num_tiles for layout in layouts),
+            regions=sum(map(len, record.regions)),
         )
 
     def make(self, record: Record, scale_factor: int | None = None) -> Sample:
@@ -142,7 +155,8 @@ class SampleMaker:
 
         Raises:
             RecordError: for a malformed conversation; a missing, damaged or too large image; another number of marks
-                than of images; a sample longer than `max_length`, or one from which nothing would be learned.
+                than of images or regions; a region without a pixel; a sample longer than `max_length`, or one from
+                which nothing would be learned.
         """
         example, layouts = self._prepare(record, scale_factor)
         grids = tuple(layout.tile_grid for layout in layouts)
@@ -158,6 +172,7 @@ class SampleMaker:
             attention_mask=torch.tensor(example.attention_mask),
             pixel_values=tiles,
             tile_grids=grids,
+            **self._region_inputs(record, grids),
         )
 
     def _prepare(self, record: Record, scale_factor: int | None) -> tuple[Example, list[ImageLayout]]:
@@ -174,6 +189,7 @@ class SampleMaker:
                 f" {processor.image_token} once for each image",
                 "images and marks differ",
             )
+        self._check_region_marks(record, example)
         separators = processor.tile_separator_id, processor.row_separator_id
         example = expand(example, mark, [layout.token_ids(mark, *separators) for layout in layouts])
         num_tokens = len(example.input_ids)
@@ -189,6 +205,48 @@ class SampleMaker:
             reason = (answered and example.problem) or "the sample has no answer to learn; write one from 'gpt'"
             raise RecordError(record.id, reason, "nothing to learn")
         return example, layouts
+
+    def _check_region_marks(self, record: Record, example: Example) -> None:
+        """Raises RecordError where regions and their marks differ in number, or the model does not know regions."""
+        num_regions, mark = sum(map(len, record.regions)), self.processor.region_token_id
+        kind: Kind = "regions and marks differ"
+        if mark is None:
+            if num_regions:
+                reason = (
+                    f"the row has {num_regions} regions, and the model knows none; train it with 'regions' among the"
+                    " parts, or take them out"
+                )
+                raise RecordError(record.id, reason, kind)
+            return
+        num_marks = example.input_ids.count(mark)
+        if num_marks != num_regions:
+            reason = (
+                f"the conversation has {num_marks} region marks for {num_regions} regions; write"
+                f" {self.processor.region_token} once for each region"
+            )
+            raise RecordError(record.id, reason, kind)
+
+    def _check_masks(self, record: Record) -> None:
+        """Raises RecordError for the first region that cannot be drawn into its image, or has no pixel there."""
+        for number, (image, regions) in enumerate(zip(record.images, record.regions, strict=True), 1):
+            size = self._size(record.id, image)
+            for place, region in enumerate(regions, 1):
+                where = f"region {place}" if len(record.images) == 1 else f"region {place} of image {number}"
+                try:
+                    to_mask(region, size, where)
+                except ValueError as error:
+                    raise RecordError(record.id, str(error), "malformed region") from None
+
+    def _region_inputs(self, record: Record, grids: Sequence[TileGrid]) -> dict[str, Tensor]:
+        """The weights of patches in regions; nothing for a model that knows none."""
+        if self.processor.region_token_id is None:
+            return {}
+        sizes = [self._size(record.id, image) for image in record.images] if record.regions else []
+        regions = [list(entries) for entries in record.regions]
+        try:
+            return dict(self.processor.region_inputs(regions, sizes, grids if regions else []))
+        except ValueError as error:
+            raise RecordError(record.id, str(error), "malformed region") from None
 
     def _layout(self, size: tuple[int, int], scale_factor: int | None) -> ImageLayout:
         return self.processor.image_layout(size, scale_factor=scale_factor, max_image_tokens=self.max_image_tokens)

@@ -9,7 +9,8 @@ It holds for any number of processes: ranks take samples of the one order in tur
 shards' own names and sizes, so that a position is not used with other data, but is with data that moved as a whole.
 
 Tar shards follow WebDataset: files of a sample share a name up to the first dot. `key.json` is a LLaVA row without its
-images, which are `key.jpg`, or `key.0.jpg`, `key.1.jpg` and so on; a `key.txt` instead is a caption.
+images, which are `key.jpg`, or `key.0.jpg`, `key.1.jpg` and so on; a `key.txt` instead is a caption. Regions stand in
+the row; the path of a mask starts from the shard's folder.
 """
 
 from __future__ import annotations
@@ -206,7 +207,7 @@ class _TarShard:
         try:
             row = parse_row(group["json"], where) if "json" in group else {}
             if isinstance(row, dict):
-                row = {name: value for name, value in row.items() if name in ("id", "conversations")}
+                row = {name: value for name, value in row.items() if name in ("id", "conversations", "regions")}
                 row = {"id": key, **row, "images": [group[suffix] for suffix in images]}
                 if "conversations" not in row and "txt" in group:
                     row["conversations"] = caption_messages(group["txt"].decode())
