@@ -7,13 +7,23 @@ from pathlib import Path
 
 
 def carried_model_path(name: str = "tiny") -> Path:
-    """Folder of a model that travels with the package: `tiny`, or `tiny-mlp`, its full-token comparison.
+    """Folder of a model that travels with the package.
+
+    `tiny`; `tiny-mlp`, its full-token comparison; `tiny-regions`, which takes masks.
 
     Raises:
         ValueError: for a name that the package does not carry; the message lists those it does.
     """
-    folder = Path(str(files("tokenpacker") / "models"))
-    names = sorted(path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+    names = carried_models()
     if name not in names:
         raise ValueError(f"the package carries no model {name!r}; it carries: {', '.join(names) or 'none'}")
-    return folder / name
+    return _folder() / name
+
+
+def carried_models() -> list[str]:
+    """The names of all models that travel with the package, sorted."""
+    return sorted(path.name for path in _folder().iterdir() if path.is_dir()) if _folder().is_dir() else []
+
+
+def _folder() -> Path:
+    return Path(str(files("tokenpacker") / "models"))

@@ -30,6 +30,13 @@ def test_results_are_one_json_object(run_json, tiny_model_dir):
     assert (result["task"], result["num_questions"], result["scale_factor"]) == ("small", 3, 4)
 
 
+def test_a_model_without_regions_says_why_it_cannot_be_asked_about_them(one_line_error, monkeypatch, tiny_model_dir):
+    task = Task(name="regions", description="", load=list, regions=True)
+    monkeypatch.setattr("tokenpacker.evaluate.tasks.TASKS", {"regions": task})
+    message = one_line_error("evaluate", "--tasks", "regions", "--model", tiny_model_dir)
+    assert message.startswith("task 'regions' asks about masks, which this model cannot take: its config has no region")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

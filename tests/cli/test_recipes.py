@@ -47,6 +47,14 @@ def test_a_dry_run_shows_parameters_tokens_and_steps(run, run_json, data, small)
     assert "learning_rate: 0.001" in text
 
 
+def test_a_recipe_may_start_from_a_carried_model(run_json):
+    pytest.importorskip("easy_vqa", reason="the easy-vqa package is not installed")
+    shown = run_json("train", "region-tiny", "--dry-run")
+    assert shown["parameters"]["regions"]["trainable"] > 0
+    assert shown["parameters"]["language_model"]["trainable"] == shown["parameters"]["projector"]["trainable"] == 0
+    assert shown["config"]["data"]["scenes"]["regions"] == 1.0
+
+
 @pytest.mark.slow
 def test_a_recipe_trains_and_its_model_answers(run_json, data, small, tmp_path, picture):
     command = ("train", "instruct-7b", "--data", data, *small, "--output", tmp_path / "run")

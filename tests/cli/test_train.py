@@ -25,7 +25,7 @@ def trained(monkeypatch):
         return output_dir
 
     module = ModuleType("tokenpacker.train.tiny")
-    module.train_tiny = train_tiny
+    module.train_tiny = module.train_tiny_regions = train_tiny
     monkeypatch.setitem(sys.modules, "tokenpacker.train.tiny", module)
     return calls
 
@@ -43,6 +43,13 @@ def test_options_reach_the_recipe(run_json, trained, tmp_path):
     assert told["accuracies"] == [{"task": "easy-vqa", "correct": 9, "questions": 10}]
     assert (told["model"], told["projector"], told["seed"]) == (str(tmp_path / "model"), "mlp", 3)
     assert trained == [("model", {"projector": "mlp", "seed": 3, "foundation_dir": tmp_path}), ("card", 1)]
+
+
+def test_the_model_that_takes_regions_is_made_from_the_carried_one_or_another(run, trained, tmp_path):
+    result = run("train", "tiny-regions", "--output", tmp_path / "model")
+    assert result.stdout == f"{tmp_path / 'model'}\n"
+    run("train", "tiny-regions", "--output", tmp_path / "model", "--start", tmp_path, "--seed", 2)
+    assert trained[::2] == [("model", {"start": None, "seed": 0}), ("model", {"start": tmp_path, "seed": 2})]
 
 
 def test_a_projector_without_a_recipe_is_refused(one_line_error, tmp_path):

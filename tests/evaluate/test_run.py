@@ -1,6 +1,7 @@
 """Asking a model all questions of a task: the fast way gives the answers of the plain way."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ import torch
 from tokenpacker.data import Question, Sample
 from tokenpacker.evaluate import Task, evaluate
 from tokenpacker.evaluate.run import Asker, draw_questions
+from tokenpacker.hf import add_regions
 
 QUESTIONS = ("what is it?", "how many words are there?", "is the word cat there?", "which?")
 
@@ -130,3 +132,69 @@ def test_nothing_is_printed_without_progress_and_nothing_to_standard_output_with
     assert capsys.readouterr() == ("", "")
     evaluate(tiny_model, tiny_processor, task, limit=2, progress=True)
     assert capsys.readouterr().out == ""
+
+
+def test_questions_about_masks_are_refused_by_a_model_that_takes_none(tiny_model, tiny_processor):
+    with pytest.raises(ValueError, match="task 'regions' asks about masks, which this model cannot take"):
+        evaluate(tiny_model, tiny_processor, "regions", progress=False)
+
+
+@pytest.fixture(scope="module")
+def region_model(talkative_model, tiny_processor):
+    """The talkative model with a region module, and its processor."""
+    model, processor = copy.deepcopy(talkative_model), copy.deepcopy(tiny_processor)
+    add_regions(model, processor)
+    with torch.no_grad():
+        for layer in model.model.region_encoder.parameters():
+            layer.normal_(std=0.5)
+    return model, processor
+
+
+@pytest.fixture(scope="module")
+def marked_samples(samples):
+    """The images, each with three regions and questions about one or two of them."""
+    asked = [("what is <mask>?", (2,)), ("is <mask> left of <mask>?", (1, 0)), ("where?", ()), ("why <mask>?", (0,))]
+    regions = ((0, 0, 12, 9), (10, 3, 30, 28), (20, 20, 28, 29))
+    questions = tuple(Question(text, "yes", "any", places) for text, places in asked)
+    kept = [questions[: 1 + index % 4] for index in range(len(samples))]
+    return [replace(sample, questions=some, regions=regions) for sample, some in zip(samples, kept, strict=True)]
+
+
+@pytest.mark.parametrize("batch_size", [1, 100])
+def test_answers_about_masks_equal_those_of_one_generate_per_question(region_model, marked_samples, batch_size):
+    model, processor = region_model
+    told = []
+    for sample in marked_samples:
+        answers = [plain_region_answer(model, processor, sample, question) for question in sample.questions]
+        pairs = zip(sample.questions, answers, strict=True)
+        told.append(replace(sample, questions=tuple(replace(question, answer=answer) for question, answer in pairs)))
+    answers = [question.answer for sample in told for question in sample.questions]
+    assert len(set(answers)) > len(answers) / 2  # or this test would prove nothing
+    task = Task(name="toy", description="the model's own", load=lambda: told, max_new_tokens=5, regions=True)
+    result = evaluate(model, processor, task, batch_size=batch_size, progress=False)
+    assert [(error.question, error.answer, error.truth) for error in result.errors] == []
+
+
+def test_other_masks_change_answers(region_model, marked_samples):
+    """Or the test before would not see masks that went to other questions."""
+    model, processor = region_model
+    answers = [
+        {
+            plain_region_answer(model, processor, sample, replace(sample.questions[0], regions=(place,)))
+            for place in range(3)
+        }
+        for sample in marked_samples
+    ]
+    assert sum(len(different) > 1 for different in answers) >= 3
+
+
+def plain_region_answer(model, processor, sample, question) -> str:
+    """The answer as a user would get it, with the masks of the one question."""
+    content = [{"type": "image"}, {"type": "text", "text": question.text}]
+    prompt = processor.apply_chat_template(
+        [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
+    )
+    masks = [[sample.regions[place] for place in question.regions]]
+    inputs = processor(images=[sample.image], text=prompt, region_masks=masks, return_tensors="pt")
+    output = model.generate(**inputs, max_new_tokens=5, do_sample=False)
+    return processor.tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()

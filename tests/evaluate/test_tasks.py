@@ -26,6 +26,19 @@ def test_fine_print_is_always_the_same_images_of_the_test_seeds(monkeypatch):
         assert sample.image.tobytes() == expected.image.tobytes()
 
 
+def test_region_tasks_ask_the_same_of_the_same_images_and_differ_in_what_they_mark(monkeypatch):
+    monkeypatch.setattr(tasks, "NUM_REGION_IMAGES", 4)
+    exact, boxes, exchanged = (find_task(f"regions{ending}").load() for ending in ("", "-boxes", "-shuffled"))
+    for one, boxed, other in zip(exact, boxes, exchanged, strict=True):
+        assert one.name == boxed.name == other.name
+        assert one.questions == boxed.questions == other.questions
+        assert all(len(region) == 4 for region in boxed.regions)
+        assert [region.tobytes() for region in one.regions] != [region.tobytes() for region in other.regions]
+        assert sorted(region.tobytes() for region in one.regions) == sorted(
+            region.tobytes() for region in other.regions
+        )
+
+
 def test_an_unknown_task_lists_the_valid_ones():
     with pytest.raises(ValueError, match="task 'gqa' is unknown; use one of: easy-vqa, fine-print"):
         find_task("gqa")

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 import tokenpacker
-from tokenpacker.carried import carried_model_path
+from tokenpacker.carried import carried_model_path, carried_models
 from tokenpacker.cli.options import JsonOption
 from tokenpacker.cli.output import print_json
 
@@ -114,13 +114,14 @@ def list_recipes(as_json: JsonOption = False) -> None:
     if as_json:
         print_json({name: config.to_dict() for name, config in configs.items()})
         return
-    typer.echo(f"{'recipe':<26}{'learns':<28}{'rate':<8}step  images")
+    name_width = 2 + max(map(len, configs))
+    learns = {name: " + ".join([*config.train, *(["lora"] if config.lora else [])]) for name, config in configs.items()}
+    parts_width = 2 + max(map(len, learns.values()))
+    typer.echo(f"{'recipe':<{name_width}}{'learns':<{parts_width}}{'rate':<8}step  images")
     for name, config in configs.items():
-        learns = [*config.train, *(["lora"] if config.lora else [])]
         tiles = f"{config.model.max_tiles} tiles" if config.model.max_tiles else config.model.image_mode or ""
-        typer.echo(
-            f"{name:<26}{' + '.join(learns):<28}{config.optimizer.learning_rate:<8g}{config.batch_size:>4}  {tiles}"
-        )
+        rate = f"{config.optimizer.learning_rate:<8g}{config.batch_size:>4}"
+        typer.echo(f"{name:<{name_width}}{learns[name]:<{parts_width}}{rate}  {tiles}")
 
 
 def engines(as_json: JsonOption = False) -> None:
@@ -152,6 +153,7 @@ def _resolved(
     config = from_dict(read_config(Path(recipe))) if written else find_recipe(recipe)
     if file is not None:
         config = merged(config, read_config(file))
+    start = start or config.model.start
     options = {"data": {"path": data, "images": images}, "model": {"start": start and _found(start)}}
     given = {part: {k: v for k, v in values.items() if v is not None} for part, values in options.items()}
     return changed(merged(config, {part: values for part, values in given.items() if values}), settings)
@@ -159,7 +161,7 @@ def _resolved(
 
 def _found(start: str) -> str:
     """The path of a carried model that is called by its name; anything else as it is."""
-    if start in ("tiny", "tiny-mlp") and not Path(start).exists():
+    if start in carried_models() and not Path(start).exists():
         return str(carried_model_path(start))
     return start
 

@@ -2,6 +2,8 @@
 
 import contextlib
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -65,17 +67,54 @@ def tiny(
 
         tokenpacker train tiny --output runs/tiny-mlp --projector mlp --foundation runs/tiny/state
     """
-    from tokenpacker.evaluate import measure_model
-    from tokenpacker.train.card import add_accuracies
     from tokenpacker.train.tiny import train_tiny
 
+    make = partial(train_tiny, output, projector=projector, seed=seed, foundation_dir=foundation)
+    _make_and_measure(make, {"projector": projector, "seed": seed}, as_json)
+
+
+@train_app.command("tiny-regions")
+@reports_mistakes
+def tiny_regions(
+    output: Annotated[
+        Path, typer.Option("--output", metavar="FOLDER", help="Where the model and its resumable state are written.")
+    ] = Path("tiny-regions"),
+    start: Annotated[
+        Path | None,
+        typer.Option(
+            "--start", metavar="FOLDER", help="A model that `train tiny` made.", show_default="the carried one"
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", help="Decides first weights and the order of all data.")] = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Teach the carried model about regions: the original's two region stages, on generated pictures with masks.
+
+    Then all test questions are asked, those about masks too. Run it again after an interruption and it goes on where it
+    stopped.
+
+    Examples:
+
+        tokenpacker train tiny-regions --output runs/tiny-regions
+    """
+    from tokenpacker.train.tiny import train_tiny_regions
+
+    make = partial(train_tiny_regions, output, start=start, seed=seed)
+    _make_and_measure(make, {"seed": seed}, as_json)
+
+
+def _make_and_measure(make: Callable[[], Path | None], told: dict[str, Any], as_json: bool) -> None:
+    """Trains a tiny model, asks it all test questions, and puts the accuracies into its card."""
+    from tokenpacker.evaluate import measure_model
+    from tokenpacker.train.card import add_accuracies
+
     with contextlib.redirect_stdout(sys.stderr):  # the Trainer prints its logs
-        folder = train_tiny(output, projector=projector, seed=seed, foundation_dir=foundation)
+        folder = make()
         if folder is None:
             raise typer.Exit(UNFINISHED)
         accuracies = measure_model(folder)
     add_accuracies(folder, accuracies)
     if as_json:
-        print_json({"model": str(folder), "projector": projector, "seed": seed, "accuracies": accuracies})
+        print_json({"model": str(folder), **told, "accuracies": accuracies})
     else:
         typer.echo(str(folder))

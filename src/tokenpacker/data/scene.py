@@ -5,13 +5,17 @@ the encoder's training labels are all derived from the same scene, so they canno
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 
+import numpy as np
+import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom in pixels; right and bottom exclusive
 Rgb = tuple[int, int, int]
+Mask = npt.NDArray[np.bool_]  # (height, width) of the whole picture
+Region = Mask | Box
 
 SHAPES = ("circle", "rectangle", "triangle", "star", "cross")
 COLORS = ("red", "green", "blue", "yellow", "gray", "black", "teal", "brown", "purple", "orange")
@@ -62,22 +66,27 @@ class Scene:
 
 @dataclass(frozen=True)
 class Question:
-    """A question with its only right answer; `kind` groups questions in reports."""
+    """A question with its only right answer; `kind` groups questions in reports.
+
+    `regions` has a place in the sample's `regions` for each `<mask>` of the text, in order.
+    """
 
     text: str
     answer: str
     kind: str
+    regions: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """An image with everything that may be asked of it."""
+    """An image with everything that may be asked of it; `regions` are what questions may point at."""
 
     name: str
     image: Image.Image
     questions: tuple[Question, ...]
     caption: str
     scene: Scene | None = None
+    regions: tuple[Region, ...] = field(default=(), compare=False)  # arrays have no single truth value
 
 
 @lru_cache(maxsize=256)
@@ -112,16 +121,28 @@ def draw(scene: Scene) -> Image.Image:
         if item.frame_box is not None:
             left, top, right, bottom = item.frame_box
             pen.rectangle((left, top, right - 1, bottom - 1), outline=item.frame_rgb, width=FRAME_WIDTH)
-        if item.kind == "shape":
-            _draw_shape(image, item)
-        else:
-            font = load_font(item.font_size)
-            ink_left, ink_top, _, _ = font.getbbox(item.text)
-            pen.text((item.box[0] - ink_left, item.box[1] - ink_top), item.text, fill=item.rgb, font=font)
+        _draw_item(image, item, item.rgb)
     return image
 
 
-def _draw_shape(image: Image.Image, item: Item) -> None:
+def ink(scene: Scene, item: Item) -> Mask:
+    """(height, width), where at least half of a pixel is the object's own color; its frame does not count."""
+    coverage = Image.new("L", (scene.width, scene.height), 0)
+    _draw_item(coverage, item, 255)
+    return np.asarray(coverage) >= 128
+
+
+def _draw_item(image: Image.Image, item: Item, color: Rgb | int) -> None:
+    if item.kind == "shape":
+        _draw_shape(image, item, color)
+    else:
+        font = load_font(item.font_size)
+        ink_left, ink_top, _, _ = font.getbbox(item.text)
+        place = (item.box[0] - ink_left, item.box[1] - ink_top)
+        ImageDraw.Draw(image).text(place, item.text, fill=color, font=font)
+
+
+def _draw_shape(image: Image.Image, item: Item, color: Rgb | int) -> None:
     left, top, right, bottom = item.box
     x0, y0, x1, y1 = math.floor(left), math.floor(top), math.ceil(right), math.ceil(bottom)
     mask = Image.new("L", ((x1 - x0) * SUPERSAMPLING, (y1 - y0) * SUPERSAMPLING), 0)
@@ -133,7 +154,7 @@ def _draw_shape(image: Image.Image, item: Item) -> None:
     else:
         outline = [(ax + u * (bx - ax), ay + v * (by - ay)) for u, v in _outline(item.text)]
         pen.polygon(outline, fill=255)
-    image.paste(item.rgb, (x0, y0), mask.reduce(SUPERSAMPLING))
+    image.paste(color, (x0, y0), mask.reduce(SUPERSAMPLING))
 
 
 def _outline(shape: str) -> list[tuple[float, float]]:

@@ -2,7 +2,7 @@
 
 >>> from tokenpacker.evaluate import TASKS
 >>> sorted(TASKS)
-['easy-vqa', 'fine-print']
+['easy-vqa', 'fine-print', 'regions', 'regions-boxes', 'regions-shuffled']
 """
 
 from tokenpacker.evaluate.measure import measure_model

@@ -6,7 +6,7 @@ import contextlib
 from pathlib import Path
 from typing import Any
 
-from tokenpacker.evaluate.run import evaluate
+from tokenpacker.evaluate.run import evaluate, takes_regions
 from tokenpacker.evaluate.tasks import TASKS
 from tokenpacker.hf import TokenPackerForConditionalGeneration, TokenPackerProcessor
 from tokenpacker.projectors import ProjectorConfig
@@ -17,15 +17,18 @@ SCALE_FACTORS = (2, 3, 4)
 def measure_model(folder: Path, *, limit: int | None = None, progress: bool = True) -> list[dict[str, Any]]:
     """One JSON-ready row per scale factor and task; a projector that honours none is measured as it is.
 
+    Tasks about masks are left out for a model that takes none.
+
     Args:
         folder: a model with its processor.
         limit: so many questions of each task, drawn at random; None asks all.
     """
     model = TokenPackerForConditionalGeneration.from_pretrained(folder).eval()
     processor = TokenPackerProcessor.from_pretrained(folder)
+    tasks = [name for name, task in TASKS.items() if takes_regions(model) or not task.regions]
     rows = []
     for scale_factor in _honoured(model.config.projector, model.config.patch_grid):
-        for task in TASKS:
+        for task in tasks:
             result = evaluate(model, processor, task, scale_factor=scale_factor, limit=limit, progress=progress)
             rows.append(
                 {

@@ -3,7 +3,10 @@
 The questions about one image share everything up to its last image token. That prefix is computed once and its
 key/value cache handed to `generate` for all of them: the same answers as one `generate` per question, only sooner.
 
-Shapes: N images, P tokens up to and including the last image token, Q questions about these images, S text tokens.
+Questions about masks are asked the same way: a region's token is computed once, for all questions that point at it.
+
+Shapes: N images, P tokens up to and including the last image token, Q questions about these images, S text tokens, R
+regions of these images, D language width.
 """
 
 from __future__ import annotations
@@ -52,10 +55,12 @@ def evaluate(
         progress: show a progress bar on standard error.
 
     Raises:
-        ValueError: for an unknown task, a limit below 1, and what the processor refuses.
+        ValueError: for an unknown task, a limit below 1, what the processor refuses, and questions about masks to a
+            model that takes none.
         ModuleNotFoundError: when the task's data set is not installed; the message names the remedy.
     """
     task = find_task(task) if isinstance(task, str) else task
+    _require_regions(task, model)
     samples = draw_questions(task.load(), limit, seed)
     asker = Asker(model, processor, scale_factor=scale_factor, max_image_tokens=max_image_tokens)
     answers: list[Answer] = []
@@ -78,6 +83,19 @@ def evaluate(
         seconds=time.perf_counter() - start,
         errors=tuple(answer for answer in answers if not answer.is_correct)[:NUM_ERRORS_KEPT],
     )
+
+
+def takes_regions(model: PreTrainedModel) -> bool:
+    """Whether a model has a region module, so that questions may point at masks."""
+    return getattr(model.config, "region_config", None) is not None
+
+
+def _require_regions(task: Task, model: PreTrainedModel) -> None:
+    if task.regions and not takes_regions(model):
+        raise ValueError(
+            f"task {task.name!r} asks about masks, which this model cannot take: its config has no region_config; use a"
+            " model with a region module, or other tasks"
+        )
 
 
 def draw_questions(samples: list[Sample], limit: int | None, seed: int) -> list[Sample]:
@@ -109,6 +127,7 @@ class PreparedSample:
         tails: what follows in each question's prompt.
         pixel_values: (tiles, 3, h, w).
         layout: the image's tiles and tokens.
+        region_cells: (R, tiles, patches) of the image's regions; None where no question is about one.
     """
 
     name: str
@@ -117,6 +136,7 @@ class PreparedSample:
     tails: list[list[int]]
     pixel_values: Tensor
     layout: ImageLayout
+    region_cells: Tensor | None = None
 
 
 class Asker:
@@ -136,22 +156,30 @@ class Asker:
 
     def prepare(self, sample: Sample) -> PreparedSample:
         """The image through the processor once, and every question's prompt."""
-        prompts = [self._prompt(question.text) for question in sample.questions]
+        plain = self._prompt(".")  # without a mask, which the processor would want to see
+        prompts = [plain, *(self._prompt(question.text) for question in sample.questions)]
         unexpanded = self.processor.tokenizer(prompts, add_special_tokens=False).input_ids
         plan = {"scale_factor": self.scale_factor, "max_image_tokens": self.max_image_tokens}
-        inputs = self.processor(images=[[sample.image]], text=[prompts[0]], return_tensors="pt", **plan)
+        inputs = self.processor(images=[[sample.image]], text=[plain], return_tensors="pt", **plan)
         ids: list[int] = inputs["input_ids"][0].tolist()
         prefix_length = len(ids) - ids[::-1].index(self.image_token_id)
         first_tail = ids[prefix_length:]
         after_image = [prompt[prompt.index(self.image_token_id) + 1 :] for prompt in unexpanded]
         separator = first_tail[: len(first_tail) - len(after_image[0])]  # what closes the image's last row
+        size = (sample.image.height, sample.image.width)
+        layout = self.processor.image_layout(size, **plan)
+        cells = None
+        if any(question.regions for question in sample.questions):
+            regions = self.processor.region_inputs([list(sample.regions)], [size], [layout.tile_grid])
+            cells = regions["region_cells"]
         return PreparedSample(
             name=sample.name,
             questions=sample.questions,
             prefix=ids[:prefix_length],
-            tails=[separator + tail for tail in after_image],
+            tails=[separator + tail for tail in after_image[1:]],
             pixel_values=inputs["pixel_values"],
-            layout=self.processor.image_layout((sample.image.height, sample.image.width), **plan),
+            layout=layout,
+            region_cells=cells,
         )
 
     @torch.inference_mode()
@@ -160,13 +188,9 @@ class Asker:
         device = self.model.device
         prefixes = torch.tensor([prepared.prefix for prepared in batch], device=device)  # (N, P)
         pixel_values = torch.cat([prepared.pixel_values for prepared in batch]).to(device)
-        cache = self.model(
-            input_ids=prefixes,
-            pixel_values=pixel_values,
-            scale_factor=self.scale_factor,
-            use_cache=True,
-            logits_to_keep=1,
-        ).past_key_values
+        images = self.model.get_image_features(pixel_values, self.scale_factor, **_region_inputs(batch, device))
+        packed = images.pooler_output
+        cache = self.model(input_ids=prefixes, packed_tokens=packed, use_cache=True, logits_to_keep=1).past_key_values
         owners = torch.tensor([index for index, prepared in enumerate(batch) for _ in prepared.tails], device=device)
         cache.batch_select_indices(owners)  # N prefixes -> Q, one for each question
         tails = [tail for prepared in batch for tail in prepared.tails]
@@ -174,6 +198,9 @@ class Asker:
         input_ids = torch.cat([prefixes[owners], tail_ids], dim=1)  # (Q, P + S)
         # Padding lies between image and question: position ids count the mask's ones, so they run on across it.
         attention_mask = torch.cat([torch.ones_like(prefixes[owners]), tail_mask], dim=1)
+        marked = {}
+        if images.region_tokens is not None:  # the images themselves are in the cache
+            marked = {"packed_tokens": packed[:0], "region_tokens": images.region_tokens[_pointed_at(batch, device)]}
         output = self.model.generate(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -182,6 +209,7 @@ class Asker:
             do_sample=False,
             num_beams=1,
             pad_token_id=self.pad_token_id,
+            **marked,
         )
         texts = self.processor.tokenizer.batch_decode(output[:, input_ids.shape[1] :], skip_special_tokens=True)
         asked = [(prepared.name, question) for prepared in batch for question in prepared.questions]
@@ -211,6 +239,33 @@ def _batches(samples: Iterator[PreparedSample], batch_size: int) -> Iterator[lis
         if sum(len(member.tails) for member in group) >= batch_size:
             yield waiting.pop(len(sample.prefix))
     yield from waiting.values()
+
+
+def _region_inputs(batch: list[PreparedSample], device: torch.device) -> dict[str, Tensor]:
+    """`region_cells` (R, tiles, patches) and `region_first_tile` (R,) of all regions; nothing where there are none."""
+    cells, first_tiles, tile = [], [], 0
+    for prepared in batch:
+        if prepared.region_cells is not None:
+            cells.append(prepared.region_cells)
+            first_tiles += [tile] * len(prepared.region_cells)
+        tile += len(prepared.pixel_values)
+    if not cells:
+        return {}
+    return {
+        "region_cells": torch.cat(cells).to(device),
+        "region_first_tile": torch.tensor(first_tiles, device=device),
+    }
+
+
+def _pointed_at(batch: list[PreparedSample], device: torch.device) -> Tensor:
+    """(masks in all questions,), which of the batch's regions each of them is."""
+    places: list[int] = []
+    first = 0
+    for prepared in batch:
+        if prepared.region_cells is not None:
+            places += [first + place for question in prepared.questions for place in question.regions]
+            first += len(prepared.region_cells)
+    return torch.tensor(places, device=device, dtype=torch.int64)
 
 
 def _pad_left(rows: list[list[int]], pad_token_id: int, device: torch.device) -> tuple[Tensor, Tensor]:

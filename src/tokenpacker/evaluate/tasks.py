@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
-from tokenpacker.data import EasyVqa, FinePrint, Sample
+from tokenpacker.data import EasyVqa, FinePrint, Regions, Sample
+from tokenpacker.data.regions import Form, shuffled
 
 NUM_FINE_PRINT_IMAGES = 500
+NUM_REGION_IMAGES = 500
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,12 +22,14 @@ class Task:
         description: one line for reports.
         load: gives the samples, always the same ones in the same order.
         max_new_tokens: where an answer is cut off; no true answer is nearly as long.
+        regions: its questions are about masks, which not every model takes.
     """
 
     name: str
     description: str
     load: Callable[[], list[Sample]]
     max_new_tokens: int = 8
+    regions: bool = False
 
 
 def _load_easy_vqa() -> list[Sample]:
@@ -34,6 +40,16 @@ def _load_easy_vqa() -> list[Sample]:
 def _load_fine_print() -> list[Sample]:
     samples = FinePrint("test")
     return [samples[index] for index in range(NUM_FINE_PRINT_IMAGES)]
+
+
+def _load_regions(form: Form = "mask", exchanged: bool = False) -> list[Sample]:
+    samples = Regions("test", form)
+    drawn = [samples[index] for index in range(NUM_REGION_IMAGES)]
+    return [shuffled(sample, random.Random(sample.name)) for sample in drawn] if exchanged else drawn
+
+
+def _region_task(name: str, description: str, load: Callable[[], list[Sample]]) -> Task:
+    return Task(name=name, description=description, load=load, max_new_tokens=16, regions=True)
 
 
 TASKS = {
@@ -48,6 +64,21 @@ TASKS = {
             name="fine-print",
             description=f"small type in {NUM_FINE_PRINT_IMAGES} generated images, from seeds kept for testing",
             load=_load_fine_print,
+        ),
+        _region_task(
+            "regions",
+            f"questions about exactly masked objects in {NUM_REGION_IMAGES} generated images, from seeds for testing",
+            _load_regions,
+        ),
+        _region_task(
+            "regions-boxes",
+            "the same questions, objects marked by boxes a little too large",
+            partial(_load_regions, "box"),
+        ),
+        _region_task(
+            "regions-shuffled",
+            "the same questions with the masks of an image exchanged, answers as before: who scores here guesses",
+            partial(_load_regions, exchanged=True),
         ),
     )
 }

@@ -11,10 +11,20 @@ PHASE_TITLES = {
     "language": "language model (foundation)",
     "align": "stage 1: projector, captions",
     "instruct": "stage 2: projector and language model, questions",
+    "region-tiny": "region stage 2: region module",
+    "region-instruct-tiny": "region stage 3: projector, region module and language model",
 }
 BASELINES = (
     "Beside it: a public CNN+LSTM reports 87.6 % on the easy-VQA test questions. The most frequent answer to each"
     " wording, without looking (`tokenpacker.data.guessing`), gets 67.0 % on easy-VQA and 18.9 % on fine print."
+)
+REGION_BASELINES = (
+    " On regions it gets 19.6 %; who knows every object, but is told the wrong ones as in `regions-shuffled`, gets"
+    " 11.6 %."
+)
+REGIONS = (
+    " It takes regions: masks and boxes that a user marks, each one token where the prompt says `<mask>`. Its start,"
+    " the carried model without them, had the first four phases."
 )
 LEVELS = "▁▂▃▄▅▆▇█"
 
@@ -38,16 +48,19 @@ def write_card(folder: Path | str, record: dict[str, Any]) -> None:
     """Writes the card for a training record (`training.json`)."""
     recipe = record["recipe"]
     projector = recipe["projector"]["name"]
+    takes_regions = "regions" in record
     command = "tokenpacker train tiny --output runs/tiny"
-    if projector != "token-packer":
+    if takes_regions:
+        command = f"{command}\ntokenpacker train tiny-regions --start runs/tiny --output runs/tiny-regions"
+    elif projector != "token-packer":
         command += f"-{projector} --projector {projector} --foundation runs/tiny/state"
     command += "" if recipe["seed"] == 0 else f" --seed {recipe['seed']}"
     sections = [
         "---\nlicense: apache-2.0\nlibrary_name: transformers\npipeline_tag: image-text-to-text\n---",
-        f"# tokenpacker tiny ({projector})",
-        _introduction(recipe, projector),
+        f"# tokenpacker tiny ({projector}{', regions' if takes_regions else ''})",
+        _introduction(recipe, projector) + (REGIONS if takes_regions else ""),
         f"## Made by\n\n```sh\n{command}\n```\n\n{_circumstances(record)}",
-        _accuracy_table(record["accuracies"]),
+        _accuracy_table(record["accuracies"], BASELINES + (REGION_BASELINES if takes_regions else "")),
         _phase_table(record["phases"]),
         _limits(),
     ]
@@ -77,7 +90,7 @@ def _circumstances(record: dict[str, Any]) -> str:
     return "\n\n".join([facts, *record.get("notes", [])])
 
 
-def _accuracy_table(accuracies: list[dict[str, Any]]) -> str:
+def _accuracy_table(accuracies: list[dict[str, Any]], baselines: str) -> str:
     if not accuracies:
         return ""
     rows = ["## Accuracy", "", "Greedy answers, exact match, on the stored weights.", ""]
@@ -88,7 +101,7 @@ def _accuracy_table(accuracies: list[dict[str, Any]]) -> str:
             f"| {entry['task']} | {entry['scale_factor'] or '-'} | {entry['correct']} / {entry['questions']} |"
             f" {share:.2f} % | {entry['image_tokens']:.0f} |"
         )
-    rows += ["", BASELINES]
+    rows += ["", baselines]
     return "\n".join(rows)
 
 

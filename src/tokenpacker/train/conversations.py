@@ -20,10 +20,14 @@ from tokenpacker.sequence import IGNORED
 
 @dataclass(frozen=True)
 class Segment:
-    """Token ids of one conversation and, at each position, the id to be predicted there or IGNORED."""
+    """Token ids of one conversation and, at each position, the id to be predicted there or IGNORED.
+
+    `regions` are those that its questions point at, in order: places among the regions of its image.
+    """
 
     input_ids: tuple[int, ...]
     labels: tuple[int, ...]
+    regions: tuple[int, ...] = ()
 
 
 def make_segment(tokenizer: PreTrainedTokenizerBase, turns: Sequence[Question]) -> Segment:
@@ -39,7 +43,7 @@ def make_segment(tokenizer: PreTrainedTokenizerBase, turns: Sequence[Question]) 
         answer = [*tokenizer(f" {turn.answer}", add_special_tokens=False).input_ids, tokenizer.eos_token_id]
         ids += question + answer
         labels += [IGNORED] * len(question) + answer
-    return Segment(tuple(ids), tuple(labels))
+    return Segment(tuple(ids), tuple(labels), tuple(place for turn in turns for place in turn.regions))
 
 
 def pack(prefixes: Sequence[Sequence[int]], segments: Sequence[Sequence[Segment]], pad_id: int) -> dict[str, Tensor]:

@@ -3,11 +3,12 @@
 Item `index` of `Steps` is one whole step, made from (seed, index) alone: a resumed run sees exactly the steps that the
 interrupted one would have seen.
 
-Shapes: N tiles of all images, (h, w) patch grid, B images, S sequence length.
+Shapes: N tiles of all images, P tiles of one image, (h, w) patch grid, L = h*w, B images, S sequence length, R regions.
 """
 
 import math
 import random
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -17,9 +18,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from tokenpacker.data import EasyVqa, Question, easy_vqa, fine_print
-from tokenpacker.data.scene import Scene, draw
+from tokenpacker.data import EasyVqa, Question, easy_vqa, fine_print, regions
+from tokenpacker.data.scene import Region, Scene, draw
 from tokenpacker.hf.image_processor import TokenPackerImageProcessor
+from tokenpacker.hf.processor import TokenPackerProcessor
 from tokenpacker.sequence import ImageLayout
 from tokenpacker.tiling import TileGrid, choose_tile_grid
 from tokenpacker.train.conversations import Segment, make_segment, pack
@@ -30,6 +32,8 @@ ASK_CAPTION = ("describe the image.", "what is in the image?")
 TWO_TURN_SHARE = 0.15
 OFFICIAL_SHARE = 0.8  # of the easy pictures; the rest are look-alikes
 TOKENS_OF_SEGMENTS = 200  # about twelve questions with their answers
+REGION_FORMS: dict[regions.Form, float] = {"mask": 0.5, "rough": 0.25, "box": 0.25}  # people mark as they like
+QUESTIONS_PER_KIND = 2  # about regions
 Show = Literal["pixels", "labels"]
 
 
@@ -41,6 +45,7 @@ class StepSpec:
     of images that are described instead of asked about. `tokens_per_step` bounds B by the number of image tokens.
     `paced_at` is the scale factor whose tokens decide B; None takes the step's own: fewer tokens make more images then.
     `one_tile_share` of the steps, at first, show scenes that are one tile at full size, without a grid or a thumbnail.
+    `regions` is the share of steps that ask about marked objects; None is none of them.
     """
 
     show: Show
@@ -55,22 +60,48 @@ class StepSpec:
     max_tiles: int = 9
     tile_size: tuple[int, int] = (96, 96)
     patch_size: int = 8
+    regions: float | None = None
 
 
 @dataclass(frozen=True)
 class _Entry:
-    """An image to be shown: `scene` where its truth is known, `image` where there is a file instead."""
+    """An image to be shown: `scene` where its truth is known, `image` where there is a file instead.
+
+    One with marked objects has questions about those, and is never described.
+    """
 
     caption: str
     questions: tuple[Question, ...]
     scene: Scene | None = None
     image: Image.Image | None = None
+    regions: tuple[Region, ...] = ()
 
 
 class Steps(Dataset[dict[str, Any]]):
-    """`num_steps` training steps."""
+    """`num_steps` training steps.
 
-    def __init__(self, spec: StepSpec, tokenizer: PreTrainedTokenizerBase, *, num_steps: int, seed: int) -> None:
+    Args:
+        processor: of the model, where it takes regions: every step then says which there are, be it none.
+
+    Raises: ValueError for steps about regions without a processor that knows `<mask>`.
+    """
+
+    def __init__(
+        self,
+        spec: StepSpec,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        num_steps: int,
+        seed: int,
+        processor: TokenPackerProcessor | None = None,
+    ) -> None:
+        self.takes_regions = processor is not None and processor.region_token_id is not None
+        if spec.regions and not self.takes_regions:
+            raise ValueError(
+                f"regions={spec.regions} needs a model that takes regions, with {regions.MASK} in its tokenizer; train"
+                " its region module with region-tiny first, or leave regions out"
+            )
+        self.processor = processor
         self.spec = spec
         self.tokenizer = tokenizer
         self.num_steps = num_steps
@@ -92,15 +123,16 @@ class Steps(Dataset[dict[str, Any]]):
         rng = random.Random(f"steps/{self.seed}/{index}")
         scale_factor = rng.choice(self.spec.scale_factors)
         per_tile = self._tokens_per_tile(scale_factor)
-        prefixes, segments, shown = [], [], []
         one_tile = index < self.spec.one_tile_share * self.num_steps
-        for entry, grid in self._draw_entries(rng, self._tokens_per_tile(self.spec.paced_at or scale_factor), one_tile):
-            prefixes.append(self._prefix(grid, per_tile))
-            segments.append(self._segments(rng, entry))
-            shown.append(self._show(entry, grid))
-        batch = pack(prefixes, segments, self.tokenizer.pad_token_id)
+        entries = self._draw_entries(rng, self._tokens_per_tile(self.spec.paced_at or scale_factor), one_tile)
+        prefixes = [self._prefix(grid, per_tile) for _, grid in entries]
+        segments = [self._segments(rng, entry) for entry, _ in entries]
+        batch: dict[str, Any] = pack(prefixes, segments, self.tokenizer.pad_token_id)
         key = "pixel_values" if self.spec.show == "pixels" else "patch_labels"
-        return {**batch, key: torch.cat(shown), "scale_factor": scale_factor}
+        batch[key] = torch.cat([self._show(entry, grid) for entry, grid in entries])
+        if self.takes_regions:
+            batch |= self._regions(entries, segments)
+        return batch | {"scale_factor": scale_factor}
 
     def _tokens_per_tile(self, scale_factor: int) -> int:
         return (self.spec.tile_size[0] // self.spec.patch_size // scale_factor) ** 2
@@ -108,20 +140,36 @@ class Steps(Dataset[dict[str, Any]]):
     def _draw_entries(self, rng: random.Random, per_tile: int, one_tile: bool) -> list[tuple[_Entry, TileGrid]]:
         """The images of one step, all of about as many tokens, so that little padding is needed."""
         grid = TileGrid(1, 1)
+        if self.spec.regions and rng.random() < self.spec.regions:
+            look = rng.choice(regions.LOOKS)
+            make = lambda: regions.make_scene(rng, look)  # noqa: E731
+            if look == "page":
+                return self._alike(rng, per_tile, make, _marked_entry)
+            return [(_marked_entry(make(), rng), grid) for _ in range(self.spec.max_images)]
         if rng.random() < self.spec.easy_share:
             return [(self._draw_easy(rng), grid) for _ in range(self.spec.max_images)]
         if one_tile:
             scenes = [fine_print.make_scene(rng, one_tile=True) for _ in range(self.spec.max_images)]
             return [(_fine_print_entry(scene, rng), grid) for scene in scenes]
-        scene = fine_print.make_scene(rng)
+        return self._alike(rng, per_tile, lambda: fine_print.make_scene(rng), _fine_print_entry)
+
+    def _alike(
+        self,
+        rng: random.Random,
+        per_tile: int,
+        make: Callable[[], Scene],
+        entry_of: Callable[[Scene, random.Random], _Entry],
+    ) -> list[tuple[_Entry, TileGrid]]:
+        """As many scenes as a step holds, all of as many tiles as the first one."""
+        scene = make()
         grid = self._grid(scene)
         tokens = grid.num_tiles * (per_tile + 1) + TOKENS_OF_SEGMENTS
         count = max(2, min(self.spec.max_images, self.spec.tokens_per_step // tokens))
-        entries = [(_fine_print_entry(scene, rng), grid)]
+        entries = [(entry_of(scene, rng), grid)]
         while len(entries) < count:
-            scene = fine_print.make_scene(rng)
+            scene = make()
             if self._grid(scene).num_tiles == grid.num_tiles:
-                entries.append((_fine_print_entry(scene, rng), self._grid(scene)))
+                entries.append((entry_of(scene, rng), self._grid(scene)))
         return entries
 
     def _draw_easy(self, rng: random.Random) -> _Entry:
@@ -143,7 +191,7 @@ class Steps(Dataset[dict[str, Any]]):
 
     def _segments(self, rng: random.Random, entry: _Entry) -> list[Segment]:
         """A caption, or several conversations of one or two turns."""
-        if rng.random() < self.spec.captions:
+        if not entry.regions and rng.random() < self.spec.captions:
             turn = Question(rng.choice(ASK_CAPTION), entry.caption, "caption")
             return [make_segment(self.tokenizer, [turn])]
         questions = rng.sample(entry.questions, min(self.spec.questions_per_image, len(entry.questions)))
@@ -153,6 +201,24 @@ class Steps(Dataset[dict[str, Any]]):
             turns, questions = questions[:num_turns], questions[num_turns:]
             segments.append(make_segment(self.tokenizer, turns))
         return segments
+
+    def _regions(
+        self, entries: Sequence[tuple[_Entry, TileGrid]], segments: Sequence[Sequence[Segment]]
+    ) -> dict[str, Tensor]:
+        """`region_cells` (R, P, L) and `region_first_tile` (R,) of every `<mask>` of a step, in order."""
+        assert self.processor is not None, "takes_regions says so"
+        cells, first_tiles, first = [], [], 0
+        for (entry, grid), parts in zip(entries, segments, strict=True):
+            places = torch.tensor([place for part in parts for place in part.regions], dtype=torch.int64)
+            if entry.scene is not None and len(places):
+                size = (entry.scene.height, entry.scene.width)
+                made = self.processor.region_inputs([list(entry.regions)], [size], [grid], image_mode="slice")
+                cells.append(made["region_cells"][places])
+                first_tiles.append(torch.full_like(places, first))
+            first += grid.num_tiles
+        if not cells:
+            return self.processor.region_inputs([], [], [])
+        return {"region_cells": torch.cat(cells), "region_first_tile": torch.cat(first_tiles)}
 
     def _show(self, entry: _Entry, grid: TileGrid) -> Tensor:
         """(N, 3, h, w) tiles, or (N, K, h, w) labels of their patches."""
@@ -166,3 +232,10 @@ class Steps(Dataset[dict[str, Any]]):
 
 def _fine_print_entry(scene: Scene, rng: random.Random) -> _Entry:
     return _Entry(fine_print.describe(scene), tuple(fine_print.ask(scene, rng)), scene=scene)
+
+
+def _marked_entry(scene: Scene, rng: random.Random) -> _Entry:
+    """Each object marked in one of the forms, with questions about some of them."""
+    forms = rng.choices(list(REGION_FORMS), list(REGION_FORMS.values()), k=len(scene.items))
+    marked = tuple(regions.mark(scene, item, form, rng) for item, form in zip(scene.items, forms, strict=True))
+    return _Entry("", tuple(regions.ask(scene, rng, each=QUESTIONS_PER_KIND)), scene=scene, regions=marked)

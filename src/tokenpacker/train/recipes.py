@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from tokenpacker.train import paper
+from tokenpacker.train import paper, tiny_regions
 from tokenpacker.train.config import DataConfig, ModelConfig, OptimizerConfig, ScenesConfig, TrainingConfig
 from tokenpacker.train.dataset import StepSpec
 from tokenpacker.train.loop import Schedule
@@ -91,7 +91,8 @@ def described_steps() -> StepSpec:
 
 def recipes() -> dict[str, Callable[[], TrainingConfig]]:
     """All by name: `align-7b`, `instruct-13b-hd16`, `instruct-7b-hd9-qlora`, `align-7b-elastic`, `align-tiny`, ..."""
-    return {**paper.recipes(), "align-tiny": align_tiny, "instruct-tiny": instruct_tiny}
+    tiny_stages = {"align-tiny": align_tiny, "instruct-tiny": instruct_tiny}
+    return {**paper.recipes(), **tiny_stages, **tiny_regions.recipes()}
 
 
 def find_recipe(name: str) -> TrainingConfig:

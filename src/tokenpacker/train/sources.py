@@ -172,14 +172,18 @@ def _scenes(config: TrainingConfig, scenes: ScenesConfig, processor: TokenPacker
         max_tiles=images.max_tiles,
         tile_size=images.tile_size,
         patch_size=images.tile_size[0] // processor.patch_grid[0],
+        regions=scenes.regions,
     )
     steps = _steps_given(config, "generated scenes have no end")
-    made_of = json.dumps([dataclasses.asdict(spec), config.seed])
+    decisive = dataclasses.asdict(spec)
+    if spec.regions is None:
+        del decisive["regions"]  # runs from before there were any go on
+    made_of = json.dumps([decisive, config.seed])
     return Source(
-        batches=Steps(spec, processor.tokenizer, num_steps=steps, seed=config.seed),
+        batches=Steps(spec, processor.tokenizer, num_steps=steps, seed=config.seed, processor=processor),
         num_steps=steps,
         fingerprint=hashlib.sha256(made_of.encode()).hexdigest(),
-        facts={"data": "easy-VQA and fine print, drawn while training"},
+        facts={"data": f"easy-VQA{', regions' if spec.regions else ''} and fine print, drawn while training"},
     )
 
 

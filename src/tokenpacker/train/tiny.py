@@ -1,4 +1,7 @@
-"""`tokenpacker train tiny`: the carried model from nothing, resumable phase by phase and step by step."""
+"""`tokenpacker train tiny`: the carried model from nothing, resumable phase by phase and step by step.
+
+And `tokenpacker train tiny-regions`: from that model one that takes regions.
+"""
 
 import json
 import os
@@ -15,6 +18,8 @@ import transformers
 from transformers import AutoTokenizer
 
 import tokenpacker
+from tokenpacker.carried import carried_model_path
+from tokenpacker.hf.config import TokenPackerConfig
 from tokenpacker.hf.model import TokenPackerForConditionalGeneration
 from tokenpacker.hf.processor import TokenPackerProcessor
 from tokenpacker.train import stages
@@ -25,6 +30,7 @@ from tokenpacker.train.encoder import IMAGE_MEAN, IMAGE_STD
 from tokenpacker.train.loop import CHECKPOINTS, HISTORY
 from tokenpacker.train.recipes import TOKEN_PACKER, TinyRecipe, tiny
 from tokenpacker.train.run import train
+from tokenpacker.train.tiny_regions import region_instruct_tiny, region_tiny
 from tokenpacker.train.tokenizer import train_tokenizer
 
 STATE_FOLDER = "state"
@@ -56,10 +62,7 @@ def train_tiny(
         ValueError: for a projector without a recipe, or a fraction outside 0 to 1.
         ModuleNotFoundError: without `accelerate`, which transformers' Trainer runs on; the message names the remedy.
     """
-    if find_spec("accelerate") is None:
-        raise ModuleNotFoundError("training needs accelerate, which is not installed; pip install 'tokenpacker[train]'")
-    if not 0 < steps_fraction <= 1:
-        raise ValueError(f"steps_fraction={steps_fraction} must lie above 0 and be at most 1")
+    _check_start(steps_fraction)
     recipe = _shortened(tiny(projector, seed=seed), steps_fraction)
     output_dir = Path(output_dir)
     state_dir = output_dir / STATE_FOLDER
@@ -72,9 +75,59 @@ def train_tiny(
     final = aligned and train(_from(recipe.instruct, {"start": str(aligned)}), state_dir / "instruct")
     if final is None:
         return None
-    _write_model(final, output_dir)
-    _write_record(recipe, [encoder_dir, language_dir, state_dir / "align", state_dir / "instruct"], output_dir)
+    config, tokenizer = _write_weights(final, output_dir), AutoTokenizer.from_pretrained(final)
+    pixels: dict[str, Any] = {"image_mean": [IMAGE_MEAN] * 3, "image_std": [IMAGE_STD] * 3}
+    processor = TokenPackerProcessor.from_config(config, tokenizer, image_mode="slice", max_tiles=9, **pixels)
+    processor.save_pretrained(output_dir)
+    folders = [encoder_dir, language_dir, state_dir / "align", state_dir / "instruct"]
+    phases = {phase: _history(folder) for phase, folder in zip(PHASES, folders, strict=True)}
+    _write_record({"recipe": asdict(recipe)}, phases, output_dir)
     return output_dir
+
+
+def train_tiny_regions(
+    output_dir: Path | str, *, start: Path | str | None = None, seed: int = 0, steps_fraction: float = 1.0
+) -> Path | None:
+    """Trains a tiny model that takes regions into `output_dir` and returns that folder; None where a signal ended it.
+
+    Run again after an interruption, it goes on where it stopped.
+
+    Args:
+        start: folder of a model that `train_tiny` made; None takes the one that the package carries.
+        seed: decides the region module's first weights and all data.
+        steps_fraction: share of both stages' steps, for tests.
+
+    Raises:
+        ValueError: for a fraction outside 0 to 1, and a start that `train_tiny` did not make.
+        ModuleNotFoundError: as `train_tiny`.
+    """
+    _check_start(steps_fraction)
+    start, output_dir = carried_model_path() if start is None else Path(start), Path(output_dir)
+    if not (start / RECORD).is_file():
+        raise ValueError(f"start={start} holds no {RECORD}; give a folder that `tokenpacker train tiny` wrote")
+    before = json.loads((start / RECORD).read_text())
+    stages = {
+        config.name: replace(config, max_steps=max(1, round((config.max_steps or 1) * steps_fraction)))
+        for config in (region_tiny(seed=seed), region_instruct_tiny(seed=seed))
+    }
+    folder: Path | None = start
+    for name, config in stages.items():
+        folder = folder and train(_from(config, {"start": str(folder)}), output_dir / STATE_FOLDER / name)
+    if folder is None:
+        return None
+    _write_weights(folder, output_dir)
+    TokenPackerProcessor.from_pretrained(folder).save_pretrained(output_dir)
+    phases = before["phases"] | {name: _history(output_dir / STATE_FOLDER / name) for name in stages}
+    decided = {"recipe": before["recipe"], "regions": {name: config.to_dict() for name, config in stages.items()}}
+    _write_record(decided, phases, output_dir)
+    return output_dir
+
+
+def _check_start(steps_fraction: float) -> None:
+    if find_spec("accelerate") is None:
+        raise ModuleNotFoundError("training needs accelerate, which is not installed; pip install 'tokenpacker[train]'")
+    if not 0 < steps_fraction <= 1:
+        raise ValueError(f"steps_fraction={steps_fraction} must lie above 0 and be at most 1")
 
 
 def _once(phase_dir: Path, make: Callable[[Path], None]) -> None:
@@ -120,36 +173,33 @@ def _shortened(recipe: TinyRecipe, fraction: float) -> TinyRecipe:
     )
 
 
-def _write_model(trained: Path, output_dir: Path) -> None:
-    """Model and processor; weights are rounded to float16 on disk and loaded as float32 again."""
+def _write_weights(trained: Path, output_dir: Path) -> TokenPackerConfig:
+    """The model of a finished run; its weights are rounded to float16 on disk and loaded as float32 again."""
     model = TokenPackerForConditionalGeneration.from_pretrained(trained)
     config = model.config
     for part in (config, config.vision_config, config.text_config):
         part.dtype, part._name_or_path = torch.float32, ""
     half = {name: tensor.half() for name, tensor in model.state_dict().items()}
     model.save_pretrained(output_dir, state_dict=half)
-    tokenizer = AutoTokenizer.from_pretrained(trained)
-    processor = TokenPackerProcessor.from_config(
-        config, tokenizer, image_mean=[IMAGE_MEAN] * 3, image_std=[IMAGE_STD] * 3, image_mode="slice", max_tiles=9
-    )
-    processor.save_pretrained(output_dir)
+    return config
 
 
-def _write_record(recipe: TinyRecipe, phase_dirs: list[Path], output_dir: Path) -> None:
+def _history(phase_dir: Path) -> dict[str, Any]:
+    """Steps, seconds and a thinned-out loss curve of a phase, or of a stage."""
+    history = json.loads((phase_dir / HISTORY).read_text())
+    if isinstance(history["steps"], list):  # a stage's, which went through `train`
+        curve = [[entry["step"], round(entry["loss"], 4)] for entry in history["steps"]]
+        history = {"steps": curve[-1][0], "seconds": history["seconds"], "loss": curve}
+    stride = -(-len(history["loss"]) // MAX_CURVE_POINTS) or 1
+    return history | {"loss": history["loss"][::stride]}
+
+
+def _write_record(decided: dict[str, Any], phases: dict[str, Any], output_dir: Path) -> None:
     """`training.json`: everything that was decided and measured; the evaluation adds accuracies to it."""
-    histories = {}
-    for phase, folder in zip(PHASES, phase_dirs, strict=True):
-        history = json.loads((folder / HISTORY).read_text())
-        if phase in PHASES[2:]:
-            steps = history["steps"]
-            curve = [[entry["step"], round(entry["loss"], 4)] for entry in steps]
-            history = {"steps": curve[-1][0], "seconds": history["seconds"], "loss": curve}
-        stride = -(-len(history["loss"]) // MAX_CURVE_POINTS) or 1
-        histories[phase] = history | {"loss": history["loss"][::stride]}
     record: dict[str, Any] = {
-        "recipe": asdict(recipe),
-        "phases": histories,
-        "minutes": round(sum(history["seconds"] for history in histories.values()) / 60, 1),
+        **decided,
+        "phases": phases,
+        "minutes": round(sum(history["seconds"] for history in phases.values()) / 60, 1),
         "threads": torch.get_num_threads(),
         "processors": os.cpu_count(),
         "versions": {
