@@ -13,8 +13,10 @@ from transformers.processing_utils import ProcessorMixin
 
 from tokenpacker.hf.chat import chat_template as default_chat_template
 from tokenpacker.hf.config import TokenPackerConfig
-from tokenpacker.hf.image_processor import TokenPackerImageProcessor, to_rgb
+from tokenpacker.hf.image_processor import TokenPackerImageProcessor
+from tokenpacker.hf.pictures import to_source
 from tokenpacker.hf.tokenizer import encode_as_trained
+from tokenpacker.images import image_size
 from tokenpacker.projectors import config_from_dict
 from tokenpacker.sequence import ImageLayout, plan_layout
 
@@ -160,14 +162,14 @@ class TokenPackerProcessor(ProcessorMixin):
         if text is None:
             raise ValueError("the processor needs text; for images alone use processor.image_processor")
         prompts = [text] if isinstance(text, str) else list(text)
-        pictures = [[to_rgb(image) for image in group] for group in self._group_images(images, prompts)]
+        pictures = [[to_source(image) for image in group] for group in self._group_images(images, prompts)]
         plan: dict[str, Any] = {
             "scale_factor": scale_factor,
             "max_image_tokens": max_image_tokens,
             "max_tiles": max_tiles,
             "image_mode": image_mode,
         }
-        layouts = [[self.image_layout((p.height, p.width), **plan) for p in group] for group in pictures]
+        layouts = [[self.image_layout(image_size(picture), **plan) for picture in group] for group in pictures]
         if any(layouts) and tokenizer_kwargs.get("truncation"):
             raise ValueError("truncation would cut images apart; leave it out and bound them with max_image_tokens")
 
