@@ -23,6 +23,7 @@ from tokenpacker.train.run import MAY_CHANGE
 
 TINY = ("align-tiny", "instruct-tiny")
 STAGES = ("align", "instruct")
+VERSION = 2  # of what a run computes, for changes that no config shows; 1 had fresh weights of 0.02 at every width
 PACE = 2  # scale factor whose tokens decide how many pictures a step shows; a smaller one is its own
 ANY_WIDTH = 128  # of a config that is only asked what fields it has and how it counts
 
@@ -138,7 +139,7 @@ class Comparison:
                 content.pop(key, None)
             del content["model"]["projector"]
         parts = [self.vision_tower or "", self.language_model or ""] if not self.foundation else [self.foundation]
-        return _digest([common, parts, ASKED if self.is_tested else [], self.limit, self.quick])
+        return _digest([VERSION, common, parts, ASKED if self.is_tested else [], self.limit, self.quick])
 
     def fingerprint(self, run: Run) -> str:
         """Digest of all that decides what a run computes."""
