@@ -119,6 +119,32 @@ def test_exif_orientation_is_honoured(orientation):
     assert image_size(content) == (expected.height, expected.width)
 
 
+def with_late_metadata(png: bytes) -> bytes:
+    """The PNG with its eXIf chunk moved behind the pixels."""
+    start = png.index(b"eXIf") - 4
+    stop = start + 12 + struct.unpack(">I", png[start : start + 4])[0]
+    end = png.index(b"IEND") - 4
+    return png[:start] + png[stop:end] + png[start:stop] + png[end:]
+
+
+def test_exif_data_behind_the_pixels_of_a_png_are_honoured():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    content = with_late_metadata(encoded(picture(40, 60), "PNG", exif=exif))
+    assert content.index(b"IDAT") < content.index(b"eXIf")
+    assert image_size(content) == (60, 40)
+    assert load_image(content).size == (40, 60)
+
+
+def test_the_size_of_a_png_is_known_without_its_pixels():
+    content = encoded(picture(40, 60), "PNG")
+    place = content.index(b"IDAT") + 4
+    damaged = content[:place] + bytes(20) + content[place + 20 :]
+    assert image_size(damaged) == (40, 60)
+    with pytest.raises(ImageError, match="the file is damaged"):
+        load_image(damaged)
+
+
 def test_an_animation_gives_its_first_frame_and_says_so():
     frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue", "green")]
     content = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import io
 import re
+import struct
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,9 +22,12 @@ from typing import IO
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.PngImagePlugin import PngImageFile
 
 # Pillow's own hard limit; a picture this large takes 2 GiB as float32 RGB.
 MAX_PIXELS = 178_956_970
+PNG_SIGNATURE_LENGTH = 8
+PNG_METADATA = (b"eXIf", b"tEXt", b"zTXt", b"iTXt")
 _SHRINK = "shrink it first, for example with `convert IN -resize 4000x4000 OUT`"
 
 ImageSource = str | Path | bytes | Image.Image
@@ -149,10 +153,30 @@ def _note_frames(name: str, image: Image.Image) -> None:
 def _orientation(image: Image.Image) -> int:
     """EXIF orientation 1..8, 1 where there is none or the metadata is damaged (every viewer shows such files)."""
     try:
-        value = image.getexif().get(0x0112, 1)
+        # A PNG's own `getexif` decodes all pixels first, as metadata may follow them; they rarely do.
+        is_plain = isinstance(image, PngImageFile) and image.fp is not None and not _has_late_metadata(image.fp)
+        exif = Image.Image.getexif(image) if is_plain else image.getexif()
+        value = exif.get(0x0112, 1)
     except Exception:
         return 1
     return value if value in range(1, 9) else 1
+
+
+def _has_late_metadata(png: IO[bytes]) -> bool:
+    """Whether a chunk that may hold EXIF data follows the pixels of a PNG file."""
+    place = png.tell()
+    try:
+        png.seek(PNG_SIGNATURE_LENGTH)
+        pixels_begun = False
+        while len(header := png.read(8)) == 8:
+            length, kind = struct.unpack(">I4s", header)
+            if pixels_begun and kind in PNG_METADATA:
+                return True
+            pixels_begun = pixels_begun or kind == b"IDAT"
+            png.seek(length + 4, io.SEEK_CUR)  # its content and its checksum
+        return False
+    finally:
+        png.seek(place)
 
 
 def _upright(image: Image.Image) -> Image.Image:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from tokenpacker.features import VisionFeatures
-from tokenpacker.projectors.base import require_positive
+from tokenpacker.projectors.base import init_linears, require_positive
 from tokenpacker.tiling import TileGrid
 
 RegionRule = Literal["coverage", "centre"]
@@ -62,10 +62,8 @@ class RegionEncoder(nn.Module):
         self.init_weights()
 
     def init_weights(self) -> None:
-        """Initialises every linear as projectors do: truncated normal with standard deviation 0.02, zero biases."""
-        for layer in (*self.level_projs, self.output_proj):
-            nn.init.trunc_normal_(layer.weight, std=0.02)
-            nn.init.zeros_(layer.bias)
+        """Initialises every linear as projectors do."""
+        init_linears(self, self.config.vision_dim)
 
     def forward(
         self, features: VisionFeatures, cells: Tensor, first_tile: Tensor, tile_index: Tensor | None = None

@@ -87,6 +87,15 @@ def test_the_tables_numbers_come_from_the_rows():
     assert packer[-2:] == ["12.5", "100"]
 
 
+def test_differences_from_token_packer_are_told_seed_by_seed():
+    pools = [run_row("average-pool", 9, seed, 790 + 20 * seed) for seed in (1, 2)]
+    header, _, pool = cells(Report([*ROWS, *pools]).differences())  # the mlp's tokens are others
+    assert header == ["projector", "tokens", "easy-VQA", "fine print, HD", "fine print, one tile"]
+    # Seeds 0, 1, 2 are 10, 1 and 1 points below.
+    assert pool == ["average-pool", "9", "+0.0 ± 0.0", "-4.0 ± 12.9", "-2.0 ± 6.5"]
+    assert Report(ROWS[:2]).differences() == ""
+
+
 def test_below_the_table_stands_what_it_came_from():
     text = Report(ROWS).to_markdown()
     assert "Seeds 0, 1, 2: mean and 95 % interval over them (Student's t)." in text
@@ -126,16 +135,17 @@ def test_the_script_rewrites_report_and_documents(tmp_path):
     for row in [run_row("mlp", 144, 0, 1, protocol="old"), *ROWS]:
         append_row(tmp_path / "results.jsonl", row)
     document = tmp_path / "document.md"
-    document.write_text(f"before\n{BEGIN}\nan old table\n{END}\nafter\n")
+    begin, end = BEGIN.format("compare"), END.format("compare")
+    document.write_text(f"before\n{begin}\nan old table\n{end}\nafter\n")
     report.main([str(tmp_path), str(document)])
     table = (tmp_path / "compare.md").read_text()
-    assert document.read_text() == f"before\n{BEGIN}\n{table}{END}\nafter\n"
+    assert document.read_text() == f"before\n{begin}\n{table}{end}\nafter\n"
     assert "0.1" not in cells(table)[2]
 
 
 def test_a_document_without_marks_and_a_file_without_runs_are_refused(tmp_path):
     with pytest.raises(ValueError, match="must have <!-- compare:begin --> and <!-- compare:end --> once each"):
-        put_between_marks("text", "table")
+        put_between_marks("text", Report(ROWS))
     with pytest.raises(ValueError, match="no row of a finished run"):
         report.main([str(tmp_path)])
 
@@ -149,4 +159,4 @@ def test_numbers_in_documents_are_those_of_the_committed_rows(document, tmp_path
     for name in ("compare.md", "compare.json"):
         assert (COMMITTED / name).read_text() == (tmp_path / name).read_text()
     text = (ROOT / document).read_text(encoding="utf-8")
-    assert put_between_marks(text, expected.to_markdown()) == text
+    assert put_between_marks(text, expected) == text

@@ -102,6 +102,20 @@ def test_a_fingerprint_changes_with_what_a_run_computes_and_with_nothing_else(co
     assert same.fingerprint(run) == comparison.fingerprint(run)
 
 
+def test_a_projector_may_have_settings_of_its_own(comparison_of):
+    variant = "token-packer:num_heads=2"
+    comparison = comparison_of(projectors=("token-packer", variant))
+    plain, changed = comparison.runs()
+    assert (changed.projector, changed.label) == (variant, f"{variant}, s = 2, seed 0")
+    assert comparison.projector(changed) == dataclasses.replace(comparison.projector(plain), num_heads=2)
+    assert comparison.fingerprint(changed) != comparison.fingerprint(plain)
+    assert dataclasses.replace(comparison, projectors=("token-packer",)).protocol == comparison.protocol
+    with pytest.raises(ValueError, match=r"unknown keys \['heads'\] for projector"):
+        comparison_of(projectors=("token-packer:heads=2",))
+    with pytest.raises(ValueError, match="'heads' must be KEY=VALUE, as in resampler:num_heads=2"):
+        comparison_of(projectors=("token-packer:heads",))
+
+
 def test_what_cannot_be_compared_is_refused(comparison_of):
     with pytest.raises(ValueError, match="projector 'nonsense' is unknown; use some of average-pool, "):
         comparison_of(projectors=("nonsense",))

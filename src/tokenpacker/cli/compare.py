@@ -33,7 +33,13 @@ def compare(
         Path, typer.Option("--output", metavar="FOLDER", help="Where results, models and the report go.")
     ] = Path("compare"),
     projectors: Annotated[
-        str, typer.Option("--projectors", metavar="NAME,...", help="Which ones.", show_default="all installed ones")
+        str,
+        typer.Option(
+            "--projectors",
+            metavar="NAME,...",
+            help="Which ones; settings of its own behind a name: resampler:num_heads=2.",
+            show_default="all installed ones",
+        ),
     ] = "",
     scale_factors: Annotated[
         str, typer.Option("--scale-factors", metavar="S,...", help="Each is a training of its own; mlp has none.")

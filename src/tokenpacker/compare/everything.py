@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from tokenpacker.compare.figure import require_matplotlib
 from tokenpacker.compare.one_run import RUNS, TILES, run_one
 from tokenpacker.compare.report import write_report
 from tokenpacker.compare.results import RESULTS, RUN, SPEED, Row, append_row, latest, read_rows
@@ -52,7 +53,9 @@ def compare(
 
     Raises:
         ValueError: as `train.run.train`, and for projectors and scale factors that do not fit.
+        ImportError: without matplotlib, which the report needs.
     """
+    require_matplotlib()  # told now, and not hours later
     progress = progress or Progress()
     path, runs = output / RESULTS, comparison.runs()
     leads = int(os.environ.get("RANK", "0")) == 0  # the others of a distributed run only train along

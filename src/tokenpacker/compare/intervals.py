@@ -23,9 +23,9 @@ class Mean:
         error = statistics.stdev(values) / math.sqrt(len(values))
         return cls(statistics.mean(values), t_quantile(len(values) - 1) * error)
 
-    def text(self, digits: int = 1) -> str:
-        """As a table has it: `98.2 ± 0.4`."""
-        return f"{self.mean:.{digits}f}" + ("" if self.half is None else f" ± {self.half:.{digits}f}")
+    def text(self, digits: int = 1, sign: str = "-") -> str:
+        """As a table has it: `98.2 ± 0.4`; with `sign="+"`, `+1.3 ± 0.4`."""
+        return f"{self.mean:{sign}.{digits}f}" + ("" if self.half is None else f" ± {self.half:.{digits}f}")
 
 
 def t_quantile(degrees: int, coverage: float = 0.95) -> float:

@@ -2,7 +2,7 @@
 
     python -m tokenpacker.compare.report docs/comparison README.md docs/comparison.md
 
-writes the three files beside `results.jsonl`, and the table between the marks of the documents that are named. All
+writes the three files beside `results.jsonl`, and the tables between the marks of the documents that are named. All
 numbers come from the rows.
 """
 
@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,7 +24,9 @@ from tokenpacker.compare.tiles import HD, ONE_TILE
 from tokenpacker.evaluate.tables import UNKNOWN, markdown, milliseconds, number
 
 JSON_FILE, TABLE_FILE, FIGURE_FILE = "compare.json", "compare.md", "compare.png"
-BEGIN, END = "<!-- compare:begin -->", "<!-- compare:end -->"
+BEGIN, END = "<!-- {}:begin -->", "<!-- {}:end -->"
+TABLE, DIFFERENCES = "compare", "compare-differences"  # marks in documents
+REFERENCE = "token-packer"  # that the others' differences are told from
 QUICK_NOTE = "**Quick run: too few steps and questions to compare anything. It shows that everything runs.**"
 # What is told of accuracy: heading, task, mode. Pictures of easy-VQA are one tile in both modes.
 ACCURACIES = (
@@ -56,7 +57,14 @@ class Group:
     def accuracy(self, task: str, mode: str) -> Mean | None:
         """In percent, over seeds; None where the task was not asked."""
         scores = [row["scores"][task][mode] for row in self.runs if task in row["scores"]]
-        return Mean.of([100 * score["correct"] / score["questions"] for score in scores]) if scores else None
+        return Mean.of([_percent(score) for score in scores]) if scores else None
+
+    def difference(self, other: Group, task: str, mode: str) -> Mean | None:
+        """In percentage points from another, seed by seed: with one seed both saw the same pictures."""
+        ours, others = ({row["seed"]: row["scores"] for row in group.runs} for group in (self, other))
+        pairs = [(ours[seed], others[seed]) for seed in ours if seed in others and task in ours[seed]]
+        points = [_percent(one[task][mode]) - _percent(two[task][mode]) for one, two in pairs]
+        return Mean.of(points) if points else None
 
     def loss(self, stage: str) -> Mean:
         """The last one, over seeds."""
@@ -118,6 +126,19 @@ class Report:
         lines = [QUICK_NOTE, ""] if self.is_quick else []
         lines += [*self._table(), "", self._legend(), "", self._origin()]
         return "\n".join(lines)
+
+    def differences(self) -> str:
+        """The table of differences from TokenPacker with as many tokens; empty where there are none to tell."""
+        groups, rows = self.groups, []
+        references = {group.tokens: group for group in groups if group.name == REFERENCE}
+        for group in groups:
+            reference = references.get(group.tokens)
+            if reference is None or group is reference:
+                continue
+            told = [group.difference(reference, task, mode) for _, task, mode in self._accuracies]
+            rows.append([group.name, number(group.tokens), *(UNKNOWN if d is None else d.text(sign="+") for d in told)])
+        header = ["projector", "tokens", *(heading for heading, *_ in self._accuracies)]
+        return "\n".join(markdown(header, rows)) if rows and self._accuracies else ""
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready: the table's numbers unrounded, and the rows that they come from."""
@@ -229,28 +250,41 @@ def write_report(folder: Path, rows: list[Row]) -> Report:
     ]
     if any(points for _, points in panels):
         title = "Accuracy and time to the first token" + (" (quick run: compares nothing)" if report.is_quick else "")
-        draw_figure(title, [panel for panel in panels if panel[1]]).save(folder / FIGURE_FILE, optimize=True)
+        draw_figure(title, [panel for panel in panels if panel[1]], folder / FIGURE_FILE)
     return report
 
 
-def put_between_marks(text: str, table: str) -> str:
-    """The document with the table between its marks. Raises ValueError for one without marks."""
-    if text.count(BEGIN) != 1 or text.count(END) != 1:
-        raise ValueError(f"the document must have {BEGIN} and {END} once each; write them where the table belongs")
-    return re.sub(f"{BEGIN}.*{END}", lambda _: f"{BEGIN}\n{table}\n{END}", text, flags=re.DOTALL)
+def put_between_marks(text: str, report: Report) -> str:
+    """The document with the report's tables between their marks. Raises ValueError for one without marks."""
+    tables = {TABLE: report.to_markdown(), DIFFERENCES: report.differences()}
+    marked = [name for name in tables if text.count(BEGIN.format(name)) == text.count(END.format(name)) == 1]
+    if not marked:
+        begin, end = BEGIN.format(TABLE), END.format(TABLE)
+        raise ValueError(f"the document must have {begin} and {end} once each; write them where the table belongs")
+    for name in marked:
+        begin, end = BEGIN.format(name), END.format(name)
+        place = text.index(begin) + len(begin)
+        text = f"{text[:place]}\n{tables[name]}\n{text[text.index(end) :]}"
+    return text
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of `python -m tokenpacker.compare.report`."""
     parser = argparse.ArgumentParser(prog="tokenpacker.compare.report", description="Rewrites a comparison's report.")
     parser.add_argument("folder", type=Path, help=f"folder with {RESULTS}, or the file itself")
-    parser.add_argument("documents", type=Path, nargs="*", help=f"files with a table between {BEGIN} and {END}")
+    parser.add_argument(
+        "documents", type=Path, nargs="*", help=f"files with marks for tables, such as {BEGIN.format(TABLE)}"
+    )
     options = parser.parse_args(arguments)
     path = options.folder / RESULTS if options.folder.is_dir() else options.folder
     report = write_report(path.parent, of_one_protocol(read_rows(path)))
     for document in options.documents:
         text = document.read_text(encoding="utf-8")
-        document.write_text(put_between_marks(text, report.to_markdown()), encoding="utf-8")
+        document.write_text(put_between_marks(text, report), encoding="utf-8")
+
+
+def _percent(score: dict[str, Any]) -> float:
+    return 100 * score["correct"] / score["questions"]
 
 
 def _plain(mean: Mean | None) -> dict[str, float | None] | None:

@@ -23,13 +23,18 @@ from tokenpacker.train.run import MAY_CHANGE
 
 TINY = ("align-tiny", "instruct-tiny")
 STAGES = ("align", "instruct")
+VERSION = 2  # of what a run computes, for changes that no config shows; 1 had fresh weights of 0.02 at every width
 PACE = 2  # scale factor whose tokens decide how many pictures a step shows; a smaller one is its own
 ANY_WIDTH = 128  # of a config that is only asked what fields it has and how it counts
 
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """One model to be trained. A scale factor of 1 keeps every patch token."""
+    """One model to be trained. A scale factor of 1 keeps every patch token.
+
+    Args:
+        projector: a registered name, with settings behind it where they are not its own: `resampler:num_heads=2`.
+    """
 
     projector: str
     scale_factor: int
@@ -58,7 +63,8 @@ class Comparison:
         language_model: that all runs begin with; None takes the recipe's.
         foundation: digest of the weights of both, where they are files of one's own.
         recipe: names of the recipes of both stages.
-        projectors: registered names; empty takes all that are installed.
+        projectors: registered names; empty takes all that are installed. Settings of its own stand behind a name,
+            with colons between: `resampler:num_heads=2`.
         steps: of each stage; None takes the recipe's.
         data: of each stage, for recipes that do not draw their own.
         limit: so many questions of each task, drawn at random; None asks all.
@@ -85,9 +91,11 @@ class Comparison:
             if not values or len(set(values)) < len(values):
                 raise ValueError(f"{name}={list(values)} must name at least one, and each once")
         known = projectors.available()
-        for name in self.projectors:
+        for variant in self.projectors:
+            name, settings = _parse(variant)
             if name not in known:
                 raise ValueError(f"projector {name!r} is unknown; use some of {', '.join(known)}")
+            _config({"name": name, **settings})
         if self.limit is not None and self.limit < 1:
             raise ValueError(f"limit={self.limit} must be at least 1; leave it out to ask every question")
         for stage, data in zip(self._templates, self.data, strict=True):
@@ -131,7 +139,7 @@ class Comparison:
                 content.pop(key, None)
             del content["model"]["projector"]
         parts = [self.vision_tower or "", self.language_model or ""] if not self.foundation else [self.foundation]
-        return _digest([common, parts, ASKED if self.is_tested else [], self.limit, self.quick])
+        return _digest([VERSION, common, parts, ASKED if self.is_tested else [], self.limit, self.quick])
 
     def fingerprint(self, run: Run) -> str:
         """Digest of all that decides what a run computes."""
@@ -178,11 +186,12 @@ class Comparison:
             seed=template.seed + run.seed,
         )
 
-    def _settings(self, name: str, scale_factor: int) -> dict[str, Any]:
+    def _settings(self, variant: str, scale_factor: int) -> dict[str, Any]:
         """A projector as the recipe would have it: heads as those of its own, all else as its paper has it.
 
         Learned queries and positions are laid out for this encoder's patch grid.
         """
+        name, own = _parse(variant)
         rows, cols = self.patch_grid
         fitting = {
             "scale_factor": scale_factor,
@@ -192,16 +201,31 @@ class Comparison:
         heads = self._templates[0].model.projector.get("num_heads")
         fitting |= {} if heads is None else {"num_heads": heads}
         fields = {field.name for field in dataclasses.fields(_config({"name": name}))}
-        return {"name": name} | {key: value for key, value in fitting.items() if key in fields}
+        return {"name": name} | {key: value for key, value in fitting.items() if key in fields} | own
 
-    def _honoured(self, name: str) -> list[int]:
+    def _honoured(self, variant: str) -> list[int]:
         """The scale factors to train a projector at: 1 alone for one that keeps every token."""
-        depends = self._settings(name, 1) != self._settings(name, 2)
-        if not depends and _config({"name": name}).token_grid(self.patch_grid) == self.patch_grid:
+        depends = self._settings(variant, 1) != self._settings(variant, 2)
+        if not depends and _config(self._settings(variant, 1)).token_grid(self.patch_grid) == self.patch_grid:
             return [1]
         for scale_factor in self.scale_factors:
-            _config(self._settings(name, scale_factor)).token_grid(self.patch_grid, scale_factor)
+            _config(self._settings(variant, scale_factor)).token_grid(self.patch_grid, scale_factor)
         return list(self.scale_factors)
+
+
+def _parse(variant: str) -> tuple[str, dict[str, Any]]:
+    """A projector's name and the settings behind it; values are JSON, and text where they are not."""
+    name, *settings = variant.split(":")
+    parsed: dict[str, Any] = {}
+    for setting in settings:
+        key, equals, value = setting.partition("=")
+        if not (key and equals and value):
+            raise ValueError(f"projector {variant!r}: {setting!r} must be KEY=VALUE, as in resampler:num_heads=2")
+        try:
+            parsed[key] = json.loads(value)
+        except ValueError:
+            parsed[key] = value
+    return name, parsed
 
 
 def _config(settings: dict[str, Any]) -> ProjectorConfig:

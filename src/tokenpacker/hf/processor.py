@@ -15,10 +15,12 @@ from transformers.processing_utils import ProcessorMixin
 
 from tokenpacker.hf.chat import chat_template as default_chat_template
 from tokenpacker.hf.config import TokenPackerConfig
-from tokenpacker.hf.image_processor import TokenPackerImageProcessor, to_rgb
+from tokenpacker.hf.image_processor import TokenPackerImageProcessor
 from tokenpacker.hf.masks import split_regions
+from tokenpacker.hf.pictures import to_source
 from tokenpacker.hf.region_cells import Canvas, region_entries, region_tensors
 from tokenpacker.hf.tokenizer import REGION_TOKEN, encode_as_trained
+from tokenpacker.images import image_size
 from tokenpacker.projectors import config_from_dict
 from tokenpacker.regions import RegionRule, check_rule
 from tokenpacker.sequence import ImageLayout, plan_layout
@@ -192,14 +194,14 @@ class TokenPackerProcessor(ProcessorMixin):
         prompts = [text] if isinstance(text, str) else list(text)
         groups = self._group_images(images, prompts)
         regions = self._group_regions(region_masks, [len(group) for group in groups], prompts)
-        pictures = [[to_rgb(image) for image in group] for group in groups]
+        pictures = [[to_source(image) for image in group] for group in groups]
         plan: dict[str, Any] = {
             "scale_factor": scale_factor,
             "max_image_tokens": max_image_tokens,
             "max_tiles": max_tiles,
             "image_mode": image_mode,
         }
-        layouts = [[self.image_layout((p.height, p.width), **plan) for p in group] for group in pictures]
+        layouts = [[self.image_layout(image_size(picture), **plan) for picture in group] for group in pictures]
         if any(layouts) and tokenizer_kwargs.get("truncation"):
             raise ValueError("truncation would cut images apart; leave it out and bound them with max_image_tokens")
 
@@ -224,7 +226,7 @@ class TokenPackerProcessor(ProcessorMixin):
             features = self.image_processor(pictures, tile_grids=grids, image_mode=image_mode)
             data["pixel_values"] = features["pixel_values"]
             if any(map(split_regions, regions)):
-                sizes = [(picture.height, picture.width) for group in pictures for picture in group]
+                sizes = [(height, width) for height, width in features["image_sizes"].tolist()]
                 data |= self.region_inputs(regions, sizes, grids, image_mode)
         return BatchFeature(data)
 

@@ -97,7 +97,7 @@ class CAbstractor(Projector):
         self.init_weights()
 
     def init_weights(self) -> None:
-        """Linears and positions as every projector's linears, convolutions as torch initialises them."""
+        """Linears as of every projector, positions with standard deviation 0.02, convolutions as torch has them."""
         super().init_weights()
         nn.init.trunc_normal_(self.positions, std=0.02)
         for layer in self.modules():

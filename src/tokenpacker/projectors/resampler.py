@@ -99,7 +99,7 @@ class Resampler(Projector):
         self.init_weights()
 
     def init_weights(self) -> None:
-        """Linears and queries: truncated normal with standard deviation 0.02, zero biases."""
+        """As of every projector; queries are drawn with standard deviation 0.02."""
         super().init_weights()
         nn.init.trunc_normal_(self.queries, std=0.02)
 

@@ -17,14 +17,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tokenpacker.features import VisionFeatures
-from tokenpacker.projectors.base import Projector, ProjectorConfig, register, require_positive
+from tokenpacker.projectors.base import Projector, register, require_positive
+from tokenpacker.projectors.parts import ScaledConfig, two_linears
 from tokenpacker.projectors.token_packer_fast import FastPath, FoldedTokenPacker, Windows
 
 LAYER_NORM_EPS = 1e-6  # released weights need this; torch's default is 1e-5
 
 
 @dataclass(frozen=True, kw_only=True)
-class TokenPackerProjectorConfig(ProjectorConfig):
+class TokenPackerProjectorConfig(ScaledConfig):
     """Config of `TokenPacker`. No weight's shape depends on `scale_factor`: it is a default, not a limit.
 
     Args:
@@ -37,27 +38,14 @@ class TokenPackerProjectorConfig(ProjectorConfig):
 
     num_levels: int = 4
     num_heads: int = 8
-    scale_factor: int = 2
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require_positive("num_heads", self.num_heads)
-        require_positive("scale_factor", self.scale_factor)
         if self.vision_dim % self.num_heads:
             raise ValueError(
                 f"num_heads={self.num_heads} does not divide vision_dim={self.vision_dim}; choose a divisor"
             )
-
-    def token_grid(self, patch_grid: tuple[int, int], scale_factor: int | None = None) -> tuple[int, int]:
-        """(ceil(h/s), ceil(w/s)). Raises ValueError when s is below 1 or exceeds a side of the grid."""
-        scale_factor = self.scale_factor if scale_factor is None else scale_factor
-        require_positive("scale_factor", scale_factor)
-        height, width = patch_grid
-        if scale_factor > min(height, width):
-            raise ValueError(
-                f"scale_factor={scale_factor} exceeds patch_grid={height}x{width}; use at most {min(height, width)}"
-            )
-        return -(-height // scale_factor), -(-width // scale_factor)
 
 
 class WindowAttention(nn.Module):
@@ -120,13 +108,13 @@ class TokenPacker(Projector):
         self.config = config
         dim, levels_dim = config.vision_dim, config.vision_dim * config.num_levels
         self.query_proj = nn.Linear(dim, dim, bias=False)
-        self.key_mlp = _mlp(levels_dim, dim)
-        self.value_mlp = _mlp(levels_dim, dim)
+        self.key_mlp = two_linears(levels_dim, dim)
+        self.value_mlp = two_linears(levels_dim, dim)
         self.query_norm = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
         self.key_norm = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
         self.value_norm = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
         self.attention = WindowAttention(dim, config.num_heads)
-        self.output_mlp = _mlp(dim, config.language_dim)
+        self.output_mlp = two_linears(dim, config.language_dim)
         self._fast_path = FastPath()
         self.init_weights()
 
@@ -176,7 +164,7 @@ class TokenPacker(Projector):
     def _extents(self, patch_grid: tuple[int, int], scale_factor: int | None) -> tuple[int, int, int]:
         """s and the height and width of the patch grid after extension."""
         rows, cols = self.config.token_grid(patch_grid, scale_factor)
-        scale = self.config.scale_factor if scale_factor is None else scale_factor
+        scale = self.config.resolve_scale(patch_grid, scale_factor)
         return scale, rows * scale, cols * scale
 
     def _coarse_query(self, tokens: Tensor, patch_grid: tuple[int, int], scale_factor: int | None) -> Tensor:
@@ -209,7 +197,3 @@ class TokenPacker(Projector):
             return None
         exists = torch.ones(1, patch_grid[0] * patch_grid[1], 1, dtype=torch.bool, device=device)
         return self._windows(exists, patch_grid, scale_factor)[:, 0, :, 0].T
-
-
-def _mlp(in_dim: int, out_dim: int) -> nn.Sequential:
-    return nn.Sequential(nn.Linear(in_dim, out_dim), nn.GELU(), nn.Linear(out_dim, out_dim))
