@@ -20,7 +20,6 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL)
 PYTHON = [code for language, code in BLOCKS if language == "python"]
 COMMANDS = [line for language, code in BLOCKS if language == "sh" for line in code.splitlines() if line.strip()]
-# Installing and training are what CI and hours are for; their commands are checked to exist.
 WIDE = {**os.environ, "COLUMNS": "200"}  # narrow terminals would break long options
 STAND_INS = {  # small checkpoints of the same kind, for what the README takes from the hub or from a training
     "sunshine-lwt/TokenPacker-HD-7b-9patch-144token": "complete",
@@ -28,7 +27,9 @@ STAND_INS = {  # small checkpoints of the same kind, for what the README takes f
     "checkpoints/pretrain": "stage-1",
     "checkpoints/lora": "lora",
 }
-LONG = ("make ", "pip ", "git ", "cd ", "tokenpacker train", "tokenpacker evaluate", "tokenpacker chat")
+# Installing and training are what CI and hours are for; their commands are checked to exist.
+INSTALLING = ("make ", "pip ", "git ", "cd ")
+LONG = ("tokenpacker train", "tokenpacker evaluate", "tokenpacker chat", "tokenpacker compare")
 
 
 @pytest.fixture
@@ -63,7 +64,7 @@ def test_a_python_block_does_what_it_shows(checkout, stand_ins, monkeypatch, cod
     assert runner.summarize(verbose=False).failed == 0, "".join(report)
 
 
-@pytest.mark.parametrize("command", [line for line in COMMANDS if not line.startswith(LONG)])
+@pytest.mark.parametrize("command", [line for line in COMMANDS if not line.startswith((*INSTALLING, *LONG))])
 def test_a_command_runs(checkout, stand_ins, command):
     words = [stand_ins.get(word, word) for word in shlex.split(command, comments=True)]
     assert words[0] == "tokenpacker"
@@ -75,7 +76,7 @@ def test_a_command_runs(checkout, stand_ins, command):
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("command", [line for line in COMMANDS if re.match("tokenpacker (train|evaluate|chat)", line)])
+@pytest.mark.parametrize("command", [line for line in COMMANDS if line.startswith(LONG)])
 def test_the_options_of_a_long_command_exist(command):
     words = shlex.split(command, comments=True)
     name = words[1:2]
