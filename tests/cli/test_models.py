@@ -7,7 +7,8 @@ import shutil
 
 import pytest
 
-from tokenpacker.cli.models import load_model
+from tokenpacker.carried import carried_model_path
+from tokenpacker.cli.models import find_model, load_model
 
 
 @pytest.fixture
@@ -25,6 +26,14 @@ def model_copy(tiny_model_dir, tmp_path):
     folder = tmp_path / "model"
     shutil.copytree(tiny_model_dir, folder)
     return folder
+
+
+def test_a_carried_model_is_found_by_its_name_unless_a_folder_has_it(tmp_path, monkeypatch, model_copy):
+    assert find_model("tiny-mlp") == carried_model_path("tiny-mlp")
+    assert find_model(None) == carried_model_path("tiny")
+    monkeypatch.chdir(tmp_path)
+    model_copy.rename(tmp_path / "tiny-mlp")
+    assert find_model("tiny-mlp").resolve() == tmp_path / "tiny-mlp"
 
 
 def test_a_whole_model_loads_ready_to_answer(model_copy):

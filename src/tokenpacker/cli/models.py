@@ -26,7 +26,7 @@ REMEDY = "give a folder that TokenPackerForConditionalGeneration.save_pretrained
 
 
 def find_model(model: str | None, files: list[str] | None = None) -> Path:
-    """The folder of `--model`: the carried model, a local folder, or the cached copy of a model from the hub.
+    """The folder of `--model`: a carried model, a local folder, or the cached copy of a model from the hub.
 
     Args:
         files: patterns of the files to fetch from the hub; all that loading needs when None.
@@ -34,9 +34,11 @@ def find_model(model: str | None, files: list[str] | None = None) -> Path:
     Raises:
         ValueError: when there is no such model, or it is of another kind.
     """
-    from tokenpacker.carried import carried_model_path
+    from tokenpacker.carried import carried_model_path, carried_models
 
-    name = str(carried_model_path() if model is None else model)
+    name = "tiny" if model is None else model
+    if name in carried_models() and (model is None or not Path(name).exists()):
+        name = str(carried_model_path(name))
     _check_kind(fetch(name, ["config.json"], REMEDY))  # before gigabytes of another kind are fetched
     return fetch(name, MODEL_FILES if files is None else files, REMEDY)
 

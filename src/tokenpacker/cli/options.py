@@ -9,7 +9,7 @@ ModelOption = Annotated[
     typer.Option(
         "--model",
         metavar="FOLDER|HUB-ID",
-        help="Model folder, or its name on the Hugging Face hub.",
+        help="Model folder, its name on the Hugging Face hub, or that of a carried model.",
         show_default="the model that the package carries",
     ),
 ]
