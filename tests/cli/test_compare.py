@@ -37,7 +37,7 @@ def test_options_say_what_is_compared(run, started, tmp_path):
     assert command.startswith("tokenpacker ")
 
 
-def test_without_options_it_is_the_issues_comparison(run, started, tmp_path):
+def test_without_options_it_is_the_whole_comparison(run, started, tmp_path):
     run("compare", "--output", tmp_path, "--foundation", tmp_path)
     comparison, *_ = started[0]
     assert (comparison.scale_factors, comparison.seeds, comparison.limit) == ((2, 4), (0, 1, 2), None)
