@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from PIL import Image
 
 from tokenpacker.cli import chat as chat_module
 from tokenpacker.cli.chat import Session
@@ -138,3 +139,16 @@ def test_a_region_needs_an_image_and_is_forgotten_with_it(region_model, image_of
     session.handle("/box 0,0,9,9")
     session.handle("/clear")
     assert not session.marked
+
+
+def test_a_bad_region_is_told_at_once_and_marks_can_be_dropped(region_model, image_of, tmp_path):
+    session = Session(Conversation(*region_model, max_new_tokens=4), quiet=True)
+    session.waiting = [session.conversation.pack(image_of(32, 32))]
+    Image.new("L", (32, 32)).save(tmp_path / "empty.png")
+    session.handle(f"/mask {tmp_path / 'empty.png'}")
+    assert "has no pixel set; mark at least one" in session.turns[0]["error"]
+    assert session.marked == []
+    session.handle("/box 0,0,9,9")
+    session.handle("/unmark")
+    session.handle("what?")
+    assert "error" not in session.turns[-1]

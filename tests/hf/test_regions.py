@@ -258,7 +258,7 @@ def test_a_model_without_regions_reads_mask_as_text_and_refuses_regions(tiny_mod
     plain = tiny_processor(image_of(32, 32), "<image>what is <mask>?", return_tensors="pt")
     tiny_model(**plain)
     assert "<mask>" in tiny_processor.decode(plain["input_ids"][0])
-    with pytest.raises(ValueError, match="the tokenizer has no token '<mask>'; use a model that knows regions"):
+    with pytest.raises(ValueError, match="the tokenizer has no token '<mask>'; use a model that has learned regions"):
         tiny_processor(image_of(32, 32), "<image>what is <mask>?", region_masks=[[(0, 0, 9, 9)]])
     with pytest.raises(ValueError, match=r"the model does not know regions; .* with tokenpacker\.hf\.add_regions"):
         tiny_model(**plain, region_cells=torch.ones(1, 1, 64), region_first_tile=torch.tensor([0]))
@@ -293,7 +293,10 @@ def test_markers_and_regions_must_agree_and_masks_must_fit(region_model, image_o
 
 def test_a_region_that_the_square_crop_cuts_off_is_refused(region_model, image_of):
     _, processor = region_model
-    with pytest.raises(ValueError, match="region 1 of image 1 lies where image_mode='square' cuts the image off"):
+    with pytest.raises(
+        ValueError,
+        match=r"region 1 of image 1 lies where no patch sees it: .*image_mode='square' cuts",
+    ):
         processor(image_of(32, 96), "<image><mask>", region_masks=[[(0, 0, 20, 32)]], image_mode="square")
 
 

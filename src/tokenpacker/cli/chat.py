@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 HELP = (
     "/image PATH adds an image to your next question, /mask FILE, /box x0,y0,x1,y1 or /polygon x,y,x,y,... marks what"
-    " it calls <mask>, /clear starts anew, /quit leaves; Ctrl-C stops an answer."
+    " it calls <mask>, /unmark forgets these marks, /clear starts anew, /quit leaves; Ctrl-C stops an answer."
 )
 REGION_COMMANDS = ("/mask", "/box", "/polygon")
 
@@ -94,6 +94,9 @@ class Session:
                 self.conversation.clear()
                 self.waiting, self.marked = [], []
                 print_note("The conversation starts anew.")
+            elif command == "/unmark":
+                self.marked = []
+                print_note("No region is marked for the next question.")
             elif command in REGION_COMMANDS:
                 self._add_region(argument.strip().strip("'\""))
             elif command.startswith("/"):
@@ -125,7 +128,12 @@ class Session:
         """Marks a region of the last image, or of the one whose number stands before it."""
         if not text:
             raise ValueError("a region is missing; write for example /box 10,10,60,40")
-        self.marked.append(read_region(text, len(self.conversation.images) + len(self.waiting)))
+        from tokenpacker.hf.masks import to_mask
+
+        images = [packed.image for packed in (*self.conversation.images, *self.waiting)]
+        place, region = read_region(text, len(images))
+        to_mask(region, (images[place].height, images[place].width), f"region {text}")  # a bad one is told now
+        self.marked.append((place, region))
         print_note(f"region {len(self.marked)} is in image {self.marked[-1][0] + 1}; call it <mask> in your question.")
 
     def _ask(self, question: str) -> None:

@@ -200,7 +200,7 @@ class Asker:
         attention_mask = torch.cat([torch.ones_like(prefixes[owners]), tail_mask], dim=1)
         marked = {}
         if images.region_tokens is not None:  # the images themselves are in the cache
-            marked = {"packed_tokens": packed[:0], "region_tokens": images.region_tokens[_pointed_at(batch, device)]}
+            marked = {"region_tokens": images.region_tokens[_pointed_at(batch, device)]}
         output = self.model.generate(
             input_ids=input_ids,
             attention_mask=attention_mask,

@@ -297,8 +297,8 @@ class TokenPackerProcessor(ProcessorMixin):
         if self.region_token_id is None:
             if any(map(split_regions, entries)):
                 raise ValueError(
-                    f"region_masks were given but the tokenizer has no token {REGION_TOKEN!r}; use a model that knows"
-                    " regions, or call tokenpacker.hf.add_regions first"
+                    f"region_masks were given but the tokenizer has no token {REGION_TOKEN!r}; use a model"
+                    " that has learned regions; tokenpacker.hf.add_regions gives another what it needs to learn them"
                 )
             return entries
         start = 0

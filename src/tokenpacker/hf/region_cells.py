@@ -82,7 +82,8 @@ def _check_shown(cells: Tensor, names: Sequence[str]) -> None:
     for weight, name in zip(cells.sum(dim=(1, 2)).tolist(), names, strict=True):
         if not weight:
             raise ValueError(
-                f"{name} lies where image_mode='square' cuts the image off; use image_mode='pad' or 'slice'"
+                f"{name} lies where no patch sees it: beyond a tile's last whole patch, or where image_mode='square'"
+                " cuts the image off; mark more of the image, or use image_mode='pad' or 'slice'"
             )
 
 

@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tokenpacker.train import paper, tiny_regions
-from tokenpacker.train.config import DataConfig, ModelConfig, OptimizerConfig, ScenesConfig, TrainingConfig
+from tokenpacker.train.config import ModelConfig, ScenesConfig, TrainingConfig
 from tokenpacker.train.dataset import StepSpec
 from tokenpacker.train.loop import Schedule
+from tokenpacker.train.tiny_stage import tiny_stage
 
 TOKEN_PACKER, MLP = "token-packer", "mlp"
 ENCODER, LANGUAGE = "runs/tiny/state/encoder/result", "runs/tiny/state/language/result"
@@ -71,7 +72,8 @@ def align_tiny(projector: str = TOKEN_PACKER, *, seed: int = 0) -> TrainingConfi
         max_tiles=9,
     )
     scenes = ScenesConfig(captions=1.0, one_tile_share=1.0)
-    return _tiny_stage("align-tiny", model, scenes, ("projector",), 900, (2e-3, 6e-3), seed + 1)
+    factors = _scale_factors(projector)
+    return tiny_stage("align-tiny", model, scenes, ("projector",), 900, (2e-3, 6e-3), seed + 1, scale_factors=factors)
 
 
 def instruct_tiny(projector: str = TOKEN_PACKER, *, seed: int = 0) -> TrainingConfig:
@@ -81,7 +83,8 @@ def instruct_tiny(projector: str = TOKEN_PACKER, *, seed: int = 0) -> TrainingCo
     """
     model = ModelConfig(start="runs/align-tiny/model", projector=_tiny_projector(projector))
     scenes = ScenesConfig(captions=0.04, one_tile_share=0.2)
-    return _tiny_stage("instruct-tiny", model, scenes, ("projector", "language_model"), 1200, (1e-3, 3e-3), seed + 2)
+    parts, rates, factors = ("projector", "language_model"), (1e-3, 3e-3), _scale_factors(projector)
+    return tiny_stage("instruct-tiny", model, scenes, parts, 1200, rates, seed + 2, scale_factors=factors)
 
 
 def described_steps() -> StepSpec:
@@ -115,37 +118,5 @@ def _tiny_projector(name: str) -> dict[str, Any]:
     return settings[name]
 
 
-def _tiny_stage(
-    name: str,
-    model: ModelConfig,
-    scenes: ScenesConfig,
-    train: tuple[str, ...],
-    num_steps: int,
-    rates: tuple[float, float],
-    seed: int,
-) -> TrainingConfig:
-    """A stage on a CPU; `rates` are AdamW's and Muon's."""
-    return TrainingConfig(
-        name=name,
-        model=model,
-        train=train,
-        data=DataConfig(scenes=scenes, num_workers=1),
-        optimizer=OptimizerConfig(
-            learning_rate=rates[0],
-            muon_learning_rate=rates[1],
-            weight_decay=0.05,
-            betas=(0.9, 0.98),
-            warmup_share=100 / num_steps,
-            min_learning_rate_share=0.02,
-        ),
-        batch_size=1,
-        device_batch_size=1,
-        scale_factors=(2, 3, 4) if model.projector["name"] == TOKEN_PACKER else (1,),
-        max_steps=num_steps,
-        precision="float32",
-        checkpointing=False,
-        seed=seed,
-        log_every=25,
-        save_every=250,
-        report_to=(),
-    )
+def _scale_factors(projector: str) -> tuple[int, ...]:
+    return (2, 3, 4) if projector == TOKEN_PACKER else (1,)

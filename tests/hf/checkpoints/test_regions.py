@@ -115,3 +115,14 @@ def test_a_checkpoint_without_regions_reads_mask_as_text(make_complete):
     assert model.config.region_config is None
     assert processor.region_token_id is None
     assert model.model.region_encoder is None
+
+
+def test_what_the_original_would_lose_or_read_otherwise_is_refused(make_region_checkpoint, tmp_path):
+    convert(make_region_checkpoint(), tmp_path / "ours")
+    with pytest.raises(ValueError, match="layout='stage-1' holds the projector alone, and this model knows regions"):
+        export_original(tmp_path / "ours", tmp_path / "back", layout="stage-1")
+    settings = json.loads((tmp_path / "ours" / "processor_config.json").read_text())
+    (tmp_path / "ours" / "processor_config.json").write_text(json.dumps(settings | {"region_rule": "coverage"}))
+    with pytest.raises(ValueError, match="region_rule='coverage' is not the original's"):
+        export_original(tmp_path / "ours", tmp_path / "back")
+    assert not (tmp_path / "back").exists()

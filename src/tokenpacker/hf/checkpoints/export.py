@@ -72,7 +72,10 @@ def export_original(
         reason = " ".join(str(error).split())[:200]
         raise ValueError(f"{folder / 'config.json'} is damaged ({reason}); {SRC_REMEDY}") from error
     check_exportable(config)
-    content = original_config(config, read_json(folder / "processor_config.json"), vision_tower)
+    processor_config = read_json(folder / "processor_config.json")
+    if config.regions is not None:
+        _check_regions(processor_config, layout)
+    content = original_config(config, processor_config, vision_tower)
     tokenizer_folder = _tokenizer_folder(folder, config, tokenizer) if layout == "complete" else None
     entries = _entries(folder, config, layout)
     chosen = as_dtype(dtype)
@@ -94,6 +97,18 @@ def export_original(
         if tokenizer_folder is not None:
             copy_tokenizer(tokenizer_folder, new)
     return {"kind": layout, "tensors": num_tensors, "bytes": total, "notes": []}
+
+
+def _check_regions(processor_config: dict[str, Any], layout: Layout) -> None:
+    """Raises ValueError where the original would lose the region module, or read masks by another rule."""
+    if layout == "stage-1":
+        raise ValueError("layout='stage-1' holds the projector alone, and this model knows regions; use 'complete'")
+    rule = processor_config.get("region_rule")
+    if rule != "centre":
+        raise ValueError(
+            f"region_rule={rule!r} is not the original's, which would read the masks otherwise than this model has"
+            " learned; train it with model.region_rule=centre to write it back"
+        )
 
 
 def _entries(folder: Path, config: TokenPackerConfig, layout: Layout) -> dict[str, Entry]:

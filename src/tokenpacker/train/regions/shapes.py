@@ -1,7 +1,7 @@
 """Shapes as annotations write them to region specs, `{"polygon": ...}`, `{"rle": ...}` or `{"box": ...}`.
 
 Looked at only as far as it costs nothing: that a polygon has an area or an RLE fills its image is seen when it is
-drawn, by `tokenpacker data check --decode` or in training.
+drawn, by `tokenpacker data check` or in training.
 """
 
 from __future__ import annotations
