@@ -19,6 +19,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -48,8 +49,14 @@ class Target:
         return f"- {self.figure}: {reached:.3f}, {self.bound} {self.value:.3f} wanted: {'met' if met else 'not met'}"
 
 
-def arguments(program: str, description: str, rounds: int, threads: int | None = None) -> argparse.Namespace:
-    """Rounds, threads and the file for all figures, as the command line gives them; sets the threads.
+def arguments(
+    program: str,
+    description: str,
+    rounds: int,
+    threads: int | None = None,
+    flags: Mapping[str, str] = MappingProxyType({}),
+) -> argparse.Namespace:
+    """Rounds, threads, the file for all figures and further flags, as the command line gives them; sets the threads.
 
     Starts the program anew where its libraries were not told to be quiet, which they read before anything else.
     """
@@ -62,6 +69,8 @@ def arguments(program: str, description: str, rounds: int, threads: int | None =
         "--threads", type=int, default=threads or torch.get_num_threads(), help="(default: %(default)s)"
     )
     parser.add_argument("--json", type=Path, help="file for all figures")
+    for flag, told in flags.items():
+        parser.add_argument(f"--{flag}", action="store_true", help=told)
     parsed = parser.parse_args()
     for name in ("rounds", "threads"):
         if getattr(parsed, name) < 1:

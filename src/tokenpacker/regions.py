@@ -145,39 +145,50 @@ def cells_under(masks: Tensor, patch_size: tuple[int, int], rule: RegionRule = "
         )
     if rule == "coverage":
         starts = [torch.arange(0, length, patch) for length, patch in zip(size, patch_size, strict=True)]
-        return covered_share(masks, *(torch.stack([s, s + p], dim=1) for s, p in zip(starts, patch_size, strict=True)))
+        rows, cols = (torch.stack([s, s + p], dim=1) for s, p in zip(starts, patch_size, strict=True))
+        return covered_share(masks, rows, cols)
     blocks = masks.bool().unflatten(2, (-1, width)).unflatten(1, (-1, height))  # (R, rows, height, cols, width)
     middle_row, middle_col = (slice((length - 1) // 2, length // 2 + 1) for length in patch_size)
     return blocks[:, :, middle_row, :, middle_col].any(dim=4).any(dim=2).float()
 
 
-def covered_share(masks: Tensor, row_spans: Tensor, col_spans: Tensor) -> Tensor:
-    """(R, rows, cols), how much of each cell's area lies under the masks (R, H, W); exact, for cells of any size.
+def covered_share(masks: Tensor, row_spans: Tensor, col_spans: Tensor, origin: tuple[int, int] = (0, 0)) -> Tensor:
+    """(R, rows, cols), how much of each cell's area lies under the masks (R, H, W); for cells of any size.
+
+    Computed in float64 and rounded once, so that it does not matter which part of an image the masks cover.
 
     Args:
-        row_spans: (rows, 2) where cells begin and end, in pixels of the masks; they may lie outside of them.
+        row_spans: (rows, 2) where cells begin and end, in pixels of the image; they may lie outside of the masks.
         col_spans: (cols, 2) likewise.
+        origin: (row, column) of the image where the masks begin.
     """
-    nothing = torch.zeros(masks.shape[0], row_spans.shape[0], col_spans.shape[0], device=masks.device)
-    if not masks.numel():
-        return nothing
-    marked = masks.bool().view(torch.uint8)  # whose largest value is found ten times faster than whether any is true
-    rows, cols = (marked.amax(dim=axes).nonzero()[:, 0] for axes in ((0, 2), (0, 1)))
-    if not rows.numel():
-        return nothing
-    top, bottom, left, right = int(rows[0]), int(rows[-1]) + 1, int(cols[0]), int(cols[-1]) + 1
-    inside = marked[:, top:bottom, left:right].float()  # a region is small beside its image
-    over_rows = _overlap(row_spans, top, bottom).to(masks.device)  # (rows, H)
-    over_cols = _overlap(col_spans, left, right).to(masks.device)  # (cols, W)
-    return over_rows @ inside @ over_cols.T
+    ends = origin[0] + masks.shape[1], origin[1] + masks.shape[2]
+    over_rows = _overlap(row_spans, origin[0], ends[0]).to(masks.device)  # (rows, H)
+    over_cols = _overlap(col_spans, origin[1], ends[1]).to(masks.device)  # (cols, W)
+    rows, cols = over_rows.any(dim=1), over_cols.any(dim=1)  # the cells that the masks reach; few, of a small part
+    shares = masks.new_zeros(masks.shape[0], len(rows), len(cols), dtype=torch.float32)
+    reached = over_rows[rows] @ masks.bool().double() @ over_cols[cols].T
+    shares[:, rows.nonzero(), cols.nonzero()[:, 0]] = reached.float()
+    return shares
+
+
+def covered_share_of_box(box: tuple[int, int, int, int], row_spans: Tensor, col_spans: Tensor) -> Tensor:
+    """(rows, cols), as `covered_share` for a mask of all pixels in a box (top, left, bottom, right), without one."""
+    top, left, bottom, right = box
+    return (_share_within(row_spans, top, bottom) * _share_within(col_spans, left, right).T).float()
 
 
 def _overlap(spans: Tensor, start: int, stop: int) -> Tensor:
-    """(cells, pixels), which share of a cell's length each of the pixels start..stop covers."""
+    """(cells, pixels) in float64, which share of a cell's length each of the pixels start..stop covers."""
+    pixels = torch.arange(start, stop, dtype=torch.float64)
+    return _share_within(spans, pixels, pixels + 1)
+
+
+def _share_within(spans: Tensor, start: Tensor | int, stop: Tensor | int) -> Tensor:
+    """(cells, K) in float64, which share of a cell's length lies in each of K stretches (one, for numbers)."""
     low, high = spans.double()[:, None].unbind(dim=2)  # (cells, 1) each
-    pixels = torch.arange(start, stop, dtype=low.dtype)
-    shared = torch.minimum(high, pixels + 1) - torch.maximum(low, pixels)
-    return (shared.clamp_min(0) / (high - low)).float()
+    shared = torch.clamp(high, max=stop) - torch.clamp(low, min=start)
+    return shared.clamp_min(0) / (high - low)
 
 
 def tiles_of_cells(cells: Tensor, grid: TileGrid) -> Tensor:

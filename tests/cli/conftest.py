@@ -15,8 +15,8 @@ from tokenpacker.cli import app
 def run() -> Callable[..., Result]:
     """Runs a command: `run("count", "--size", "3x4", input="...")`; arguments may be paths and numbers."""
 
-    def invoke(*arguments: object, input: str | None = None) -> Result:
-        return CliRunner().invoke(app, [str(argument) for argument in arguments], input=input)
+    def invoke(*arguments: object, input: str | None = None, **options: Any) -> Result:
+        return CliRunner().invoke(app, [str(argument) for argument in arguments], input=input, **options)
 
     return invoke
 

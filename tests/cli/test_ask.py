@@ -9,6 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
+from tokenpacker.cli.conversation import Conversation
+
 
 @pytest.fixture
 def ask(tiny_model_dir):
@@ -150,36 +152,62 @@ def test_a_mistake_with_json_is_an_object_too(run, ask):
     assert result.stderr == "error: no.png does not exist; check the path\n"
 
 
+@pytest.fixture
+def region_inputs(monkeypatch):
+    """What the model is given of regions, call by call; a tiny model's words would not tell."""
+    calls = []
+    generate = Conversation._generate
+
+    def spy(talk, inputs, streamer):
+        calls.append((inputs["region_cells"], inputs["region_first_tile"].tolist()))
+        generate(talk, inputs, streamer)
+
+    monkeypatch.setattr(Conversation, "_generate", spy)
+    return calls
+
+
+def cells_alone(processor, picture, *regions):
+    """(R, P, L), each region's weights as the processor gives them for the region by itself."""
+    prompt = "<image><mask>"
+    each = [processor(Image.open(picture), prompt, region_masks=[[one]], return_tensors="pt") for one in regions]
+    return torch.cat([inputs["region_cells"] for inputs in each])
+
+
 def test_regions_are_given_as_files_boxes_and_polygons_in_any_order(
-    run_json, region_model_dir, region_model, picture, tmp_path
+    run_json, region_model_dir, region_model, region_inputs, picture, tmp_path
 ):
-    model, processor = region_model
     mask = Image.new("L", (90, 60))
     mask.paste(255, (40, 20, 70, 50))
     mask.save(tmp_path / "mask.png")
-    question = "is <mask> between <mask> and <mask>?"
     given = ("--polygon", "3,3,30,4,20,25", "--mask", tmp_path / "mask.png", "--box", "0,0,20,10")
+    question = "is <mask> between <mask> and <mask>?"
     answer = run_json("ask", "--model", region_model_dir, "--max-new-tokens", 6, picture, question, *given)
-    content = [{"type": "image"}, {"type": "text", "text": question}]
-    prompt = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
-    regions = [[[3, 3, 30, 4, 20, 25]], mask, (0, 0, 20, 10)]
-    inputs = processor(Image.open(picture), prompt, region_masks=[regions], return_tensors="pt")
-    with torch.inference_mode():
-        output = model.generate(**inputs, max_new_tokens=6, do_sample=False)
-    expected = processor.tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-    assert answer["answer"] == expected.lstrip()
-    assert answer["regions"] == [str(given[1]), str(given[3]), str(given[5])]
+    assert answer["regions"] == [{"image": 1, "region": str(form)} for form in given[1::2]]
+    expected = cells_alone(region_model[1], picture, [[3, 3, 30, 4, 20, 25]], mask, (0, 0, 20, 10))
+    assert torch.equal(region_inputs[0][0], expected)
+
+
+def test_the_first_region_is_the_first_mask_whatever_image_it_is_in(
+    run_json, region_model_dir, region_model, region_inputs, picture
+):
+    given = ("--box", "2:3,3,30,30", "--box", "1:40,20,70,50")
+    question = "is <mask> like <mask>?"
+    answer = run_json("ask", "--model", region_model_dir, "--max-new-tokens", 6, picture, picture, question, *given)
+    assert answer["regions"] == [{"image": 2, "region": "3,3,30,30"}, {"image": 1, "region": "40,20,70,50"}]
+    cells, first_tile = region_inputs[0]
+    assert torch.equal(cells, cells_alone(region_model[1], picture, (3, 3, 30, 30), (40, 20, 70, 50)))
+    assert first_tile == [region_model[1].image_layout((60, 90)).tile_grid.num_tiles, 0]
 
 
 @pytest.mark.parametrize(
     ("question", "regions", "message"),
     [
-        ("what is <mask>?", [], "the prompt needs as many <mask> markers as regions: 1 markers, 0 regions"),
-        ("what?", ["0,0,9,9"], "0 markers, 1 regions; write <mask> once for each region"),
+        ("what is <mask>?", [], "the question needs as many <mask> markers as regions: 1 markers, 0 regions"),
+        ("what?", ["0,0,9,9"], "0 markers, 1 regions; mark each with --mask, --box or --polygon"),
         ("what is <mask>?", ["no.png"], "region no.png is no file, nor numbers; give a mask's file, a box"),
         ("what is <mask>?", ["1,2,3"], "region 1,2,3 has 3 numbers; give a mask's file, a box x0,y0,x1,y1"),
         ("what is <mask>?", ["2:0,0,9,9"], "region 2:0,0,9,9 is of image 2, but there are 1; number them from 1"),
-        ("what is <mask>?", ["90,0,99,9"], "region 1 of image 1 reaches from (90, 0) to (99, 9), outside of its image"),
+        ("<mask>, <mask>?", ["9,9,20,20", "90,0,99,9"], "region 2 reaches from (90, 0) to (99, 9), outside of its"),
     ],
 )
 def test_regions_that_cannot_be_are_told(one_line_error, region_model_dir, picture, question, regions, message):
@@ -189,4 +217,4 @@ def test_regions_that_cannot_be_are_told(one_line_error, region_model_dir, pictu
 
 def test_a_model_without_regions_says_so(one_line_error, ask, picture):
     message = one_line_error(*ask, picture, "what is <mask>?", "--box", "0,0,9,9")
-    assert message.startswith("region_masks were given but the tokenizer has no token '<mask>'; use a model that knows")
+    assert message == "the model has not learned regions; choose one that has with --model"

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from PIL import Image
@@ -115,13 +117,15 @@ def test_regions_of_earlier_images_can_be_asked_for_again(region_model, image_of
     for line in ("/box 5,5,30,30", "what is <mask>?", "/box 1:0,0,9,9", "/box 2:1,1,20,30", "is <mask> like <mask>?"):
         assert session.handle(line)
     assert [turn.get("error") for turn in session.turns] == [None, None]
-    assert talk.regions == [(1, {"box": [5, 5, 30, 30]}), (0, {"box": [0, 0, 9, 9]}), (1, {"box": [1, 1, 20, 30]})]
+    assert session.turns[1]["regions"] == [{"image": 1, "region": "0,0,9,9"}, {"image": 2, "region": "1,1,20,30"}]
+    marked = [(1, {"box": [5, 5, 30, 30]}), (0, {"box": [0, 0, 9, 9]}), (1, {"box": [1, 1, 20, 30]})]
+    assert [(region.image, region.form) for region in talk.regions] == marked
     inputs = talk._inputs(talk.messages[:3], talk.images, talk.regions)
     grid = processor.image_layout((32, 32)).tile_grid
     assert inputs["region_first_tile"].tolist() == [grid.num_tiles, 0, grid.num_tiles]
     alone = [
-        processor(pictures[image], "<image><mask>", region_masks=[[region]], return_tensors="pt")["region_cells"][0]
-        for image, region in talk.regions
+        processor(pictures[image], "<image><mask>", region_masks=[[form]], return_tensors="pt")["region_cells"][0]
+        for image, form in marked
     ]
     for cells, expected in zip(inputs["region_cells"], alone, strict=True):
         assert torch.equal(cells[: len(expected)], expected)
@@ -152,3 +156,33 @@ def test_a_bad_region_is_told_at_once_and_marks_can_be_dropped(region_model, ima
     session.handle("/unmark")
     session.handle("what?")
     assert "error" not in session.turns[-1]
+
+
+def test_regions_and_images_are_counted_for_each_question_by_itself(region_model, image_of):
+    session = Session(Conversation(*region_model, max_new_tokens=4), quiet=True)
+    session.waiting = [session.conversation.pack(image_of(32, 32))]
+    for line in ("/box 0,0,9,9", "what is <mask>?", "<mask> and <mask>?", "/box 40,40,50,50", "<image>?", "and now?"):
+        session.handle(line)
+    errors = [turn.get("error", "") for turn in session.turns]
+    assert errors[0] == errors[-1] == ""
+    assert "as many <mask> markers as regions: 2 markers, 0 regions" in errors[1]
+    assert errors[2].startswith("region 1 reaches from (40, 40) to (50, 50)")
+    assert "as many <image> markers as images: 1 markers, 0 images" in errors[3]
+
+
+def test_what_the_model_would_not_see_is_told_when_it_is_marked(region_model, image_of):
+    model, processor = region_model
+    square = copy.deepcopy(processor)
+    square.image_processor.image_mode = "square"  # cuts the sides of a wide image off
+    session = Session(Conversation(model, square, max_new_tokens=4), quiet=True)
+    session.waiting = [session.conversation.pack(image_of(32, 96))]
+    session.handle("/box 0,0,9,9")
+    assert session.turns[0]["error"].startswith("region 1 ")
+    assert session.marked == []
+
+
+def test_a_model_without_regions_says_so_when_one_is_marked(conversation, image_of):
+    session = Session(conversation, quiet=True)
+    session.waiting = [conversation.pack(image_of(32, 32))]
+    session.handle("/box 0,0,9,9")
+    assert session.turns[0]["error"] == "the model has not learned regions; choose one that has with --model"

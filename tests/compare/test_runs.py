@@ -123,7 +123,7 @@ def test_what_cannot_be_compared_is_refused(comparison_of):
         comparison_of(projectors=("pixel-shuffle",), scale_factors=(3,)).runs()
     with pytest.raises(ValueError, match=r"seeds=\[0, 0\] must name at least one, and each once"):
         comparison_of(seeds=(0, 0))
-    with pytest.raises(ValueError, match="data of align-7b are missing; give the file of each stage"):
+    with pytest.raises(ValueError, match="data of align-7b are missing; give --data-align and --data-instruct"):
         Comparison(recipe=("align-7b", "instruct-7b"))
 
 

@@ -43,6 +43,10 @@ FORMS = {
     "tensor": torch.from_numpy(BLOCK),
     "picture": Image.fromarray(BLOCK),
     "grey picture": Image.fromarray(BLOCK.astype(np.uint8) * 200),
+    "picture of two colours": Image.fromarray(BLOCK[..., None] * np.array([250, 0, 7], np.uint8)),
+    "opaque picture": Image.fromarray(BLOCK).convert("RGBA"),
+    "palette picture": Image.fromarray(BLOCK).convert("RGB").quantize(2),
+    "flipped array": BLOCK[::-1].copy()[::-1],
     "runs": {"size": [6, 8], "counts": BLOCK_RUNS},
     "packed runs": {"size": [6, 8], "counts": packed(BLOCK_RUNS)},
     "packed runs as bytes": {"size": [6, 8], "counts": packed(BLOCK_RUNS).encode()},
@@ -144,6 +148,15 @@ def test_the_regions_of_an_image_are_split_without_being_decoded():
     assert len(split_regions(np.stack([BLOCK, BLOCK]))) == 2
     assert len(split_regions([np.stack([BLOCK, BLOCK]), BLOCK, torch.from_numpy(BLOCK)[None]])) == 4
     assert len(split_regions(BLOCK)) == 1
+    boxes = np.array([[2, 1, 7, 4], [0, 0, 1, 1]])
+    for table in (boxes, torch.from_numpy(boxes).bfloat16(), [boxes]):
+        assert [to_mask(region, SIZE).sum() for region in split_regions(table)] == [15, 1]
+    assert split_regions(np.zeros((0, 4), np.float32)) == []
+    assert len(split_regions(np.ones((6, 4), dtype=bool))) == len(split_regions(np.ones((6, 4), dtype=int))) == 1
+    with pytest.raises(ValueError, match="an array of 6x8x1, which may also be 6 masks one pixel wide; pass mask"):
+        split_regions(BLOCK[..., None])
+    with pytest.raises(ValueError, match="regions are given as nested lists of 0 and 1; pass an array"):
+        split_regions(BLOCK.tolist())
     with pytest.raises(ValueError, match="regions are given as int; pass a list"):
         split_regions(3)
 
@@ -151,12 +164,32 @@ def test_the_regions_of_an_image_are_split_without_being_decoded():
 BROKEN = {
     "empty": (np.zeros(SIZE, bool), "has no pixel set"),
     "no picture": (np.zeros((0, 0), bool), "is 0x0 but its image is 6x8"),
-    "wrong size": (BLOCK.T, "is 8x6 but its image is 6x8; masks have the size"),
+    "wrong size": (BLOCK.T, "is 8x6 but its image is 6x8; masks have the size .* after EXIF rotation"),
     "float": (BLOCK.astype(np.float32), r"is an array of float32; pass booleans, for example mask > 0\.5"),
     "bfloat16": (torch.from_numpy(BLOCK).bfloat16(), "is an array of float32"),
-    "labels": (BLOCK.astype(np.uint8) * 3, "holds values from 0 to 3; pass 0 and 1"),
-    "colour picture": (Image.new("RGB", (8, 6)), "is a picture of mode RGB; a mask is black and white"),
-    "grey picture": (Image.linear_gradient("L").resize((8, 6)), "holds .* grey levels .* a mask has 0 and one other"),
+    "labels in an array": (BLOCK.astype(np.uint8) * 3, "holds values from 0 to 3; pass 0 and 1"),
+    "black picture": (Image.new("RGB", (8, 6)), "has no pixel set"),
+    "grey picture": (
+        Image.linear_gradient("L").resize((8, 6)),
+        r"holds 6 grey levels, 22, 63, 106, 149, \.\.\.; a mask has 0 and one other: pass a boolean array",
+    ),
+    "no black": (Image.fromarray(BLOCK * np.uint8(9) + np.uint8(1)), "holds 2 grey levels, 1, 10; a mask has 0"),
+    "labels in colour": (
+        Image.fromarray(BLOCK * np.uint8(80) + np.uint8(80)).convert("P"),
+        r"holds 2 colours, \(80, 80, 80\), \(160, 160, 160\); a mask has \(0, 0, 0\) and one other",
+    ),
+    "two colours": (
+        Image.fromarray(np.where(BLOCK[..., None], [0, 0, 9], [8, 0, 0]).astype(np.uint8)),
+        r"holds 2 colours, \(0, 0, 9\), \(8, 0, 0\); a mask has \(0, 0, 0\) and one other",
+    ),
+    "photo": (
+        Image.fromarray(np.random.default_rng(0).integers(0, 256, (18, 24, 3), np.uint8)),
+        "holds more than 256 colours; a mask has black and one other",
+    ),
+    "transparent picture": (Image.new("RGBA", (8, 6)), "is transparent in places; a mask is black where nothing is"),
+    "deep picture": (Image.new("I;16", (8, 6)), "is a picture of mode I;16; a mask is black and one other colour"),
+    "nested lists": (BLOCK.astype(int).tolist(), "is given as nested lists of 0 and 1; pass an array, np.array"),
+    "nested lists of booleans": (BLOCK.tolist(), "is given as nested lists of 0 and 1"),
     "box outside": ((8, 0, 9, 2), r"reaches from \(8, 0\) to \(9, 2\), outside of its image of 8 x 6"),
     "box turned": ((3, 3, 1, 5), r"is the box \(3, 3, 1, 5\); give \(x0, y0, x1, y1\) with x1 > x0"),
     "box of no number": ((0, 0, float("nan"), 2), "has the coordinate nan"),
@@ -201,5 +234,5 @@ def test_a_mask_file_that_cannot_be_used_is_named(tmp_path):
     with pytest.raises(ImageError, match=r"mask .*text\.png cannot be read .* give a black-and-white PNG file"):
         read_mask(tmp_path / "text.png")
     Image.new("RGBA", (8, 6)).save(tmp_path / "colour.png")
-    with pytest.raises(ImageError, match=r"colour\.png is a picture of mode RGBA"):
+    with pytest.raises(ImageError, match=r"colour\.png is transparent in places"):
         read_mask(tmp_path / "colour.png")

@@ -16,10 +16,7 @@ from transformers import (
 )
 
 from tokenpacker.hf import TokenPackerForConditionalGeneration, TokenPackerProcessor, add_regions
-from tokenpacker.hf.image_processor import RELEASED_OPTIONS
-from tokenpacker.hf.region_cells import Canvas
-from tokenpacker.hf.regions import add_region_token
-from tokenpacker.tiling import TileGrid
+from tokenpacker.hf.region_setup import add_region_token
 
 
 def half(height, width, side):
@@ -47,52 +44,6 @@ def inputs_of(processor, samples, **options):
         regions += [masks] if len(images) == 1 else masks
     images, texts = [sample[0] for sample in samples], [sample[1] for sample in samples]
     return processor(images, texts, region_masks=regions, return_tensors="pt", **options)
-
-
-def test_a_patch_weighs_its_share_under_the_mask_tile_by_tile(region_model, image_of):
-    _, processor = region_model
-    inputs = processor(image_of(64, 96), "<image><mask>", region_masks=[half(64, 96, "left")], return_tensors="pt")
-    grid = processor.image_layout((64, 96)).tile_grid
-    assert (grid.rows, grid.cols) == (2, 3)
-    cells = inputs["region_cells"][0].view(grid.num_tiles, 8, 8)
-    assert (cells[[0, 3]] == 1).all()
-    assert (cells[[1, 4], :, :4] == 1).all()
-    assert not cells[[1, 4], :, 4:].any()
-    assert not cells[[2, 5, 6]].any()  # the right third, and the thumbnail
-    assert inputs["region_first_tile"].tolist() == [0]
-
-
-@pytest.mark.parametrize("mode", ["slice", "pad", "square"])
-@pytest.mark.parametrize("size", [(64, 96), (50, 31), (33, 200)])
-def test_masks_go_where_the_pixels_go(region_model, size, mode):
-    """A white rectangle on black is its own mask: a patch's weight is its mean brightness."""
-    from PIL import Image
-
-    _, processor = region_model
-    images = copy.deepcopy(processor.image_processor)
-    images.image_mean, images.image_std = [0.0] * 3, [1.0] * 3  # so that padding is black, too
-    mask = np.zeros(size, dtype=bool)
-    mask[size[0] // 4 : size[0] * 3 // 4, size[1] // 3 : size[1] * 2 // 3] = True
-    picture = Image.fromarray(np.repeat(mask[..., None] * np.uint8(255), 3, axis=2))
-    grid = images.choose_grid(size, mode)
-    tiles = images.preprocess(picture, tile_grids=[grid], image_mode=mode)["pixel_values"]
-    shown = torch.nn.functional.avg_pool2d(tiles[:, :1], 4).flatten(1)[: grid.rows * grid.cols]
-    cells = Canvas(images, size, grid, (8, 8), mode).weights([mask], "coverage")[0, : grid.rows * grid.cols]
-    assert cells.any()
-    # interpolation blurs the picture's edges by up to two of its pixels, which may be half a patch wide
-    assert (shown - cells).abs().mean() < 0.04
-    assert shown.sum().item() == pytest.approx(cells.sum().item(), rel=0.05)
-
-
-def test_the_released_rule_takes_a_patch_by_its_centre(region_model, image_of):
-    model, processor = region_model
-    released = TokenPackerProcessor.from_config(
-        model.config, processor.tokenizer, region_rule="centre", **RELEASED_OPTIONS
-    )
-    mask = np.zeros((32, 32), dtype=bool)
-    mask[1, 2], mask[8, 8] = True, True  # a centre pixel of the first patch, and a corner of another
-    cells = released(image_of(32, 32), "<image><mask>", region_masks=[[mask]], return_tensors="pt")["region_cells"]
-    assert cells.sum() == cells[0, 0, 0] == 1
 
 
 def test_a_batch_holds_the_regions_of_all_samples_in_order(region_model, batch):
@@ -269,37 +220,6 @@ def test_a_model_without_regions_reads_mask_as_text_and_refuses_regions(tiny_mod
 BOX = (0, 0, 9, 9)
 
 
-@pytest.mark.parametrize(
-    ("texts", "regions", "message"),
-    [
-        (["<image><mask>"], None, "the prompt needs as many <mask> markers as regions: 1 markers, 0 regions"),
-        (["<image>what?"], [[BOX]], "0 markers, 1 regions; write <mask> once for each region"),
-        (["<image><mask><mask>"], [[BOX]], "2 markers, 1 regions"),
-        (["<image><mask>", "<image>"], [[], [BOX]], "prompt 1 needs .* 1 markers, 0 regions"),
-        (["<image><mask>"], [[BOX], [BOX]], "region_masks has 2 entries for 1 images; pass one list of regions"),
-        (["<image><mask>"], BOX, "region_masks has 4 entries for 1 images"),
-        (["<image><mask>"], 7, "region_masks has int for 1 images"),
-        (["<image><mask><mask>"], [[BOX, (50, 0, 60, 9)]], r"region 2 of image 1 reaches from \(50, 0\)"),
-        (["<image><mask>"], [np.zeros((32, 32), bool)], "region 1 of image 1 has no pixel set"),
-        (["<image><mask>"], [np.ones((32, 16), bool)], "region 1 of image 1 is 32x16 but its image is 32x32"),
-        (["<image><mask>"], [np.ones((32, 32))], "region 1 of image 1 is an array of float64; pass booleans"),
-    ],
-)
-def test_markers_and_regions_must_agree_and_masks_must_fit(region_model, image_of, texts, regions, message):
-    _, processor = region_model
-    with pytest.raises(ValueError, match=message):
-        processor([[image_of(32, 32)] for _ in texts], texts, region_masks=regions)
-
-
-def test_a_region_that_the_square_crop_cuts_off_is_refused(region_model, image_of):
-    _, processor = region_model
-    with pytest.raises(
-        ValueError,
-        match=r"region 1 of image 1 lies where no patch sees it: .*image_mode='square' cuts",
-    ):
-        processor(image_of(32, 96), "<image><mask>", region_masks=[[(0, 0, 20, 32)]], image_mode="square")
-
-
 def test_inputs_that_exclude_each_other_are_refused(region_model, batch):
     model, processor = region_model
     inputs = inputs_of(processor, batch)
@@ -308,20 +228,10 @@ def test_inputs_that_exclude_each_other_are_refused(region_model, batch):
         model(**without)
     with pytest.raises(ValueError, match="region_cells need region_first_tile"):
         model(**without, region_cells=inputs["region_cells"])
-    with pytest.raises(ValueError, match="region_cells were given without pixel_values"):
+    with pytest.raises(ValueError, match="region_cells was given without pixel_values"):
         model(input_ids=inputs["input_ids"], region_cells=inputs["region_cells"])
-    with pytest.raises(ValueError, match="pass pixel_values or packed_tokens, not both"):
+    with pytest.raises(ValueError, match="region_tokens were given with pixel_values"):
         model(**without, region_tokens=torch.zeros(3, 32))
-
-
-def test_regions_for_a_sample_of_training_are_counted_from_its_own_tiles(region_model):
-    _, processor = region_model
-    grids = [TileGrid(1, 2), TileGrid(1, 1)]
-    made = processor.region_inputs([[], [BOX]], [(32, 64), (32, 32)], grids)
-    assert made["region_first_tile"].tolist() == [3]
-    assert made["region_cells"].shape == (1, 1, 64)
-    for none in (processor.region_inputs(None, [(32, 64), (32, 32)], grids), processor.region_inputs([], [], [])):
-        assert (none["region_cells"].shape, none["region_first_tile"].shape) == ((0, 1, 64), (0,))
 
 
 def test_the_mask_token_takes_a_byte_that_no_text_contains(tiny_tokenizer, tmp_path):

@@ -1,13 +1,12 @@
 from __future__ import annotations
 
-import io
 import itertools
 import json
-import tarfile
 
 import numpy as np
 import pytest
 
+from tar_shards import write_tar
 from tokenpacker.train.check import check_data, describe, draw_report, open_data
 from tokenpacker.train.samples import SampleMaker
 
@@ -81,14 +80,12 @@ def test_a_sample_of_the_data_is_the_same_for_a_seed(data, maker):
 def test_shards_are_checked_as_files_are(data, maker, tmp_path):
     pytest.importorskip("webdataset")
     picture = (tmp_path / "a.png").read_bytes()
-    with tarfile.open(tmp_path / "0.tar", "w") as tar:
-        for entry in json.loads(data.read_text()):
-            files = {"json": json.dumps(entry).encode()}
-            files |= {f"{place}.png": picture for place, _ in enumerate(entry["image"]) if entry["id"] != "bad"}
-            for suffix, content in files.items():
-                info = tarfile.TarInfo(f"{entry['id']}.{suffix}")
-                info.size = len(content)
-                tar.addfile(info, io.BytesIO(content))
+    content = {}
+    for entry in json.loads(data.read_text()):
+        content[f"{entry['id']}.json"] = json.dumps(entry).encode()
+        places = range(len(entry["image"])) if entry["id"] != "bad" else ()
+        content |= {f"{entry['id']}.{place}.png": picture for place in places}
+    write_tar(tmp_path / "0.tar", content)
     shards, files = (check_data(open_data([path]), maker).to_dict() for path in (tmp_path / "0.tar", data))
     assert shards["rejected"] == {"malformed conversation": 1}  # a shard has no paths to be unsafe
     for key in ("samples", "usable", "multi_image", "tokens", "image_tokens", "tiles", "histogram"):

@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from tokenpacker.train.config import changed, from_dict, merged, read_config
+from tokenpacker.train.config_reading import changed, from_dict, merged, read_config
 from tokenpacker.train.paper import align, elastic, in_high_resolution, instruct, region, region_instruct, with_qlora
 from tokenpacker.train.recipes import find_recipe, recipes
 

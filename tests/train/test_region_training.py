@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import io
 import json
-import tarfile
 from dataclasses import replace
 
 import numpy as np
@@ -14,6 +12,7 @@ from PIL import Image
 
 from golden_pictures import synthetic
 from golden_regions import drawn
+from tar_shards import write_tar
 from tokenpacker.hf import TokenPackerForConditionalGeneration, TokenPackerProcessor
 from tokenpacker.hf.image_processor import RELEASED_OPTIONS, TokenPackerImageProcessor
 from tokenpacker.hf.tokenizer import load_llama_tokenizer
@@ -222,20 +221,11 @@ def test_columns_of_parquet_hold_regions_as_structs_or_as_json(region_data, tmp_
 
 
 def test_tar_shards_bring_regions_in_their_rows(region_data, tmp_path, maker):
-    path = tmp_path / "a.tar"
     row = {name: ROWS[0][name] for name in ("conversations", "regions")}
-    with tarfile.open(path, "w") as tar:
-        for name, content in {"k.json": json.dumps(row).encode(), "k.png": picture_bytes(region_data)}.items():
-            entry = tarfile.TarInfo(name)
-            entry.size = len(content)
-            tar.addfile(entry, io.BytesIO(content))
-    ((_, record),) = open_shards(path).stream()
+    files = {"k.json": json.dumps(row).encode(), "k.png": (region_data.parent / "wide.png").read_bytes()}
+    ((_, record),) = open_shards(write_tar(tmp_path / "a.tar", files)).stream()
     assert record.regions == ((BOX,),)
     assert maker.make(record).region_cells.shape[0] == 1
-
-
-def picture_bytes(region_data):
-    return (region_data.parent / "wide.png").read_bytes()
 
 
 def test_the_check_counts_regions_and_finds_bad_masks_without_decoding(maker, region_data, tmp_path):

@@ -5,12 +5,10 @@
 
 from __future__ import annotations
 
-import io
 import json
 import random
 import shutil
 import signal
-import tarfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tar_shards import write_tar
 from tokenpacker.hf import TokenPackerForConditionalGeneration
 from tokenpacker.train.checkpoints import COMPLETE, whole_checkpoints
 from tokenpacker.train.config import LoraConfig
@@ -201,15 +200,13 @@ def stream_config(run_config, training_data, tmp_path):
     folder = tmp_path / "shards"
     folder.mkdir()
     for number, part in enumerate((rows[:15], rows[15:])):
-        with tarfile.open(folder / f"{number}.tar", "w") as shard:
-            for row in part:
-                names = row.pop("image", [])
-                for place, name in enumerate([names] if isinstance(names, str) else names):
-                    shard.add(training_data.parent / name, f"{row['id']}.{place}.png")
-                content = json.dumps(row).encode()
-                entry = tarfile.TarInfo(f"{row['id']}.json")
-                entry.size = len(content)
-                shard.addfile(entry, io.BytesIO(content))
+        files = {}
+        for row in part:
+            names = row.pop("image", [])
+            for place, name in enumerate([names] if isinstance(names, str) else names):
+                files[f"{row['id']}.{place}.png"] = (training_data.parent / name).read_bytes()
+            files[f"{row['id']}.json"] = json.dumps(row).encode()
+        write_tar(folder / f"{number}.tar", files)
     return replace(run_config, data=replace(run_config.data, path=str(folder), num_workers=2), max_steps=14)
 
 

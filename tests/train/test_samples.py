@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import dataclasses
 
 import pytest
@@ -259,3 +260,26 @@ def test_the_fingerprint_knows_every_setting_but_not_the_last_call(tiny_processo
 def test_samples_are_frozen(maker):
     with pytest.raises(dataclasses.FrozenInstanceError):
         maker.make(record("hello?")).id = "other"
+
+
+@pytest.mark.parametrize(
+    ("image_mode", "region", "fits"),
+    [
+        ("slice", {"box": [0, 0, 9, 9]}, True),
+        ("pad", {"box": [0, 0, 9, 9]}, True),
+        ("square", {"box": [40, 0, 60, 20]}, True),
+        ("square", {"box": [0, 0, 9, 9]}, False),  # in the part that is cut off
+        ("slice", {"box": [96, 0, 99, 9]}, False),  # beside the image
+    ],
+)
+def test_a_region_is_judged_alike_with_the_image_and_without(region_model, picture_file, image_mode, region, fits):
+    processor = copy.deepcopy(region_model[1])
+    processor.image_processor.image_mode = image_mode
+    maker = SampleMaker(processor)
+    marked = dataclasses.replace(record("<image>\nwhat is <mask>?", picture_file(32, 96)), regions=((region,),))
+    if fits:
+        assert maker.length(marked).regions == len(maker.make(marked).region_cells) == 1
+    else:
+        from_headers, from_pixels = reject(maker, marked, decode=False), reject(maker, marked)
+        assert from_headers.kind == from_pixels.kind == "malformed region"
+        assert str(from_headers) == str(from_pixels)

@@ -4,7 +4,6 @@ import io
 import json
 import pickle
 import random
-import tarfile
 import warnings
 import weakref
 from collections import Counter
@@ -14,6 +13,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
+from tar_shards import write_tar
 from tokenpacker.train.assemble import load_processor
 from tokenpacker.train.batches import IDS, BatchMaker, only_item
 from tokenpacker.train.rejects import Rejects, TooManyRejects
@@ -49,15 +49,6 @@ def png(image):
 def talk(num_images=0, answer="yes"):
     messages = [{"from": "human", "value": "<image>\n" * num_images + "what?"}, {"from": "gpt", "value": answer}]
     return json.dumps({"conversations": messages}).encode()
-
-
-def write_tar(path, files):
-    with tarfile.open(path, "w") as tar:
-        for name, content in files.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            tar.addfile(info, io.BytesIO(content))
-    return path
 
 
 @pytest.fixture(scope="module")

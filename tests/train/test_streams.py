@@ -1,13 +1,12 @@
 from __future__ import annotations
 
-import io
 import json
 import shutil
-import tarfile
 
 import pytest
 from torch.utils.data import DataLoader, Dataset
 
+from tar_shards import write_tar
 from tokenpacker.train.rows import Record, RecordError
 from tokenpacker.train.streams import open_dataset, open_hub_dataset, open_shards
 
@@ -18,15 +17,6 @@ TALK = [{"from": "human", "value": "<image>\nwhat?"}, {"from": "gpt", "value": "
 def _libraries():
     pytest.importorskip("webdataset")
     pytest.importorskip("datasets")
-
-
-def write_tar(path, files, mode="w"):
-    with tarfile.open(path, mode) as tar:
-        for name, content in files.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            tar.addfile(info, io.BytesIO(content))
-    return path
 
 
 def talk(**row):
@@ -165,11 +155,7 @@ def test_a_bad_sample_is_one_error_and_counts_in_the_position(tmp_path):
 def test_two_files_of_one_name_spoil_their_sample_only(tmp_path):
     path = tmp_path / "x.tar"
     write_tar(path, {"a.json": talk(), "b.json": talk()})
-    with tarfile.open(path, "a") as tar:
-        for name in ("b.json", "c.json"):
-            info = tarfile.TarInfo(name)
-            info.size = len(talk())
-            tar.addfile(info, io.BytesIO(talk()))
+    write_tar(path, {"b.json": talk(), "c.json": talk()}, "a")
     a, b, c = (record for _, record in open_shards(path).stream())
     assert (a.id, b.id, c.id) == ("a", "b", "c")
     assert "duplicate" in b.reason

@@ -35,3 +35,9 @@ def test_a_question_encodes_alike_alone_and_within_a_prompt(tokenizer):
 
 def test_special_tokens_have_the_ids_of_llama(tokenizer):
     assert (tokenizer.unk_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id) == (0, 1, 2)
+
+
+def test_other_texts_make_another_tokenizer_of_the_same_rules():
+    made = train_tokenizer([" zeppelin"] * 4, vocabulary_size=400)
+    assert len(made.tokenize(" zeppelin")) == 1 < len(made.tokenize(" number"))
+    assert (made.unk_token_id, made.bos_token_id, made.eos_token_id) == (0, 1, 2)

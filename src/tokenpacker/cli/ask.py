@@ -44,6 +44,8 @@ def ask(
         tokenpacker ask before.png after.png "what changed?" --scale-factor 3 --json
 
         tokenpacker ask signs.png "is <mask> above <mask>?" --box 10,10,60,40 --mask mask.png
+
+        tokenpacker ask before.png after.png "was <mask> here: <mask>?" --box 2:10,10,60,40 --box 1:12,10,62,40
     """
     if os.path.isfile(question):  # pathlib would raise on a long question
         raise ValueError(f"the last argument, {question}, is a file; write the images first and then the question")
@@ -63,9 +65,12 @@ def ask(
         max_new_tokens=max_new_tokens,
     )
     packed = [conversation.pack(picture) for picture in pictures]
+    for number, region in enumerate(marked, start=1):
+        conversation.check_region(region, packed[region.image], number)
     answer = conversation.ask(question, packed, (lambda _: None) if as_json else print_piece, marked)
     if as_json:
-        print_json({"images": images, "question": question, "regions": regions or [], **answer.to_dict()})
+        told = [region.to_dict() for region in marked]
+        print_json({"images": images, "question": question, "regions": told, **answer.to_dict()})
     else:
         print_piece("\n")
         print_note(answer.summary())

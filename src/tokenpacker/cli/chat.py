@@ -25,8 +25,9 @@ if TYPE_CHECKING:
     from tokenpacker.visualize import PackedImage
 
 HELP = (
-    "/image PATH adds an image to your next question, /mask FILE, /box x0,y0,x1,y1 or /polygon x,y,x,y,... marks what"
-    " it calls <mask>, /unmark forgets these marks, /clear starts anew, /quit leaves; Ctrl-C stops an answer."
+    "/image PATH adds an image to your next question; /mask FILE, /box x0,y0,x1,y1 or /polygon x,y,x,y,x,y,... marks"
+    " what it calls <mask>, with N: before it in image N; /unmark forgets these marks, /clear starts anew, /quit"
+    " leaves; Ctrl-C stops an answer."
 )
 REGION_COMMANDS = ("/mask", "/box", "/polygon")
 
@@ -42,6 +43,8 @@ def chat(
     verbose: VerboseOption = False,
 ) -> None:
     """Talk about images: /image PATH adds one, /clear starts anew, /quit leaves, Ctrl-C stops an answer.
+
+    /mask, /box and /polygon mark what the next question calls <mask>; /unmark forgets the marks.
 
     Examples:
 
@@ -125,26 +128,25 @@ class Session:
         print_note(f"{path}: {size}, {packed.layout.num_tokens} tokens; ask your question.")
 
     def _add_region(self, text: str) -> None:
-        """Marks a region of the last image, or of the one whose number stands before it."""
+        """Marks a region of the last image, or of the one whose number stands before it; a bad one is told at once."""
         if not text:
             raise ValueError("a region is missing; write for example /box 10,10,60,40")
-        from tokenpacker.hf.masks import to_mask
-
-        images = [packed.image for packed in (*self.conversation.images, *self.waiting)]
-        place, region = read_region(text, len(images))
-        to_mask(region, (images[place].height, images[place].width), f"region {text}")  # a bad one is told now
-        self.marked.append((place, region))
-        print_note(f"region {len(self.marked)} is in image {self.marked[-1][0] + 1}; call it <mask> in your question.")
+        images, number = [*self.conversation.images, *self.waiting], len(self.marked) + 1
+        region = read_region(text, len(images))
+        self.conversation.check_region(region, images[region.image], number)
+        self.marked.append(region)
+        print_note(f"region {number} is in image {region.image + 1}; it is <mask> number {number} of your question.")
 
     def _ask(self, question: str) -> None:
         on_text: Callable[[str], None] = (lambda _: None) if self.quiet else print_piece
         answer = self.conversation.ask(question, self.waiting, on_text, self.marked)
+        told = [region.to_dict() for region in self.marked]
         if answer.text or not answer.interrupted:
             self.waiting, self.marked = [], []
         if not self.quiet:
             print_piece("\n")
         print_note(("stopped; " if answer.interrupted else "") + answer.summary())
-        self.turns.append({"question": question, **answer.to_dict()})
+        self.turns.append({"question": question, "regions": told, **answer.to_dict()})
 
 
 def _lines(quiet: bool) -> Iterator[str]:

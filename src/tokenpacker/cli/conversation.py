@@ -15,6 +15,9 @@ from tokenpacker.cli.regions import Region
 from tokenpacker.hf import TokenPackerForConditionalGeneration, TokenPackerProcessor
 from tokenpacker.visualize import PackedImage
 
+PLACING = "write it once for each new image, or leave it out"
+MARKING = "mark each with --mask, --box or --polygon, in a chat with /mask, /box or /polygon"
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -85,6 +88,20 @@ class Conversation:
         """What an RGB image will cost. Raises ValueError as `TokenPackerProcessor.image_layout`."""
         return PackedImage.plan(self.processor, image, **self.plan)
 
+    def check_region(self, region: Region, image: PackedImage, number: int) -> None:
+        """Raises ValueError for a region that the model would not see in its image, and for a model that knows none.
+
+        Args:
+            number: of the region in its question, counted from 1; the message names it so.
+        """
+        if self.processor.region_token_id is None:
+            raise ValueError("the model has not learned regions; choose one that has with --model")
+        try:
+            size = (image.image.height, image.image.width)
+            self.processor.region_inputs([[region.form]], [size], [image.layout.tile_grid])
+        except ValueError as error:
+            raise ValueError(str(error).replace("region 1 of image 1", f"region {number}", 1)) from None
+
     def ask(
         self,
         question: str,
@@ -101,10 +118,11 @@ class Conversation:
             regions: what each `<mask>` of the question stands for, in any of the images so far.
 
         Raises:
-            ValueError: when markers and images or regions differ in number, for a region that cannot be, and when the
-                prompt is too long for the model.
+            ValueError: when markers and images or regions differ in number, and when the prompt is too long for the
+                model.
         """
         start = time.perf_counter()
+        self._check_marks(question, len(images), len(regions))
         marked = self.processor.image_token in question
         content = [{"type": "image"} for _ in images if not marked] + [{"type": "text", "text": question}]
         messages = [*self.messages, {"role": "user", "content": content}]
@@ -132,15 +150,31 @@ class Conversation:
             interrupted=interrupted,
         )
 
+    def _check_marks(self, question: str, num_images: int, num_regions: int) -> None:
+        """Raises ValueError where one question's markers differ in number from what they stand for.
+
+        The processor would count those of earlier questions, too, which are right by then.
+        """
+        places = []
+        if self.processor.image_token in question:
+            places.append((self.processor.image_token, num_images, "images", PLACING))
+        if self.processor.region_token_id is not None:
+            places.append((self.processor.region_token, num_regions, "regions", MARKING))
+        for marker, count, what, remedy in places:
+            written = question.count(marker)
+            if written != count:
+                rule = f"the question needs as many {marker} markers as {what}"
+                raise ValueError(f"{rule}: {written} markers, {count} {what}; {remedy}")
+
     def _inputs(
         self, messages: list[dict[str, Any]], images: list[PackedImage], regions: list[Region]
     ) -> dict[str, Any]:
         prompt = self.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
         pictures = [[packed.image for packed in images]]
-        masks = [[region for image, region in regions if image == number] for number in range(len(images))]
+        masks = [[region.form for region in regions if region.image == number] for number in range(len(images))]
         inputs = self.processor(images=pictures, text=[prompt], region_masks=masks, return_tensors="pt", **self.plan)
-        if regions:  # the processor has them by image; later turns may come back to an earlier image
-            by_image = sorted(range(len(regions)), key=lambda place: regions[place][0])
+        if regions:  # the processor has them by image, marks in the order in which they were made
+            by_image = sorted(range(len(regions)), key=lambda place: regions[place].image)
             as_marked = torch.tensor(by_image).argsort()
             inputs |= {name: inputs[name][as_marked] for name in ("region_cells", "region_first_tile")}
         limit = getattr(self.model.config.text_config, "max_position_embeddings", None)

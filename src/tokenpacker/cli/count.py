@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tokenpacker.cli.models import find_model, read_json
-from tokenpacker.cli.options import JsonOption, MaxImageTokensOption, ModelOption, ScaleFactorOption
+from tokenpacker.cli.options import JsonOption, MaxImageTokensOption, MaxTilesOption, ModelOption, ScaleFactorOption
 from tokenpacker.cli.output import print_json, print_note
 
 if TYPE_CHECKING:
@@ -91,12 +91,7 @@ def count(
         list[str] | None,
         typer.Option("--size", metavar="HxW", help="Count a size; repeatable; - reads one a line from stdin."),
     ] = None,
-    max_tiles: Annotated[
-        int | None,
-        typer.Option(
-            "--max-tiles", metavar="N", help="Most tiles, without the thumbnail.", show_default="the model's own"
-        ),
-    ] = None,
+    max_tiles: MaxTilesOption = None,
     scale_factor: ScaleFactorOption = None,
     max_image_tokens: MaxImageTokensOption = None,
     model: ModelOption = None,

@@ -7,7 +7,14 @@ import typer
 
 from tokenpacker.cli.errors import reports_mistakes
 from tokenpacker.cli.models import find_model, quiet, read_json
-from tokenpacker.cli.options import JsonOption, MaxImageTokensOption, ModelOption, ScaleFactorOption
+from tokenpacker.cli.options import (
+    JsonOption,
+    MaxImageTokensOption,
+    MaxRejectsOption,
+    MaxTilesOption,
+    ModelOption,
+    ScaleFactorOption,
+)
 from tokenpacker.cli.output import print_json, print_note
 from tokenpacker.cli.region_data import UNFIT, regions, show_row
 
@@ -48,10 +55,7 @@ def check(
     released: Annotated[
         bool, typer.Option("--released", help="Cut images as the released HD models do, whose tokenizer is not needed.")
     ] = False,
-    max_tiles: Annotated[
-        int | None,
-        typer.Option("--max-tiles", metavar="N", help="Most tiles, without the thumbnail.", show_default="the model's"),
-    ] = None,
+    max_tiles: MaxTilesOption = None,
     scale_factor: ScaleFactorOption = None,
     max_image_tokens: MaxImageTokensOption = None,
     max_length: Annotated[
@@ -70,9 +74,7 @@ def check(
     decode: Annotated[
         bool, typer.Option("--decode/--headers-only", help="Decode every image, or read its header only.")
     ] = False,
-    max_share: Annotated[
-        float, typer.Option("--max-rejects", metavar="SHARE", help="Share of rejected samples that is tolerated.")
-    ] = 0.01,
+    max_share: MaxRejectsOption = 0.01,
     rejects: Annotated[
         Path, typer.Option("--rejects", metavar="FILE", help="Where rejected samples are written; replaced each time.")
     ] = Path("rejects.jsonl"),

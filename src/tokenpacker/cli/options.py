@@ -31,8 +31,15 @@ MaxImageTokensOption = Annotated[
         show_default="no limit",
     ),
 ]
+MaxTilesOption = Annotated[
+    int | None,
+    typer.Option("--max-tiles", metavar="N", help="Most tiles, without the thumbnail.", show_default="the model's own"),
+]
 MaxNewTokensOption = Annotated[
     int, typer.Option("--max-new-tokens", metavar="N", min=1, help="Longest answer in tokens.")
+]
+MaxRejectsOption = Annotated[
+    float, typer.Option("--max-rejects", metavar="SHARE", help="Share of rejected samples that is tolerated.")
 ]
 JsonOption = Annotated[
     bool, typer.Option("--json", help="Print one JSON object and nothing else on standard output; notes go to stderr.")

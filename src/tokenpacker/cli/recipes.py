@@ -146,7 +146,7 @@ def _resolved(
     recipe: str, data: str | None, images: str | None, start: str | None, settings: list[str], file: Path | None
 ) -> Any:
     """The recipe's config with the file's, the options' and the single settings put in, in this order."""
-    from tokenpacker.train.config import changed, from_dict, merged, read_config
+    from tokenpacker.train.config_reading import changed, from_dict, merged, read_config
     from tokenpacker.train.recipes import find_recipe
 
     written = Path(recipe).suffix in (".json", ".yaml", ".yml")

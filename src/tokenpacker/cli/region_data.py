@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from tokenpacker.cli.options import JsonOption
+from tokenpacker.cli.options import JsonOption, MaxRejectsOption
 from tokenpacker.cli.output import print_json
 
 UNFIT = 1  # exit code where more is rejected than tolerated
@@ -45,9 +45,7 @@ def regions(
             "--instances", metavar="FILE", help="COCO's file that RefCOCO's refs name.", show_default="beside the refs"
         ),
     ] = None,
-    max_share: Annotated[
-        float, typer.Option("--max-rejects", metavar="SHARE", help="Share of rejects that is tolerated.")
-    ] = 0.01,
+    max_share: MaxRejectsOption = 0.01,
     as_json: JsonOption = False,
 ) -> None:
     """Make training data of public region annotations: a row for each image, questions with `<mask>` and answers.

@@ -2,6 +2,7 @@
 
 import os
 import re
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 import typer
@@ -17,17 +18,34 @@ RegionOption = Annotated[
         "--polygon",
         metavar="[N:]REGION",
         help="A region that the question calls <mask>: a black-and-white picture, a box x0,y0,x1,y1 or a polygon"
-        " x,y,x,y,x,y,... in pixels of the original image. May be repeated, in the order of <mask>. N: before it names"
-        " the image by its number.",
+        " x,y,x,y,x,y,... in pixels of the original image. May be repeated: the first one is the first <mask>, whatever"
+        " image it is in. N: before it names the image by its number.",
         show_default="none, in the last image",
     ),
 ]
 
-Region = tuple[int, dict[str, Any]]  # the image's index, and the region in a form that the processor takes
+
+@dataclass(frozen=True)
+class Region:
+    """What one `<mask>` of a question stands for.
+
+    Args:
+        image: index of its image, of all images so far.
+        text: as the user wrote it, without the image's number.
+        form: as the processor takes it.
+    """
+
+    image: int
+    text: str
+    form: dict[str, Any]
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-ready dict; images are counted from 1, as the user counts them."""
+        return {"image": self.image + 1, "region": self.text}
 
 
 def read_region(text: str, num_images: int) -> Region:
-    """A region as the user wrote it, and the index of its image: the last one, unless its number stands before it.
+    """The region that a text names, in the last image unless a number and a colon stand before it.
 
     Raises:
         ValueError: for an image that is not there, a file that is not there, and numbers that are no box or polygon.
@@ -39,7 +57,7 @@ def read_region(text: str, num_images: int) -> Region:
         raise ValueError(f"region {text} has no image to lie in; add the image first")
     if not 1 <= number <= num_images:
         raise ValueError(f"region {text} is of image {number}, but there are {num_images}; number them from 1")
-    return number - 1, _form(match[2], text)
+    return Region(number - 1, match[2], _form(match[2], text))
 
 
 def _form(value: str, text: str) -> dict[str, Any]:

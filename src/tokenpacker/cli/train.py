@@ -15,6 +15,11 @@ from tokenpacker.cli.options import JsonOption
 from tokenpacker.cli.output import print_json
 from tokenpacker.cli.recipes import UNFINISHED, engines, list_recipes, train_recipe
 
+OutputOption = Annotated[
+    Path, typer.Option("--output", metavar="FOLDER", help="Where the model and its resumable state are written.")
+]
+SeedOption = Annotated[int, typer.Option("--seed", help="Decides initial weights and the order of all data.")]
+
 
 class _Recipes(TyperGroup):
     """Names that are no command are recipes: there are too many for a command each."""
@@ -38,13 +43,11 @@ train_app.command("engines")(reports_mistakes(engines))
 @train_app.command()
 @reports_mistakes
 def tiny(
-    output: Annotated[
-        Path, typer.Option("--output", metavar="FOLDER", help="Where the model and its resumable state are written.")
-    ] = Path("tiny"),
+    output: OutputOption = Path("tiny"),
     projector: Annotated[
         str, typer.Option("--projector", metavar="NAME", help="token-packer, or mlp for the full-token comparison.")
     ] = "token-packer",
-    seed: Annotated[int, typer.Option("--seed", help="Decides initial weights and the order of all data.")] = 0,
+    seed: SeedOption = 0,
     foundation: Annotated[
         Path | None,
         typer.Option(
@@ -76,16 +79,14 @@ def tiny(
 @train_app.command("tiny-regions")
 @reports_mistakes
 def tiny_regions(
-    output: Annotated[
-        Path, typer.Option("--output", metavar="FOLDER", help="Where the model and its resumable state are written.")
-    ] = Path("tiny-regions"),
+    output: OutputOption = Path("tiny-regions"),
     start: Annotated[
         Path | None,
         typer.Option(
             "--start", metavar="FOLDER", help="A model that `train tiny` made.", show_default="the carried one"
         ),
     ] = None,
-    seed: Annotated[int, typer.Option("--seed", help="Decides first weights and the order of all data.")] = 0,
+    seed: SeedOption = 0,
     as_json: JsonOption = False,
 ) -> None:
     """Teach the carried model about regions: the original's two region stages, on generated pictures with masks.

@@ -6,24 +6,17 @@ The carried language model itself would be no fair start: it was taught by one o
 from __future__ import annotations
 
 import hashlib
-import json
-import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from safetensors.torch import load_file
-from transformers import AutoTokenizer
+from transformers import CLIPVisionModel
 
 from tokenpacker.carried import carried_model_path
 from tokenpacker.hf.model import TokenPackerForConditionalGeneration
-from tokenpacker.train import stages
-from tokenpacker.train.assemble import TOWER_PIXELS
-from tokenpacker.train.encoder import IMAGE_MEAN, IMAGE_STD
-from tokenpacker.train.loop import CHECKPOINTS
+from tokenpacker.train.foundation import ENCODER, LANGUAGE, RESULT, make_encoder, make_language_model
 from tokenpacker.train.recipes import tiny
-from tokenpacker.train.tokenizer import train_tokenizer
 
-ENCODER, LANGUAGE, RESULT = "encoder", "language", "result"  # folders as `train tiny` names them
 WEIGHTS = "model.safetensors"
 
 
@@ -63,34 +56,13 @@ def make_foundation(folder: Path, *, language_steps: int | None = None) -> Found
     Args:
         language_steps: that the language model is trained for; None takes the recipe's.
     """
-    encoder, language = folder / ENCODER, folder / LANGUAGE
-    if not (encoder / RESULT).is_dir():
-        part = _empty(encoder / f"{RESULT}.part")
-        carried = TokenPackerForConditionalGeneration.from_pretrained(carried_model_path())
-        carried.model.vision_tower.save_pretrained(part)
-        pixels = {"image_mean": [IMAGE_MEAN] * 3, "image_std": [IMAGE_STD] * 3}
-        (part / TOWER_PIXELS).write_text(json.dumps(pixels) + "\n", encoding="utf-8")
-        part.rename(encoder / RESULT)
-    if not (language / RESULT).is_dir():
-        _make_language_model(language, language_steps)
+    recipe = tiny()
+    if language_steps is not None:
+        recipe = replace(recipe, language=replace(recipe.language, num_steps=language_steps))
+    make_encoder(folder / ENCODER, _carried_encoder)
+    make_language_model(folder / LANGUAGE, recipe)
     return Foundation.find(folder)
 
 
-def _make_language_model(folder: Path, steps: int | None) -> None:
-    recipe = tiny()
-    if steps is not None:
-        recipe = replace(recipe, language=replace(recipe.language, num_steps=steps))
-    if not (folder / "tokenizer").is_dir():
-        train_tokenizer().save_pretrained(folder / "tokenizer")
-    tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
-    part = _empty(folder / f"{RESULT}.part")
-    stages.train_language(recipe, tokenizer, folder).save_pretrained(part)
-    tokenizer.save_pretrained(part)
-    part.rename(folder / RESULT)
-    shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
-
-
-def _empty(folder: Path) -> Path:
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    return folder
+def _carried_encoder() -> CLIPVisionModel:
+    return TokenPackerForConditionalGeneration.from_pretrained(carried_model_path()).model.vision_tower

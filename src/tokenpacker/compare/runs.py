@@ -102,7 +102,7 @@ class Comparison:
             if stage.data.scenes is not None and data.path is not None:
                 raise ValueError(f"data {data.path} has no use: {stage.name} draws its own pictures; leave it out")
             if stage.data.scenes is None and data.path is None:
-                raise ValueError(f"data of {stage.name} are missing; give the file of each stage")
+                raise ValueError(f"data of {stage.name} are missing; give --data-align and --data-instruct")
 
     def runs(self) -> list[Run]:
         """All of them, seed by seed, so that one that is interrupted has whole seeds.

@@ -13,8 +13,9 @@ from tokenpacker.evaluate.flops import LanguageSizes
 from tokenpacker.evaluate.machine import free_memory
 from tokenpacker.evaluate.shapes import Candidate, Shapes
 from tokenpacker.evaluate.speed_run import Protocol
+from tokenpacker.hf.backbone import TokenPackerModel
 from tokenpacker.hf.config import TokenPackerConfig
-from tokenpacker.hf.model import TokenPackerForConditionalGeneration, TokenPackerModel
+from tokenpacker.hf.model import TokenPackerForConditionalGeneration
 
 GIBI = 2**30
 FOUR_BIT = "4bit"

@@ -6,14 +6,15 @@ from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, Aut
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from tokenpacker.carried import carried_model_path
+from tokenpacker.hf.backbone import TokenPackerModel
 from tokenpacker.hf.chat import CHAT_FORMATS, LLAVA_SYSTEM, VICUNA_SYSTEM, chat_template
 from tokenpacker.hf.checkpoints import convert, export_original, load_released
 from tokenpacker.hf.config import TokenPackerConfig
 from tokenpacker.hf.image_processor import RELEASED_OPTIONS, TokenPackerImageProcessor
-from tokenpacker.hf.model import TokenPackerForConditionalGeneration, TokenPackerModel
+from tokenpacker.hf.model import TokenPackerForConditionalGeneration
 from tokenpacker.hf.processor import TokenPackerProcessor
 from tokenpacker.hf.quantization import four_bit_config
-from tokenpacker.hf.regions import add_regions
+from tokenpacker.hf.region_setup import add_regions
 from tokenpacker.hf.tokenizer import load_llama_tokenizer
 
 AutoConfig.register(TokenPackerConfig.model_type, TokenPackerConfig, exist_ok=True)

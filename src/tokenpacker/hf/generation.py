@@ -1,4 +1,7 @@
-"""How images and regions pass through `generate`: once with the prompt, and encoded once for all beams."""
+"""How images and regions pass through `generate`: once with the prompt, encoded once for all beams, never answered.
+
+Shapes: B samples, S sequence length, T tokens of all samples, D language width.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationMixin
+from transformers import GenerationMixin, LogitsProcessorList, SuppressTokensLogitsProcessor
 
 # Of the prompt; generation needs them once. The last two are what the others become.
 IMAGE_INPUTS = (
@@ -27,6 +30,18 @@ class ImageGenerationMixin(GenerationMixin):
         if kwargs.get("use_cache", True) and not kwargs.get("is_first_iteration", False):
             kwargs = {key: value for key, value in kwargs.items() if key not in IMAGE_INPUTS}
         return super().prepare_inputs_for_generation(input_ids, *args, **kwargs)
+
+    def _get_logits_processor(self, *args: Any, **kwargs: Any) -> LogitsProcessorList:
+        """Adds that placeholders are no answer: nothing would stand in their place.
+
+        Prompt lookup copies its guesses from the prompt, most of which is placeholders, and keeps what is allowed.
+        This comes first, as top-k and its like might leave nothing but a placeholder.
+        """
+        processors = super()._get_logits_processor(*args, **kwargs)
+        placeholders = [self.config.image_token_id, self.config.region_token_id]
+        known = [token_id for token_id in placeholders if token_id is not None]
+        processors.insert(0, SuppressTokensLogitsProcessor(known, device=self.device))
+        return processors
 
     def _expand_inputs_for_generation(
         self,
@@ -56,14 +71,24 @@ class ImageGenerationMixin(GenerationMixin):
         repeated = {}
         if images.get("packed_tokens") is not None:
             tokens = images["packed_tokens"].flatten(0, 1)
-            repeated["packed_tokens"] = _repeat(tokens, input_ids == self.config.image_token_id, times)[None]
+            repeated["packed_tokens"] = _repeat(tokens, input_ids == self.config.image_token_id, times, "image")[None]
         if images.get("region_tokens") is not None:
+            self.model.require_region_encoder()
             is_region = input_ids == self.config.region_token_id
-            repeated["region_tokens"] = _repeat(images["region_tokens"], is_region, times)
+            repeated["region_tokens"] = _repeat(images["region_tokens"], is_region, times, "region")
         return repeated
 
 
-def _repeat(tokens: Tensor, places: Tensor, times: int) -> Tensor:
-    """Tokens (T, D) of all samples in order, those of each sample repeated; `places` (B, S) tells whose they are."""
-    samples = tokens.split(places.sum(dim=1).tolist())
-    return torch.cat([sample for sample in samples for _ in range(times)])
+def _repeat(tokens: Tensor, places: Tensor, times: int, kind: str) -> Tensor:
+    """Tokens (T, D) of all samples in order, those of each sample repeated; `places` (B, S) tells whose they are.
+
+    Raises:
+        ValueError: for another number of tokens than places. Afterwards a multiple might fit the beams by chance.
+    """
+    counts = places.sum(dim=1).tolist()
+    if sum(counts) != tokens.shape[0]:
+        raise ValueError(
+            f"the prompts hold {sum(counts)} {kind} tokens but {tokens.shape[0]} were given; pass images and regions of"
+            " exactly these prompts, at the scale factor the processor counted with"
+        )
+    return torch.cat([sample for sample in tokens.split(counts) for _ in range(times)])

@@ -179,9 +179,10 @@ class TokenPackerProcessor(ProcessorMixin):
             images: for one prompt an image or a list of images; for several prompts a list of lists, or a flat list
                 that the markers take from in order. See `TokenPackerImageProcessor.preprocess` for the types.
             text: one prompt or several, with `<image>` where each image belongs, and `<mask>` for each region.
-            region_masks: one entry per image, in order, [] or None for none: a list of its regions, or (R, H, W)
-                boolean masks. A prompt's `<mask>` markers take the regions of its images in order. See `hf.masks` for
-                the forms of a region; coordinates are those of the original image.
+            region_masks: one entry per image, in order, [] or None for none: a list of its regions, (R, H, W) boolean
+                masks or (R, 4) boxes; for one image also a lone region. A prompt's `<mask>` markers take the regions of
+                its images in order. See `hf.masks` for the forms of a region; coordinates are those of the image as
+                shown, after EXIF rotation.
             max_image_tokens: budget per image, separators included.
             padding: as for tokenizers; several prompts are padded by default when tensors are asked for.
 

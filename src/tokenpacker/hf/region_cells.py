@@ -7,18 +7,17 @@ Shapes: R regions of all images in order, P tiles of an image at most, n tiles o
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from tokenpacker.hf.image_processor import TokenPackerImageProcessor
-from tokenpacker.hf.masks import split_regions, to_mask
-from tokenpacker.regions import RegionRule, cells_under, covered_share, tiles_of_cells
+from tokenpacker.hf.marks import MarkedPixels
+from tokenpacker.hf.masks import is_lone_region, mark_region, split_regions
+from tokenpacker.regions import RegionRule, cells_under, covered_share, covered_share_of_box, tiles_of_cells
 from tokenpacker.tiling import TileGrid, TileView
 
 
@@ -30,9 +29,9 @@ def region_entries(region_masks: Any, num_images: int) -> list[Any]:
     """
     if region_masks is None:
         return [None] * num_images
-    if isinstance(region_masks, (np.ndarray, Tensor, Mapping, Image.Image)):
+    if is_lone_region(region_masks):
         region_masks = [region_masks]
-    if not isinstance(region_masks, Sequence) or isinstance(region_masks, str) or len(region_masks) != num_images:
+    if not isinstance(region_masks, Sequence) or len(region_masks) != num_images:
         given = f"{len(region_masks)} entries" if isinstance(region_masks, Sequence) else type(region_masks).__name__
         raise ValueError(
             f"region_masks has {given} for {num_images} images; pass one list of regions for each image, [] for none"
@@ -56,7 +55,7 @@ def region_tensors(
         num_patches: L.
 
     Raises:
-        ValueError: as `masks.to_mask`, and for a region that lies where mode `square` cuts the image off.
+        ValueError: as `masks.mark_region`, and for a region of which no patch sees anything.
     """
     cells: list[Tensor] = []
     first_tile: list[int] = []
@@ -64,10 +63,11 @@ def region_tensors(
     for number, (entry, size, canvas) in enumerate(zip(entries, image_sizes, canvases, strict=True), start=1):
         regions = split_regions(entry)
         names = [f"region {place} of image {number}" for place in range(1, len(regions) + 1)]
-        masks = (to_mask(region, size, name) for region, name in zip(regions, names, strict=True))
-        cells.append(canvas.weights(masks, rule))  # (r, n, L)
-        if rule == "coverage":
-            _check_shown(cells[-1], names)
+        marked = [mark_region(region, size, name) for region, name in zip(regions, names, strict=True)]
+        cells.append(canvas.weights(marked, rule))  # (r, n, L)
+        for region, name, weighs in zip(marked, names, cells[-1].any(dim=2).any(dim=1).tolist(), strict=True):
+            if not weighs:
+                canvas.check_seen(region, name)
         first_tile += [start] * len(regions)
         start += canvas.grid.num_tiles
     most = max((part.shape[1] for part in cells if len(part)), default=1)
@@ -76,15 +76,6 @@ def region_tensors(
         "region_cells": torch.cat([torch.zeros(0, most, num_patches), *shown]),
         "region_first_tile": torch.tensor(first_tile, dtype=torch.int64),
     }
-
-
-def _check_shown(cells: Tensor, names: Sequence[str]) -> None:
-    for weight, name in zip(cells.sum(dim=(1, 2)).tolist(), names, strict=True):
-        if not weight:
-            raise ValueError(
-                f"{name} lies where no patch sees it: beyond a tile's last whole patch, or where image_mode='square'"
-                " cuts the image off; mark more of the image, or use image_mode='pad' or 'slice'"
-            )
 
 
 class Canvas:
@@ -117,31 +108,46 @@ class Canvas:
         ]
         self.image_size = image_size
 
-    def weights(self, masks: Iterable[np.ndarray], rule: RegionRule) -> Tensor:
-        """(R, n, L), how much each patch of each tile counts under boolean masks (H, W) of the image."""
-        cells = self._covered if rule == "coverage" else self._met_in_the_middle
-        shape = (0, len(self.starts[0]), len(self.starts[1]))
-        return tiles_of_cells(torch.cat([torch.zeros(shape), *(cells(torch.from_numpy(m)) for m in masks)]), self.grid)
+    def weights(self, regions: Iterable[MarkedPixels], rule: RegionRule) -> Tensor:
+        """(R, n, L), how much each patch of each tile counts for regions of the image."""
+        weights = self._covered if rule == "coverage" else self._centred
+        nothing = torch.zeros(0, len(self.starts[0]), len(self.starts[1]))
+        return tiles_of_cells(torch.cat([nothing, *(weights(region)[None] for region in regions)]), self.grid)
 
-    def resized(self, mask: Tensor, rows: Tensor | None = None, cols: Tensor | None = None) -> Tensor:
-        """A boolean mask (H, W) drawn on the canvas, with nearest neighbour. Released weights need this.
+    def check_seen(self, region: MarkedPixels, name: str) -> None:
+        """Raises ValueError for a region of which no patch sees anything; `name` opens the message."""
+        if not self._covered(region).any():
+            raise ValueError(
+                f"{name} lies where no patch sees it: beyond a tile's last whole patch, or where image_mode='square'"
+                " cuts the image off; mark more of the image, or use image_mode='pad' or 'slice'"
+            )
+
+    def resized(self, region: MarkedPixels, rows: Tensor | None = None, cols: Tensor | None = None) -> Tensor:
+        """The canvas, whether its pixels are marked, taken with nearest neighbour. Released weights need this.
 
         Args:
             rows, cols: of the canvas, that are wanted; None takes all.
         """
+        top, left, bottom, right = region.bounds
         row, col = self._nearest
         row, col = row if rows is None else row[rows], col if cols is None else col[cols]
-        return mask[row][:, col] & (row >= 0)[:, None] & (col >= 0)
+        marked = ((row >= top) & (row < bottom))[:, None] & (col >= left) & (col < right)
+        if region.mask is None:
+            return marked
+        row, col = (row - top).clamp(0, bottom - top - 1), (col - left).clamp(0, right - left - 1)
+        return marked & torch.from_numpy(region.mask)[row[:, None], col]
 
-    def _covered(self, mask: Tensor) -> Tensor:
-        """(1, rows, cols) shares, computed in the image itself, so that nothing is resampled."""
-        return covered_share(mask[None], *self._spans)
+    def _covered(self, region: MarkedPixels) -> Tensor:
+        """(rows, cols) shares, computed in the image itself, so that nothing is resampled."""
+        if region.mask is None:
+            return covered_share_of_box(region.bounds, *self._spans)
+        return covered_share(torch.from_numpy(region.mask)[None], *self._spans, region.bounds[:2])[0]
 
-    def _met_in_the_middle(self, mask: Tensor) -> Tensor:
-        """(1, rows, cols) by the released rule; of the canvas only the middle of each patch is drawn."""
+    def _centred(self, region: MarkedPixels) -> Tensor:
+        """(rows, cols) by the released rule; of the canvas only the middle of each patch is drawn."""
         middles = [torch.arange((length - 1) // 2, length // 2 + 1) for length in self.patch_size]  # one or two pixels
         rows, cols = ((start[:, None] + m).flatten() for start, m in zip(self.starts, middles, strict=True))
-        return cells_under(self.resized(mask, rows, cols)[None], (len(middles[0]), len(middles[1])), "centre")
+        return cells_under(self.resized(region, rows, cols)[None], (len(middles[0]), len(middles[1])), "centre")[0]
 
     @cached_property
     def _spans(self) -> tuple[Tensor, Tensor]:

@@ -16,25 +16,23 @@ vLLM and a reloaded folder give the same ids. One thing no normalizer can expres
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
-from transformers.convert_slow_tokenizer import SentencePieceExtractor
 
 from tokenpacker.hf.chat import AFTER_END_MARK
+from tokenpacker.hf.tokenizer_files import max_length, read_added, read_json, read_vocabulary, special_names
 
 Variant = Literal["slow", "slow_legacy", "fast"]
 IMAGE_TOKEN, REGION_TOKEN = "<image>", "<mask>"
 # No UTF-8 text contains these bytes, so the embedding rows of their pieces are free for marks.
 UNREACHABLE_PIECES = {IMAGE_TOKEN: "<0xFF>", REGION_TOKEN: "<0xFE>"}
 MARKER = "▁"  # sentencepiece's space
-NORMAL_PIECE = 1  # sentencepiece's type of pieces that text can become
 WHITESPACE = r"[\s\x1c-\x1f]*"  # what Python's str.strip strips
 
 
@@ -73,15 +71,15 @@ def load_llama_tokenizer(
     if variant is not None and variant not in get_args(Variant):
         raise ValueError(f"variant={variant!r} is unknown; use one of {', '.join(get_args(Variant))}, or None")
     folder = Path(folder)
-    config = _read_json(folder / "tokenizer_config.json")
+    config = read_json(folder / "tokenizer_config.json")
     if not config.get("add_bos_token", True) or config.get("add_eos_token", False):
         raise ValueError(
             f"{folder}/tokenizer_config.json sets add_bos_token or add_eos_token against LLaMA's usage; the released "
             "formats open with the start token and write end marks themselves, so remove both keys"
         )
-    vocabulary, merges, given = _read_vocabulary(folder)
-    names = _special_names(folder, config)
-    given |= _read_added(folder, config)
+    vocabulary, merges, given = read_vocabulary(folder)
+    names = special_names(folder, config)
+    given |= read_added(folder, config)
     if region_token and vocab_size is not None and given.get(REGION_TOKEN, 0) >= vocab_size:
         del given[REGION_TOKEN]
     added = _number_added(folder, given, vocabulary, [*names.values(), *extra_tokens])
@@ -99,7 +97,7 @@ def load_llama_tokenizer(
         tokenizer_object=_build(vocabulary, merges, added, names, rules),
         **{role: _special(name) for role, name in names.items()},
         extra_special_tokens=[_special(name) for name in added if name not in names.values()],
-        model_max_length=model_max_length or _max_length(folder, config),
+        model_max_length=model_max_length or max_length(folder, config),
         padding_side=padding_side,
         clean_up_tokenization_spaces=False,
         llama_variant=variant,
@@ -233,60 +231,6 @@ def _split(text: str, marks: Iterable[str]) -> list[str]:
     return re.split(f"({pattern})", text) if pattern else [text]
 
 
-def _read_vocabulary(folder: Path) -> tuple[dict[str, int], list[tuple[str, str]], dict[str, int]]:
-    """Pieces with their ids, merges in the order of their rank, and added tokens that stand in the same file."""
-    path = folder / "tokenizer.model"
-    if path.is_file():
-        return (*_read_sentencepiece(path), {})
-    path = folder / "tokenizer.json"
-    if not path.is_file():
-        raise ValueError(f"{folder} has neither tokenizer.model nor tokenizer.json; copy one of them there")
-    try:
-        content = json.loads(Tokenizer.from_file(str(path)).to_str())
-    except Exception as error:  # the library raises a bare Exception
-        raise ValueError(f"{path} cannot be read ({error}); fetch it again") from error
-    model = content["model"]
-    if model["type"] != "BPE":
-        raise ValueError(f"{path} holds a {model['type']} model; LLaMA's is BPE, use the folder of a LLaMA model")
-    added = {token["content"]: token["id"] for token in content["added_tokens"]}
-    return model["vocab"], [(left, right) for left, right in model["merges"]], added
-
-
-def _read_sentencepiece(path: Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
-    try:
-        extractor = SentencePieceExtractor(str(path))
-        parts = extractor.extract(models.BPE)
-    except Exception as error:  # protobuf's own class, which differs between its versions
-        raise ValueError(f"{path} cannot be read as a sentencepiece model; fetch it again") from error
-    spec = extractor.proto.normalizer_spec
-    if extractor.proto.trainer_spec.model_type != 2 or not len(extractor.proto.pieces):
-        raise ValueError(f"{path} holds no BPE vocabulary as LLaMA's does; use the folder of a LLaMA model")
-    if spec.precompiled_charsmap or spec.remove_extra_whitespaces or not spec.add_dummy_prefix:
-        raise ValueError(
-            f"{path} normalizes text ({spec.name}), which LLaMA's does not; use the folder of a LLaMA model"
-        )
-    text = {piece.piece for piece in extractor.proto.pieces if piece.type == NORMAL_PIECE}
-    return parts["vocab"], [pair for pair in parts["merges"] if "".join(pair) in text]
-
-
-def _special_names(folder: Path, config: dict[str, Any]) -> dict[str, str]:
-    """Start, end, unknown and padding token by role."""
-    given = {**config, **_read_json(folder / "special_tokens_map.json")}
-    names = {}
-    for role, usual in {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}.items():
-        names[role] = _content(given.get(role)) or usual
-    return {**names, "pad_token": _content(given.get("pad_token")) or names["unk_token"]}
-
-
-def _read_added(folder: Path, config: dict[str, Any]) -> dict[str, int]:
-    """Added tokens with their ids, wherever the folder's age had them written."""
-    try:
-        listed = {str(_content(entry)): int(index) for index, entry in config.get("added_tokens_decoder", {}).items()}
-        return listed | {name: int(index) for name, index in _read_json(folder / "added_tokens.json").items()}
-    except (AttributeError, TypeError, ValueError) as error:
-        raise ValueError(f"the added tokens of {folder} are no names with ids ({error}); fetch it again") from None
-
-
 def _number_added(
     folder: Path, given: dict[str, int], vocabulary: dict[str, int], wanted: Sequence[str]
 ) -> dict[str, int]:
@@ -316,38 +260,10 @@ def _place_mark(mark: str, folder: Path, vocabulary: dict[str, int], added: dict
     added[mark] = vocabulary[mark]
 
 
-def _max_length(folder: Path, config: dict[str, Any]) -> int:
-    value = config.get("model_max_length") or int(1e30)
-    if type(value) not in (int, float) or value < 1:
-        raise ValueError(f"{folder} has model_max_length={value!r}; it must be a number of tokens")
-    return int(value)
-
-
 def _special(name: str) -> AddedToken:
     return AddedToken(name, special=True, normalized=True)
-
-
-def _content(entry: Any) -> str | None:
-    """A token's text, given alone or as the dict of an added token. Raises ValueError for anything else."""
-    text = entry.get("content") if isinstance(entry, dict) else entry
-    if (text in (None, "") and isinstance(entry, dict)) or not isinstance(text, (str, type(None))):
-        raise ValueError(f"a special token is given as {entry!r}, which is no text; fetch the tokenizer again")
-    return text
 
 
 def _escape(text: str) -> str:
     """`text` as a pattern of the tokenizers library, which knows fewer escapes than Python."""
     return re.sub(r"([\\.^$|?*+()\[\]{}])", r"\\\1", text)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    """The file's content; nothing where there is no file."""
-    if not path.is_file():
-        return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not valid JSON ({error}); fetch it again") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds no JSON object; fetch it again")
-    return content

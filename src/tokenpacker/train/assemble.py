@@ -20,7 +20,7 @@ from tokenpacker.hf.config import TokenPackerConfig
 from tokenpacker.hf.model import TokenPackerForConditionalGeneration
 from tokenpacker.hf.processor import TokenPackerProcessor
 from tokenpacker.hf.quantization import KEPT_WHOLE, four_bit_config
-from tokenpacker.hf.regions import add_region_token, add_regions
+from tokenpacker.hf.region_setup import add_region_token, add_regions
 from tokenpacker.hf.tokenizer import IMAGE_TOKEN, load_llama_tokenizer
 from tokenpacker.hub import fetch
 from tokenpacker.regions import RegionConfig, RegionRule

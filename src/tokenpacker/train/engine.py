@@ -24,7 +24,7 @@ from transformers import Trainer
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from tokenpacker.hf.model import TokenPackerModel
+from tokenpacker.hf.backbone import TokenPackerModel
 from tokenpacker.train.batches import IDS
 from tokenpacker.train.checkpoints import (
     POSITION_FILE,

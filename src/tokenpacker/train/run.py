@@ -30,7 +30,8 @@ from tokenpacker.train.checkpoints import (
     remove_leftovers,
     whole_checkpoints,
 )
-from tokenpacker.train.config import TrainingConfig, from_dict
+from tokenpacker.train.config import TrainingConfig
+from tokenpacker.train.config_reading import from_dict
 from tokenpacker.train.engine import PartTrainer
 from tokenpacker.train.loop import ProgressBar, Stopwatch, write_whole
 from tokenpacker.train.report import write_report

@@ -23,7 +23,6 @@ from torch import Tensor
 
 from tokenpacker.hf import TokenPackerProcessor
 from tokenpacker.hf.image_processor import to_rgb
-from tokenpacker.hf.masks import to_mask
 from tokenpacker.images import MAX_PIXELS, ImageError, image_size
 from tokenpacker.sequence import IGNORED, ImageLayout
 from tokenpacker.tiling import TileGrid
@@ -139,7 +138,7 @@ class SampleMaker:
         """
         example, layouts = self._prepare(record, scale_factor)
         if record.regions:
-            self._check_masks(record)
+            self._region_inputs(record, [layout.tile_grid for layout in layouts])  # raises as it does for `make`
         return Length(
             tokens=len(example.input_ids),
             image_tokens=sum(layout.num_tokens for layout in layouts),
@@ -155,8 +154,8 @@ class SampleMaker:
 
         Raises:
             RecordError: for a malformed conversation; a missing, damaged or too large image; another number of marks
-                than of images or regions; a region without a pixel; a sample longer than `max_length`, or one from
-                which nothing would be learned.
+                than of images or regions; a region that the model would not see; a sample longer than `max_length`, or
+                one from which nothing would be learned.
         """
         example, layouts = self._prepare(record, scale_factor)
         grids = tuple(layout.tile_grid for layout in layouts)
@@ -225,17 +224,6 @@ class SampleMaker:
                 f" {self.processor.region_token} once for each region"
             )
             raise RecordError(record.id, reason, kind)
-
-    def _check_masks(self, record: Record) -> None:
-        """Raises RecordError for the first region that cannot be drawn into its image, or has no pixel there."""
-        for number, (image, regions) in enumerate(zip(record.images, record.regions, strict=True), 1):
-            size = self._size(record.id, image)
-            for place, region in enumerate(regions, 1):
-                where = f"region {place}" if len(record.images) == 1 else f"region {place} of image {number}"
-                try:
-                    to_mask(region, size, where)
-                except ValueError as error:
-                    raise RecordError(record.id, str(error), "malformed region") from None
 
     def _region_inputs(self, record: Record, grids: Sequence[TileGrid]) -> dict[str, Tensor]:
         """The weights of patches in regions; nothing for a model that knows none."""

@@ -6,9 +6,9 @@ And `tokenpacker train tiny-regions`: from that model one that takes regions.
 import json
 import os
 import platform
-import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, replace
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -23,18 +23,17 @@ from tokenpacker.hf.config import TokenPackerConfig
 from tokenpacker.hf.model import TokenPackerForConditionalGeneration
 from tokenpacker.hf.processor import TokenPackerProcessor
 from tokenpacker.train import stages
-from tokenpacker.train.assemble import TOWER_PIXELS
 from tokenpacker.train.card import RECORD, write_card
-from tokenpacker.train.config import TrainingConfig, merged
+from tokenpacker.train.config import TrainingConfig
+from tokenpacker.train.config_reading import merged
 from tokenpacker.train.encoder import IMAGE_MEAN, IMAGE_STD
-from tokenpacker.train.loop import CHECKPOINTS, HISTORY
+from tokenpacker.train.foundation import ENCODER, LANGUAGE, make_encoder, make_language_model
+from tokenpacker.train.loop import HISTORY
 from tokenpacker.train.recipes import TOKEN_PACKER, TinyRecipe, tiny
 from tokenpacker.train.run import train
 from tokenpacker.train.tiny_regions import region_instruct_tiny, region_tiny
-from tokenpacker.train.tokenizer import train_tokenizer
 
 STATE_FOLDER = "state"
-RESULT_FOLDER = "result"
 PHASES = ("encoder", "language", "align", "instruct")
 MAX_CURVE_POINTS = 60
 
@@ -67,10 +66,10 @@ def train_tiny(
     output_dir = Path(output_dir)
     state_dir = output_dir / STATE_FOLDER
     foundation = state_dir if foundation_dir is None else Path(foundation_dir)
-    encoder_dir, language_dir = foundation / "encoder", foundation / "language"
-    _once(encoder_dir, lambda folder: _make_encoder(recipe, encoder_dir, folder))
-    _once(language_dir, lambda folder: _make_language_model(recipe, language_dir, folder))
-    parts = {"vision_tower": str(encoder_dir / RESULT_FOLDER), "language_model": str(language_dir / RESULT_FOLDER)}
+    encoder_dir, language_dir = foundation / ENCODER, foundation / LANGUAGE
+    encoder = make_encoder(encoder_dir, partial(stages.train_encoder, recipe, encoder_dir))
+    language_model = make_language_model(language_dir, recipe)
+    parts = {"vision_tower": str(encoder), "language_model": str(language_model)}
     aligned = train(_from(recipe.align, parts), state_dir / "align")
     final = aligned and train(_from(recipe.instruct, {"start": str(aligned)}), state_dir / "instruct")
     if final is None:
@@ -128,32 +127,6 @@ def _check_start(steps_fraction: float) -> None:
         raise ModuleNotFoundError("training needs accelerate, which is not installed; pip install 'tokenpacker[train]'")
     if not 0 < steps_fraction <= 1:
         raise ValueError(f"steps_fraction={steps_fraction} must lie above 0 and be at most 1")
-
-
-def _once(phase_dir: Path, make: Callable[[Path], None]) -> None:
-    """Lets `make` fill the phase's result folder where the phase is not finished; its checkpoints are then deleted."""
-    result = phase_dir / RESULT_FOLDER
-    if not result.is_dir():
-        unfinished = phase_dir / f"{RESULT_FOLDER}.unfinished"
-        unfinished.mkdir(parents=True, exist_ok=True)
-        make(unfinished)
-        unfinished.rename(result)
-        shutil.rmtree(phase_dir / CHECKPOINTS, ignore_errors=True)
-
-
-def _make_encoder(recipe: TinyRecipe, phase_dir: Path, folder: Path) -> None:
-    stages.train_encoder(recipe, phase_dir).save_pretrained(folder)
-    pixels = {"image_mean": [IMAGE_MEAN] * 3, "image_std": [IMAGE_STD] * 3}
-    (folder / TOWER_PIXELS).write_text(json.dumps(pixels) + "\n")
-
-
-def _make_language_model(recipe: TinyRecipe, phase_dir: Path, folder: Path) -> None:
-    tokenizer_dir = phase_dir / "tokenizer"
-    if not tokenizer_dir.is_dir():
-        train_tokenizer().save_pretrained(tokenizer_dir)
-    tokenizer = AutoTokenizer.from_pretrained(tokenizer_dir)
-    stages.train_language(recipe, tokenizer, phase_dir).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
 
 
 def _from(config: TrainingConfig, parts: Mapping[str, str]) -> TrainingConfig:

@@ -1,10 +1,10 @@
-"""The tiny model's tokenizer: byte-level BPE trained on generated texts, so that it needs no file from anywhere.
+"""Tokenizers of small models: byte-level BPE trained on generated texts, so that none needs a file from anywhere.
 
-Every word of the two data sets is one token, every digit is one token, "," and a newline are one token each (they
-serve as separators between tiles), and any other text still encodes as bytes.
+In the tiny model's every word of its two data sets is one token, every digit is one token, "," and a newline are one
+token each (they serve as separators between tiles), and any other text still encodes as bytes.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
@@ -17,8 +17,15 @@ NUM_SCENES = 1500
 PIECES = r" ?[A-Za-z]+| ?\d| ?[^A-Za-z\d\s]|\s"  # a word, a digit or a sign with the space before it, or white space
 
 
-def train_tokenizer() -> PreTrainedTokenizerFast:
-    """The tokenizer, the same one on every run."""
+def train_tokenizer(
+    texts: Iterable[str] | None = None, vocabulary_size: int = VOCABULARY_SIZE
+) -> PreTrainedTokenizerFast:
+    """The tokenizer of some texts, the same one on every run.
+
+    Args:
+        texts: None takes those that the tiny model learns from.
+        vocabulary_size: in tokens, at most; all bytes and the special tokens are always among them.
+    """
     tokenizer = Tokenizer(models.BPE(unk_token=UNKNOWN_TOKEN))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -28,12 +35,12 @@ def train_tokenizer() -> PreTrainedTokenizerFast:
     )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY_SIZE,
+        vocab_size=vocabulary_size,
         special_tokens=[UNKNOWN_TOKEN, BEGIN_TOKEN, END_TOKEN, AddedToken(IMAGE_TOKEN, special=True, normalized=False)],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(_texts(), trainer)
+    tokenizer.train_from_iterator(_texts() if texts is None else texts, trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         unk_token=UNKNOWN_TOKEN,

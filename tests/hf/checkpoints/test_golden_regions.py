@@ -11,6 +11,7 @@ import torch
 from golden_pictures import synthetic
 from golden_regions import drawn, region_weights
 from tokenpacker.hf import RELEASED_OPTIONS, TokenPackerImageProcessor, load_released
+from tokenpacker.hf.masks import mark_region
 from tokenpacker.hf.region_cells import Canvas
 from tokenpacker.tiling import TileGrid
 from tokenpacker.train.labels import collate, expand, prepare_example
@@ -66,7 +67,7 @@ def test_masks_go_onto_the_canvas_as_in_the_original(cases, golden, number):
     grid = images.choose_grid(size)
     assert (grid.rows, grid.cols) == (case["h_block"], case["w_block"])
     for shape, stored in zip(case["shapes"], case["masks"], strict=True):
-        canvas = Canvas(images, size, grid, (24, 24)).resized(drawn(shape, size))
+        canvas = Canvas(images, size, grid, (24, 24)).resized(mark_region(drawn(shape, size), size))
         assert tuple(canvas.shape) == grid.canvas_size((336, 336))
         assert int(canvas.sum()) == stored["pixels"]
         rows, cols = canvas.any(1).nonzero(), canvas.any(0).nonzero()

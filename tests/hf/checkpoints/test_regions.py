@@ -61,6 +61,66 @@ def test_a_region_checkpoint_goes_all_the_way_and_comes_back_bit_for_bit(
     assert torch.equal(logits(*load_released(tmp_path / "back"), image), logits(model, processor, image))
 
 
+def add_beside_adapter(folder, tensors):
+    """Adds tensors by released names to what was trained beside an adapter."""
+    file = folder / "non_lora_trainables.bin"
+    named = {f"base_model.model.{name}": tensor for name, tensor in tensors.items()}
+    torch.save(torch.load(file, weights_only=True) | named, file)
+    return folder
+
+
+@pytest.fixture(params=["stage-1", "lora"])
+def make_partial_checkpoint(request, make_stage_1, lora_folder):
+    """Adds tensors by released names to what a stage saves without its base."""
+
+    def make(tensors):
+        if request.param == "stage-1":
+            return make_stage_1(extra=tensors)
+        return add_beside_adapter(lora_folder, tensors)
+
+    return make
+
+
+def test_a_region_module_beside_projector_or_adapter_is_joined_with_the_base(
+    make_partial_checkpoint, base_folder, tmp_path, image_of
+):
+    trained = random_tensors(SHAPES, seed=9)
+    src = make_partial_checkpoint(trained)
+    model, processor = load_released(src, base=base_folder)
+    assert torch.equal(model.model.region_encoder.output_proj.bias, trained["mask_extractor.feat_linear.bias"])
+    assert processor.region_rule == "centre"
+    convert(src, tmp_path / "converted", base=base_folder)
+    again = AutoModelForImageTextToText.from_pretrained(tmp_path / "converted")
+    restored = AutoProcessor.from_pretrained(tmp_path / "converted")
+    image = image_of(40, 60)
+    assert torch.equal(logits(again, restored, image), logits(model, processor, image))
+    asked = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "what is <mask>?"}]}]
+    assert "USER: <image>" in restored.apply_chat_template(asked, tokenize=False)  # not that of captions
+    export_original(tmp_path / "converted", tmp_path / "back")
+    back = load(tmp_path / "back")
+    assert all(torch.equal(back[name], tensor) for name, tensor in trained.items())
+
+
+def test_a_kept_adapter_leaves_the_region_module_in_the_model(lora_folder, base_folder, tmp_path, image_of):
+    from peft import PeftModel
+
+    trained = random_tensors(SHAPES, seed=9)
+    add_beside_adapter(lora_folder, trained)
+    merged, processor = load_released(lora_folder, base=base_folder)
+    convert(lora_folder, tmp_path / "converted", base=base_folder, merge=False)
+    model = AutoModelForImageTextToText.from_pretrained(tmp_path / "converted")
+    assert torch.equal(model.model.region_encoder.output_proj.bias, trained["mask_extractor.feat_linear.bias"])
+    kept = PeftModel.from_pretrained(model, tmp_path / "converted" / "adapter")
+    image = image_of(40, 60)
+    # float32: the updates are summed with the weights in one, with the outputs in the other
+    torch.testing.assert_close(logits(kept, processor, image), logits(merged, processor, image), atol=1e-4, rtol=1e-4)
+
+
+def test_half_a_region_module_names_what_is_missing(make_partial_checkpoint, base_folder, refused):
+    src = make_partial_checkpoint(random_tensors({"mask_extractor.feat_linear.bias": (HIDDEN,)}))
+    assert "9 missing: mask_extractor.feat_linear.weight, mask_extractor.res_layers.0" in refused(src, base=base_folder)
+
+
 def test_masks_follow_the_released_rule_and_the_mark_takes_a_free_row(make_region_checkpoint):
     model, processor = load_released(make_region_checkpoint())
     assert processor.region_rule == "centre"

@@ -25,10 +25,11 @@ SRC_REMEDY = "give a folder or hub id of a checkpoint in the original layout"
 BASE_REMEDY = "give the language model that it was trained from with --base (base=)"
 # What a stage may have trained beside an adapter, with the prefixes of the wrappers that it was saved from.
 TRAINED_NAME = re.compile(
-    r"(?:base_model\.model\.)?(?:model\.)?(mm_projector\..+|embed_tokens\.weight|lm_head\.weight)"
+    r"(?:base_model\.model\.)?(?:model\.)?(mm_projector\..+|mask_extractor\..+|embed_tokens\.weight|lm_head\.weight)"
 )
 SAME_AS_BASE = ("num_attention_heads", "num_key_value_heads", "rms_norm_eps", "hidden_act", "rope_parameters")
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+BESIDE_MODEL = (names.RELEASED_REGIONS, HEAD)
 
 
 @dataclass(frozen=True)
@@ -173,7 +174,7 @@ def _trained_name(name: str) -> str:
     match = TRAINED_NAME.fullmatch(name)
     if match is None:
         return name
-    return HEAD if match[1] == HEAD else f"model.{match[1]}"
+    return match[1] if match[1].startswith(BESIDE_MODEL) else f"model.{match[1]}"
 
 
 def _add_tower(

@@ -1,7 +1,7 @@
 """A checkpoint in the original layout, opened and ready to be read as a model of ours.
 
 Three kinds: `complete` (config and all weights, the vision tower inside or beside), `stage-1` (a trained projector, to
-be joined with its base language model), `lora` (an adapter and a projector, likewise).
+be joined with its base language model), `lora` (an adapter and a projector, likewise). Each may hold a region module.
 """
 
 from __future__ import annotations
@@ -158,9 +158,8 @@ def open_checkpoint(
         "position_ids": position_ids_shape(parts.found) if parts.tower_inside else None,
     }
     config.dtype = parts.found["model.embed_tokens.weight"].dtype
-    template = chat_template(
-        format="plain" if parts.kind == "stage-1" else "v1", image_start_end=settings.image_start_end
-    )
+    captions = parts.kind == "stage-1" and not parts.has_regions  # regions are learned from conversations
+    template = chat_template(format="plain" if captions else "v1", image_start_end=settings.image_start_end)
     entries: dict[Path, dict[str, Entry]] = {}
     targets: dict[Path, dict[str, tuple[str, ...]]] = {}
     for released, ours in plan.items():

@@ -1,4 +1,4 @@
-"""How a model comes to know regions: its region encoder, and the `<mask>` token."""
+"""What a model and its processor need to know regions: a region encoder, and the `<mask>` token."""
 
 from __future__ import annotations
 
