@@ -18,7 +18,7 @@ from tokenpacker.tiling import GridList
 
 Part = Literal["vision_tower", "projector", "regions", "language_model"]
 Precision = Literal["float32", "bfloat16"]
-ChatFormat = Literal["v1", "plain"]
+ChatFormat = Literal["v1", "plain", "bare"]
 DataFormat = Literal["json", "jsonl", "parquet", "webdataset", "hub"]
 PARTS: tuple[Part, ...] = get_args(Part)
 
@@ -36,7 +36,7 @@ class ModelConfig:
         projector_weights: file that a run left, `projector.safetensors`; its config takes the place of `projector`.
         vision_levels: hidden states that the projector reads, 1 being the first layer's output; empty takes the
             paper's.
-        chat_format: `plain` for captions, `v1` for conversations.
+        chat_format: `plain` for captions, `v1` for conversations, `bare` for those without Vicuna's system text.
         image_mode: see `TokenPackerImageProcessor`, as the next four. None keeps what the start has, or the default.
         row_separator: see `TokenPackerProcessor`; None likewise.
         region_rule: how much a patch counts in a region, see `tokenpacker.regions`; None likewise.

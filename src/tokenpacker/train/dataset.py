@@ -83,7 +83,8 @@ class Steps(Dataset[dict[str, Any]]):
     Args:
         processor: of the model, where it takes regions: every step then says which there are, be it none.
 
-    Raises: ValueError for steps about regions without a processor that knows `<mask>`.
+    Raises: ValueError for steps about regions without a processor that knows `<mask>`, and for a processor whose
+        questions are not those that are learned.
     """
 
     def __init__(
@@ -115,6 +116,8 @@ class Steps(Dataset[dict[str, Any]]):
             tile_size=spec.tile_size, image_mean=[IMAGE_MEAN] * 3, image_std=[IMAGE_STD] * 3, image_mode="slice"
         )
         self.official = EasyVqa("train") if spec.show == "pixels" else None
+        if processor is not None:
+            self._require_same_prompt(processor)
 
     def __len__(self) -> int:
         return self.num_steps
@@ -133,6 +136,22 @@ class Steps(Dataset[dict[str, Any]]):
         if self.takes_regions:
             batch |= self._regions(entries, segments)
         return batch | {"scale_factor": scale_factor}
+
+    def _require_same_prompt(self, processor: TokenPackerProcessor) -> None:
+        """Raises ValueError where the trained model would be asked in another form than the one it learns."""
+        image, turns = {"type": "image"}, [Question("what?", "this", ""), Question("and that?", "that", "")]
+        chat = []
+        for turn in turns:
+            question = {"type": "text", "text": turn.text}
+            chat += [{"role": "user", "content": [question] if chat else [image, question]}]
+            chat += [{"role": "assistant", "content": turn.answer}]
+        asked = processor.apply_chat_template(chat, tokenize=False)
+        learned = [*self.opening, self.image_token_id, *self.closing, *make_segment(self.tokenizer, turns).input_ids]
+        if self.tokenizer(asked, add_special_tokens=False).input_ids != learned:
+            raise ValueError(
+                f"generated scenes teach {self.tokenizer.decode(learned)!r}, and the model would be asked {asked!r};"
+                " set model.chat_format=bare"
+            )
 
     def _tokens_per_tile(self, scale_factor: int) -> int:
         return (self.spec.tile_size[0] // self.spec.patch_size // scale_factor) ** 2

@@ -24,7 +24,7 @@ from tokenpacker.hf.tokenizer import IMAGE_TOKEN, encode_as_trained
 from tokenpacker.sequence import IGNORED
 
 Conversation = Sequence[Mapping[str, str]]
-TrainingFormat = Literal["v1", "plain"]
+TrainingFormat = Literal["v1", "plain", "bare"]
 HUMAN, GPT = "human", "gpt"
 ROLES = {HUMAN: "user", GPT: "assistant"}
 BEFORE_ANSWER = " ASSISTANT: "
@@ -72,12 +72,12 @@ def render_prompt(conversation: Conversation, tokenizer: PreTrainedTokenizerBase
     messages = check_conversation(conversation)
     if format == "plain":
         messages = _check_caption(messages)
-    elif format == "v1":
+    elif format in ("v1", "bare"):
         first = int(messages[0]["from"] != HUMAN)
         messages = messages[first:]
         _check_order(messages, first)
     else:
-        raise ValueError(f"format={format!r} has no labels; use 'v1' or 'plain'")
+        raise ValueError(f"format={format!r} has no labels; use 'v1', 'bare' or 'plain'")
     chat = [{"role": ROLES[message["from"]], "content": message["value"]} for message in messages]
     rendered = tokenizer.apply_chat_template(chat, chat_template=chat_template(format=format), tokenize=False)
     return str(rendered)
@@ -97,7 +97,8 @@ def prepare_example(
 
     Args:
         has_image: whether an image belongs to the conversation. Without one a literal `<image>` is ordinary text.
-        format: v1 for conversations, plain for captions (a question with the image, and an answer).
+        format: v1 for conversations, bare for those without a system text, plain for captions (a question with the
+            image, and an answer).
         max_length: bounds conversations without an image here, those with one in `collate`; None takes the
             tokenizer's `model_max_length`.
         merge_marks: the released rule, see `merge_image_marks`; False leaves every mark where it stands, for samples

@@ -1,5 +1,7 @@
 """What all stages of the carried models have in common."""
 
+from dataclasses import replace
+
 from tokenpacker.train.config import DataConfig, ModelConfig, OptimizerConfig, ScenesConfig, TrainingConfig
 
 
@@ -18,7 +20,7 @@ def tiny_stage(
     """A stage on a CPU; `rates` are AdamW's and Muon's."""
     return TrainingConfig(
         name=name,
-        model=model,
+        model=replace(model, chat_format="bare"),
         train=train,
         data=DataConfig(scenes=scenes, num_workers=1),
         optimizer=OptimizerConfig(
