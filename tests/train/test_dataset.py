@@ -1,6 +1,9 @@
+import copy
+
 import pytest
 import torch
 
+from tokenpacker.hf.chat import chat_template
 from tokenpacker.sequence import IGNORED
 from tokenpacker.train.dataset import Steps, StepSpec
 from tokenpacker.train.dense_labels import HEADS
@@ -128,6 +131,14 @@ def test_a_mark_gets_the_patches_of_the_object_that_is_asked_about(region_proces
                         assert max(range(len(seen)), key=seen.__getitem__) == names.index(name) - 1, question
         assert next(regions, None) is None
     assert checked > 50
+
+
+def test_a_model_is_asked_in_the_form_that_it_learns(region_processor):
+    marked(region_processor)
+    asks_otherwise = copy.copy(region_processor)
+    asks_otherwise.chat_template = chat_template(format="v1")
+    with pytest.raises(ValueError, match=r"would be asked .<s>A chat between .*; set model\.chat_format=bare"):
+        marked(asks_otherwise)
 
 
 def test_a_share_of_the_steps_is_about_regions_and_the_others_are_as_ever(region_processor):

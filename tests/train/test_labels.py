@@ -161,7 +161,7 @@ def test_a_caption_needs_two_messages_and_an_image(tokenizer):
         prepare_example(QUESTION[:1], tokenizer, has_image=True, format="plain")
     with pytest.raises(ValueError, match="message 1 of the plain format has no <image>"):
         prepare_example([{"from": "human", "value": "?"}, QUESTION[1]], tokenizer, has_image=True, format="plain")
-    with pytest.raises(ValueError, match="format='v2' has no labels; use 'v1' or 'plain'"):
+    with pytest.raises(ValueError, match="format='v2' has no labels; use 'v1', 'bare' or 'plain'"):
         prepare_example(QUESTION, tokenizer, has_image=True, format="v2")
 
 

@@ -20,9 +20,11 @@ LLAVA_SYSTEM = (
     "A chat between a curious human and an artificial intelligence assistant. "
     "The assistant gives helpful, detailed, and polite answers to the human's questions."
 )
-PLAIN, BARE = "plain", "bare"
-CHAT_FORMATS = {"v1": VICUNA_SYSTEM, "vicuna_v1": VICUNA_SYSTEM, "llava_v1": LLAVA_SYSTEM, PLAIN: "", BARE: ""}
-"""Formats by name, each with its system text: the original's, and `bare`, Vicuna's without one."""
+PLAIN = "plain"
+CHAT_FORMATS = {"v1": VICUNA_SYSTEM, "vicuna_v1": VICUNA_SYSTEM, "llava_v1": LLAVA_SYSTEM, PLAIN: ""}
+"""The original's formats by name, each with its system text."""
+BARE = "bare"
+"""Vicuna's format without a system text."""
 
 AFTER_END_MARK = "USER:"  # what the end mark of an answer is followed by
 
@@ -67,18 +69,19 @@ def chat_template(default_system: str | None = None, *, format: str = BARE, imag
 
     Args:
         default_system: opens conversations that bring no system text of their own; None takes the format's.
-        format: one of `CHAT_FORMATS`.
+        format: one of `CHAT_FORMATS`, or `BARE`.
         image_start_end: each image stands between `<im_start>` and `<im_end>`, for models trained with
             `mm_use_im_start_end`.
 
     Raises:
         ValueError: for an unknown format, and for a system text in the plain one.
     """
-    if format not in CHAT_FORMATS:
-        raise ValueError(f"format={format!r} is unknown; use one of {', '.join(CHAT_FORMATS)}")
+    formats = CHAT_FORMATS | {BARE: ""}
+    if format not in formats:
+        raise ValueError(f"format={format!r} is unknown; use one of {', '.join(formats)}")
     if format == PLAIN and default_system:
         raise ValueError("default_system cannot stand in format='plain', which has captions only; use format='v1'")
-    system = CHAT_FORMATS[format] if default_system is None else default_system
+    system = formats[format] if default_system is None else default_system
     image_mark = "<im_start><image><im_end>" if image_start_end else "<image>"
     template = _RENDER + (_PLAIN if format == PLAIN else _VICUNA)
     return template.replace("DEFAULT_SYSTEM", json.dumps(system)).replace("IMAGE_MARK", json.dumps(image_mark))

@@ -1,4 +1,4 @@
-"""How images and regions pass through `generate`: once with the prompt, encoded once for all beams, never answered.
+"""How images and regions pass through `generate`: once with the prompt, encoded once for all beams.
 
 Shapes: B samples, S sequence length, T tokens of all samples, D language width.
 """
@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationMixin, LogitsProcessorList, SuppressTokensLogitsProcessor
+from transformers import GenerationConfig, GenerationMixin, LogitsProcessorList, SuppressTokensLogitsProcessor
 
 # Of the prompt; generation needs them once. The last two are what the others become.
 IMAGE_INPUTS = (
@@ -31,13 +31,16 @@ class ImageGenerationMixin(GenerationMixin):
             kwargs = {key: value for key, value in kwargs.items() if key not in IMAGE_INPUTS}
         return super().prepare_inputs_for_generation(input_ids, *args, **kwargs)
 
-    def _get_logits_processor(self, *args: Any, **kwargs: Any) -> LogitsProcessorList:
-        """Adds that placeholders are no answer: nothing would stand in their place.
+    def _get_logits_processor(
+        self, generation_config: GenerationConfig, *args: Any, **kwargs: Any
+    ) -> LogitsProcessorList:
+        """Adds for prompt lookup that placeholders are no answer.
 
-        Prompt lookup copies its guesses from the prompt, most of which is placeholders, and keeps what is allowed.
-        This comes first, as top-k and its like might leave nothing but a placeholder.
+        Lookup copies its guesses from the prompt, most of which is placeholders, and keeps what is allowed.
         """
-        processors = super()._get_logits_processor(*args, **kwargs)
+        processors = super()._get_logits_processor(generation_config, *args, **kwargs)
+        if not generation_config.prompt_lookup_num_tokens:
+            return processors
         placeholders = [self.config.image_token_id, self.config.region_token_id]
         known = [token_id for token_id in placeholders if token_id is not None]
         processors.insert(0, SuppressTokensLogitsProcessor(known, device=self.device))

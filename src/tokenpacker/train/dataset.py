@@ -140,7 +140,7 @@ class Steps(Dataset[dict[str, Any]]):
     def _require_same_prompt(self, processor: TokenPackerProcessor) -> None:
         """Raises ValueError where the trained model would be asked in another form than the one it learns."""
         image, turns = {"type": "image"}, [Question("what?", "this", ""), Question("and that?", "that", "")]
-        chat = []
+        chat: list[dict[str, Any]] = []
         for turn in turns:
             question = {"type": "text", "text": turn.text}
             chat += [{"role": "user", "content": [question] if chat else [image, question]}]
