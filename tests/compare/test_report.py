@@ -17,12 +17,12 @@ MACHINE = {"processor": "a processor", "cores": 2, "threads": 1}
 
 def run_row(projector: str, tokens: int, seed: int, fine_print: int, **content) -> dict:
     """A row whose model was right in `fine_print` of 1,000 questions with HD, and in half as many without."""
-    easy = {"correct": 9000 + seed, "exact": 5000, "questions": 10000}
+    easy = {"correct": 9000 + seed, "questions": 10000}
     scores = {
         "easy-vqa": {"one-tile": easy, "hd": easy},
         "fine-print": {
-            "hd": {"correct": fine_print, "exact": 500, "questions": 1000},
-            "one-tile": {"correct": fine_print // 2, "exact": 100, "questions": 1000},
+            "hd": {"correct": fine_print, "questions": 1000},
+            "one-tile": {"correct": fine_print // 2, "questions": 1000},
         },
     }
     return {
@@ -85,11 +85,6 @@ def test_the_tables_numbers_come_from_the_rows():
     assert pool == ["average-pool", "9", "90.0", "70.0", "35.0", "11,106", "-", "-", "-", "-"]  # no time was measured
     assert packer[:5] == ["token-packer", "9", "90.0 ± 0.0", "82.0 ± 5.0", "41.0 ± 2.5"]
     assert packer[-2:] == ["12.5", "100"]
-
-
-def test_exact_matches_stand_in_a_table_of_their_own():
-    *_, packer = cells(Report(ROWS).exact_matches())
-    assert packer == ["token-packer", "9", "50.0 ± 0.0", "50.0 ± 0.0", "10.0 ± 0.0"]
 
 
 def test_differences_from_token_packer_are_told_seed_by_seed():

@@ -25,8 +25,7 @@ from tokenpacker.evaluate.tables import UNKNOWN, markdown, milliseconds, number
 
 JSON_FILE, TABLE_FILE, FIGURE_FILE = "compare.json", "compare.md", "compare.png"
 BEGIN, END = "<!-- {}:begin -->", "<!-- {}:end -->"
-TABLE, DIFFERENCES, EXACT = "compare", "compare-differences", "compare-exact"  # marks in documents
-LENIENT_COUNT, EXACT_COUNT = "correct", "exact"  # keys of a score
+TABLE, DIFFERENCES = "compare", "compare-differences"  # marks in documents
 REFERENCE = "token-packer"  # that the others' differences are told from
 QUICK_NOTE = "**Quick run: too few steps and questions to compare anything. It shows that everything runs.**"
 # What is told of accuracy: heading, task, mode. Pictures of easy-VQA are one tile in both modes.
@@ -55,10 +54,10 @@ class Group:
         """Of a tile."""
         return self.runs[0]["tokens_per_tile"]
 
-    def accuracy(self, task: str, mode: str, count: str = LENIENT_COUNT) -> Mean | None:
+    def accuracy(self, task: str, mode: str) -> Mean | None:
         """In percent, over seeds; None where the task was not asked."""
         scores = [row["scores"][task][mode] for row in self.runs if task in row["scores"]]
-        return Mean.of([_percent(score, count) for score in scores]) if scores else None
+        return Mean.of([_percent(score) for score in scores]) if scores else None
 
     def difference(self, other: Group, task: str, mode: str) -> Mean | None:
         """In percentage points from another, seed by seed: with one seed both saw the same pictures."""
@@ -141,12 +140,6 @@ class Report:
         header = ["projector", "tokens", *(heading for heading, *_ in self._accuracies)]
         return "\n".join(markdown(header, rows)) if rows and self._accuracies else ""
 
-    def exact_matches(self) -> str:
-        """The accuracies when articles and full stops count; empty where nothing was asked."""
-        header = ["projector", "tokens", *(heading for heading, *_ in self._accuracies)]
-        rows = [[group.name, number(group.tokens), *self._shares(group, EXACT_COUNT)] for group in self.groups]
-        return "\n".join(markdown(header, rows)) if self._accuracies else ""
-
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready: the table's numbers unrounded, and the rows that they come from."""
         return {
@@ -181,17 +174,16 @@ class Report:
         return markdown(header, [self._cells(group) for group in self.groups])
 
     def _cells(self, group: Group) -> list[str]:
-        cells = [group.name, number(group.tokens), *self._shares(group, LENIENT_COUNT)]
+        cells = [group.name, number(group.tokens)]
+        for _, task, mode in self._accuracies:
+            accuracy = group.accuracy(task, mode)
+            cells.append(UNKNOWN if accuracy is None else accuracy.text())
         if not self._accuracies:
             cells += [group.loss(stage).text(3) for stage in STAGES]
         cells.append(number(group.runs[0]["parameters"]))
         counts = [group.multiplications(mode) for mode in self.modes]
         cells += [UNKNOWN if count is None else f"{count / GIGA:.2f}" for count in counts]
         return [*cells, *(milliseconds(group.first_token(mode)) for mode in self.modes)]
-
-    def _shares(self, group: Group, count: str) -> list[str]:
-        accuracies = [group.accuracy(task, mode, count) for _, task, mode in self._accuracies]
-        return [UNKNOWN if accuracy is None else accuracy.text() for accuracy in accuracies]
 
     def _legend(self) -> str:
         seeds = sorted({row["seed"] for row in self.runs})
@@ -203,7 +195,7 @@ class Report:
             missing = ", ".join(f"{group.name} at {group.tokens} tokens has {len(group.runs)}" for group in lacking)
             text += f" Not all are finished: {missing}."
         if self._accuracies:
-            text += " Accuracy in percent: free answers that match but for an article or a full stop."
+            text += " Accuracy in percent, exact match of free answers."
             text += f" {self._questions()}"
         return (
             f"{text} Tokens: of one tile. Parameters: the projector's. G mult. and ms: multiplications in 10^9 and time"
@@ -242,10 +234,6 @@ class Report:
                 task: {mode: _plain(group.accuracy(task, mode)) for mode in modes}
                 for task, modes in group.runs[0]["scores"].items()
             },
-            "exact_match_percent": {
-                task: {mode: _plain(group.accuracy(task, mode, EXACT_COUNT)) for mode in modes}
-                for task, modes in group.runs[0]["scores"].items()
-            },
             "last_loss": {stage: _plain(group.loss(stage)) for stage in STAGES},
             "speed": group.speed,
         }
@@ -268,7 +256,7 @@ def write_report(folder: Path, rows: list[Row]) -> Report:
 
 def put_between_marks(text: str, report: Report) -> str:
     """The document with the report's tables between their marks. Raises ValueError for one without marks."""
-    tables = {TABLE: report.to_markdown(), DIFFERENCES: report.differences(), EXACT: report.exact_matches()}
+    tables = {TABLE: report.to_markdown(), DIFFERENCES: report.differences()}
     marked = [name for name in tables if text.count(BEGIN.format(name)) == text.count(END.format(name)) == 1]
     if not marked:
         begin, end = BEGIN.format(TABLE), END.format(TABLE)
@@ -295,8 +283,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         document.write_text(put_between_marks(text, report), encoding="utf-8")
 
 
-def _percent(score: dict[str, Any], count: str = LENIENT_COUNT) -> float:
-    return 100 * score[count] / score["questions"]
+def _percent(score: dict[str, Any]) -> float:
+    return 100 * score["correct"] / score["questions"]
 
 
 def _plain(mean: Mean | None) -> dict[str, float | None] | None:
