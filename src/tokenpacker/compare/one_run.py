@@ -117,12 +117,11 @@ def _count_parameters(config: ProjectorConfig) -> int:
 
 def _score(result: TaskResult) -> dict[str, Any]:
     return {
-        "correct": result.score.num_lenient,
-        "exact": result.score.num_correct,
+        "correct": result.score.num_correct,
         "questions": result.score.num_questions,
         "image_tokens": round(result.image_tokens, 1),
         "seconds": round(result.seconds, 1),
-        "kinds": {kind: [score.num_lenient, score.num_questions] for kind, score in result.kinds.items()},
+        "kinds": {kind: [score.num_correct, score.num_questions] for kind, score in result.kinds.items()},
     }
 
 

@@ -9,7 +9,7 @@ from tokenpacker.evaluate.measure import measure_model
 from tokenpacker.evaluate.run import evaluate
 from tokenpacker.evaluate.score import Answer, Score, TaskResult
 from tokenpacker.evaluate.speed import Setting, Speed, measure_speed
-from tokenpacker.evaluate.tasks import TASKS, Task, find_task, normalize_answer, reduce_answer
+from tokenpacker.evaluate.tasks import TASKS, Task, find_task, normalize_answer
 
 __all__ = [
     "TASKS",
@@ -24,5 +24,4 @@ __all__ = [
     "measure_model",
     "measure_speed",
     "normalize_answer",
-    "reduce_answer",
 ]

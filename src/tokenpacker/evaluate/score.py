@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from tokenpacker.evaluate.tasks import normalize_answer, reduce_answer
+from tokenpacker.evaluate.tasks import normalize_answer
 
 Z_95 = 1.959964  # standard normal quantile of a two-sided 95 % interval
 
@@ -27,29 +27,19 @@ class Answer:
         """Exact match after `normalize_answer` of both."""
         return normalize_answer(self.answer) == normalize_answer(self.truth)
 
-    @property
-    def is_lenient_match(self) -> bool:
-        """Match after `reduce_answer` of both: "a circle." is the same as "circle"."""
-        return reduce_answer(self.answer) == reduce_answer(self.truth)
-
 
 @dataclass(frozen=True)
 class Score:
-    """How many of how many questions were answered correctly.
-
-    Args:
-        num_lenient: as `num_correct`, with articles and full stops forgiven; see `Answer.is_lenient_match`.
-    """
+    """How many of how many questions were answered correctly."""
 
     num_questions: int
     num_correct: int
-    num_lenient: int
 
     @classmethod
     def of(cls, answers: Iterable[Answer]) -> Score:
         """The score of these answers."""
-        outcomes = [(answer.is_correct, answer.is_lenient_match) for answer in answers]
-        return cls(len(outcomes), sum(exact for exact, _ in outcomes), sum(lenient for _, lenient in outcomes))
+        outcomes = [answer.is_correct for answer in answers]
+        return cls(len(outcomes), sum(outcomes))
 
     @property
     def accuracy(self) -> float:

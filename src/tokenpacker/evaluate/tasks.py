@@ -12,7 +12,6 @@ from tokenpacker.data.regions import Form, shuffled
 
 NUM_FINE_PRINT_IMAGES = 500
 NUM_REGION_IMAGES = 500
-ARTICLES = ("a", "an", "the")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,11 +96,5 @@ def find_task(name: str) -> Task:
 
 
 def normalize_answer(answer: str) -> str:
-    """The form in which answers are compared for an exact match: lower case, without space around."""
+    """The form in which answers are compared: lower case, without space around. Nothing else is forgiven."""
     return answer.strip().lower()
-
-
-def reduce_answer(answer: str) -> str:
-    """What VQA metrics compare: the normalised answer without an article in front and a full stop behind."""
-    words = normalize_answer(answer).removesuffix(".").split()
-    return " ".join(words[1:] if len(words) > 1 and words[0] in ARTICLES else words)
