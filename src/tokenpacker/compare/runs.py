@@ -23,7 +23,7 @@ from tokenpacker.train.run import MAY_CHANGE
 
 TINY = ("align-tiny", "instruct-tiny")
 STAGES = ("align", "instruct")
-VERSION = 2  # of what a run computes, for changes that no config shows; 1 had fresh weights of 0.02 at every width
+VERSION = 3  # of what a run computes, for changes that no config shows; 1 had fresh weights of 0.02 at every width
 PACE = 2  # scale factor whose tokens decide how many pictures a step shows; a smaller one is its own
 ANY_WIDTH = 128  # of a config that is only asked what fields it has and how it counts
 
