@@ -2,8 +2,8 @@
 
     python -m benchmarks.measure_carried
 
-writes docs/measured.json, the table in README.md, and the accuracies in the models' cards. Takes about ten minutes on
-two cores.
+writes docs/measured.json, the tables in README.md and docs/regions.md, and the accuracies in the models' cards. Takes
+about half an hour on two cores.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-import re
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +23,14 @@ from tokenpacker.train.card import add_accuracies
 
 ROOT = Path(__file__).resolve().parents[1]
 MEASURED = ROOT / "docs" / "measured.json"
-README = ROOT / "README.md"
+README, REGIONS = ROOT / "README.md", ROOT / "docs" / "regions.md"
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
-MODELS = ("tiny", "tiny-mlp")
+MODELS, REGION_MODEL = ("tiny", "tiny-mlp"), "tiny-regions"
 
 
 def main() -> None:
     """Measures, then writes everything."""
-    rows_of = {name: measure_model(carried_model_path(name)) for name in MODELS}
+    rows_of = {name: measure_model(carried_model_path(name)) for name in (*MODELS, REGION_MODEL)}
     measured = {
         "command": "python -m benchmarks.measure_carried",
         "processors": os.cpu_count(),
@@ -41,14 +40,22 @@ def main() -> None:
             "torch": torch.__version__,
             "transformers": transformers.__version__,
         },
-        "rows": [row for rows in rows_of.values() for row in rows],
+        "rows": [row for name in MODELS for row in rows_of[name]],
+        "region_rows": rows_of[REGION_MODEL],
     }
     MEASURED.write_text(json.dumps(measured, indent=1) + "\n")
-    text = README.read_text(encoding="utf-8")
-    block = f"{BEGIN}\n{render(measured)}\n{END}"
-    README.write_text(re.sub(f"{BEGIN}.*{END}", lambda _: block, text, flags=re.DOTALL), encoding="utf-8")
+    write_tables(measured)
     for name, rows in rows_of.items():
         add_accuracies(carried_model_path(name), rows)
+
+
+def write_tables(measured: dict[str, Any]) -> None:
+    """Puts both tables between the marks of their documents."""
+    for document, table in ((README, render(measured)), (REGIONS, render_regions(measured))):
+        text = document.read_text(encoding="utf-8")
+        before, begin, rest = text.partition(BEGIN)
+        _, end, after = rest.partition(END)
+        document.write_text(f"{before}{begin}\n{table}\n{end}{after}", encoding="utf-8")
 
 
 def render(measured: dict[str, Any]) -> str:
@@ -65,6 +72,26 @@ def render(measured: dict[str, Any]) -> str:
             f" {low:.1f} to {high:.1f} |"
         )
     return "\n".join(lines)
+
+
+def render_regions(measured: dict[str, Any]) -> str:
+    """The table of docs/regions.md: the model that takes regions, and in brackets the one that it came from."""
+    by_task: dict[str, dict[int, dict[str, Any]]] = {}
+    for row in measured["region_rows"]:
+        by_task.setdefault(row["task"], {})[row["scale_factor"]] = row
+    before = {(row["task"], row["scale_factor"]): row for row in measured["rows"]}
+    scale_factors = sorted(next(iter(by_task.values())))
+    lines = [f"| task | questions | {' | '.join(f's = {scale}' for scale in scale_factors)} |"]
+    lines += ["|---" * (2 + len(scale_factors)) + "|"]
+    for task, rows in by_task.items():
+        cells = [_percent(rows[scale], before.get((task, scale))) for scale in scale_factors]
+        lines.append(f"| `{task}` | {rows[scale_factors[0]]['questions']:,} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _percent(row: dict[str, Any], before: dict[str, Any] | None) -> str:
+    share = f"{100 * row['correct'] / row['questions']:.2f}"
+    return share if before is None else f"{share} ({100 * before['correct'] / before['questions']:.2f})"
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from pathlib import Path
 def carried_model_path(name: str = "tiny") -> Path:
     """Folder of a model that travels with the package.
 
-    `tiny`; `tiny-mlp`, its full-token comparison.
+    `tiny`; `tiny-regions`, which came from it and takes regions; `tiny-mlp`, its full-token comparison.
 
     Raises:
         ValueError: for a name that the package does not carry; the message lists those it does.

@@ -9,6 +9,7 @@ from PIL import Image
 from tokenpacker.cli import chat as chat_module
 from tokenpacker.cli.chat import Session
 from tokenpacker.cli.conversation import Conversation
+from tokenpacker.visualize_regions import LINE
 
 
 @pytest.fixture
@@ -186,3 +187,19 @@ def test_a_model_without_regions_says_so_when_one_is_marked(conversation, image_
     session.waiting = [conversation.pack(image_of(32, 32))]
     session.handle("/box 0,0,9,9")
     assert session.turns[0]["error"] == "the model has not learned regions; choose one that has with --model"
+
+
+def test_a_picture_shows_images_marks_and_words_so_far(region_model, image_of, tmp_path):
+    session = Session(Conversation(*region_model, max_new_tokens=4), quiet=True)
+    session.handle(f"/picture {tmp_path / 'early.png'}")
+    assert "nothing was said yet" in session.turns[-1]["error"]
+    pages = []
+    session.waiting = [session.conversation.pack(image_of(32, 32))]
+    for place, box in enumerate(("/box 0,0,9,9", "/box 1:10,10,30,30")):
+        session.handle(box)
+        session.handle("what is <mask>?")
+        session.handle(f"/picture {tmp_path / f'{place}.png'}")
+        pages.append(Image.open(tmp_path / f"{place}.png"))
+    assert pages[1].height - pages[0].height == 2 * LINE  # one picture, and one more question with its answer
+    session.handle(f"/picture {tmp_path / 'no.txt'}")
+    assert "no.txt must end in .png" in session.turns[-1]["error"]

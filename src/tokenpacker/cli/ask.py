@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from tokenpacker.cli.models import load_model
+from tokenpacker.cli.models import REGION_MODEL, load_model
 from tokenpacker.cli.options import (
     DeviceOption,
     DtypeOption,
@@ -54,7 +54,7 @@ def ask(
     with image_notes_on_stderr():
         pictures = [load_image(image) for image in images]
     marked = [read_region(region, len(images)) for region in regions or []]
-    loaded, processor = load_model(model, verbose, device, dtype)
+    loaded, processor = load_model(model or (REGION_MODEL if regions else None), verbose, device, dtype)
     from tokenpacker.cli.conversation import Conversation
 
     conversation = Conversation(

@@ -3,10 +3,11 @@
 import contextlib
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tokenpacker.cli.errors import mistake
-from tokenpacker.cli.models import load_model
+from tokenpacker.cli.models import REGION_MODEL, load_model
 from tokenpacker.cli.options import (
     DeviceOption,
     DtypeOption,
@@ -17,7 +18,14 @@ from tokenpacker.cli.options import (
     ScaleFactorOption,
     VerboseOption,
 )
-from tokenpacker.cli.output import image_notes_on_stderr, print_error, print_json, print_note, print_piece
+from tokenpacker.cli.output import (
+    check_picture,
+    image_notes_on_stderr,
+    print_error,
+    print_json,
+    print_note,
+    print_piece,
+)
 from tokenpacker.cli.regions import Region, read_region
 
 if TYPE_CHECKING:
@@ -26,8 +34,8 @@ if TYPE_CHECKING:
 
 HELP = (
     "/image PATH adds an image to your next question; /mask FILE, /box x0,y0,x1,y1 or /polygon x,y,x,y,x,y,... marks"
-    " what it calls <mask>, with N: before it in image N; /unmark forgets these marks, /clear starts anew, /quit"
-    " leaves; Ctrl-C stops an answer."
+    " what it calls <mask>, with N: before it in image N; /unmark forgets these marks; /picture FILE draws images,"
+    " marks and words so far; /clear starts anew, /quit leaves; Ctrl-C stops an answer."
 )
 REGION_COMMANDS = ("/mask", "/box", "/polygon")
 
@@ -52,7 +60,7 @@ def chat(
 
         printf '/image sign.png\\nwhat number is in the red box?\\n' | tokenpacker chat --json
     """
-    loaded, processor = load_model(model, verbose, device, dtype)
+    loaded, processor = load_model(model or REGION_MODEL, verbose, device, dtype)
     from tokenpacker.cli.conversation import Conversation
 
     conversation = Conversation(
@@ -100,6 +108,8 @@ class Session:
             elif command == "/unmark":
                 self.marked = []
                 print_note("No region is marked for the next question.")
+            elif command == "/picture":
+                self._draw(argument.strip().strip("'\""))
             elif command in REGION_COMMANDS:
                 self._add_region(argument.strip().strip("'\""))
             elif command.startswith("/"):
@@ -136,6 +146,19 @@ class Session:
         self.conversation.check_region(region, images[region.image], number)
         self.marked.append(region)
         print_note(f"region {number} is in image {region.image + 1}; it is <mask> number {number} of your question.")
+
+    def _draw(self, path: str) -> None:
+        """Images, marks and words so far as one picture."""
+        from tokenpacker.visualize_regions import draw_conversation
+
+        if not self.conversation.messages:
+            raise ValueError("nothing was said yet that /picture could draw; ask a question first")
+        out = Path(path)
+        check_picture(out, "/picture")
+        images = [packed.image for packed in self.conversation.images]
+        regions = [(region.image, region.form) for region in self.conversation.regions]
+        draw_conversation(images, regions, self.conversation.said()).save(out)
+        print_note(f"{out} shows the conversation so far.")
 
     def _ask(self, question: str) -> None:
         on_text: Callable[[str], None] = (lambda _: None) if self.quiet else print_piece

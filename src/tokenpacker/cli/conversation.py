@@ -88,6 +88,11 @@ class Conversation:
         """What an RGB image will cost. Raises ValueError as `TokenPackerProcessor.image_layout`."""
         return PackedImage.plan(self.processor, image, **self.plan)
 
+    def said(self) -> list[tuple[bool, str]]:
+        """All messages in order: whether it is a question, and its text."""
+        texts = ["".join(part.get("text", "") for part in message["content"]) for message in self.messages]
+        return [(message["role"] == "user", text) for message, text in zip(self.messages, texts, strict=True)]
+
     def check_region(self, region: Region, image: PackedImage, number: int) -> None:
         """Raises ValueError for a region that the model would not see in its image, and for a model that knows none.
 

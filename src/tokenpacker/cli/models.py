@@ -21,6 +21,7 @@ RELEASED_TYPES = ("llava", "llava_llama")
 MODEL_FILES = ["*.json", "*.jinja", "*.safetensors", "tokenizer.model"]
 DEVICES = ("cpu", "cuda", "mps", "auto")
 DTYPES = ("float32", "float16", "bfloat16", "4bit")
+REGION_MODEL = "tiny-regions"  # carried; stands in where regions may be asked about
 WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json")
 REMEDY = "give a folder that TokenPackerForConditionalGeneration.save_pretrained wrote, or leave --model out"
 

@@ -5,9 +5,20 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import typer
+
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+
+
+def check_picture(out: Path, option: str) -> None:
+    """Raises ValueError for a path that no picture can be written to, before the work that it would show is done."""
+    if out.suffix.lower() not in PICTURE_SUFFIXES:
+        raise ValueError(f"{option} {out} must end in {', '.join(PICTURE_SUFFIXES)}")
+    if not out.parent.is_dir():
+        raise ValueError(f"{option} {out}: the folder {out.parent} does not exist; create it first")
 
 
 def print_json(result: dict[str, Any]) -> None:

@@ -15,15 +15,13 @@ from tokenpacker.cli.options import (
     ScaleFactorOption,
     VerboseOption,
 )
-from tokenpacker.cli.output import image_notes_on_stderr, print_json, print_note
+from tokenpacker.cli.output import check_picture, image_notes_on_stderr, print_json, print_note
 
 if TYPE_CHECKING:
     import numpy as np
 
     from tokenpacker.hf import TokenPackerForConditionalGeneration, TokenPackerProcessor
     from tokenpacker.visualize import PackedImage
-
-PAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
 
 def show(
@@ -49,7 +47,7 @@ def show(
 
         tokenpacker show sign.png --out page.png --token 40 --scale-factor 3
     """
-    _check_out(out)
+    check_picture(out, "--out")
     from tokenpacker.images import load_image
     from tokenpacker.visualize import PackedImage, draw_page
 
@@ -132,10 +130,3 @@ def _token_weights(packed: "PackedImage", weights: "np.ndarray", token: int) -> 
     """(H, s, s) of one token of the sequence."""
     tile, place = divmod(token, packed.layout.tokens_per_tile + packed.layout.separators)
     return weights[tile, place]
-
-
-def _check_out(out: Path) -> None:
-    if out.suffix.lower() not in PAGE_SUFFIXES:
-        raise ValueError(f"--out {out} must end in {', '.join(PAGE_SUFFIXES)}")
-    if not out.parent.is_dir():
-        raise ValueError(f"--out {out}: the folder {out.parent} does not exist; create it first")
