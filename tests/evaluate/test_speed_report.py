@@ -7,7 +7,7 @@ import pytest
 from tokenpacker.evaluate.flops import Flops
 from tokenpacker.evaluate.shapes import candidates, named_shapes
 from tokenpacker.evaluate.speed_report import disagreements
-from tokenpacker.evaluate.speed_run import Counted, SpeedRow, Spread
+from tokenpacker.evaluate.speed_rows import Counted, SpeedRow, Spread
 from tokenpacker.evaluate.tables import markdown, mebi, milliseconds, tera
 
 COUNTED = Counted(

@@ -6,7 +6,8 @@ import torch
 from tokenpacker.evaluate.machine import attention_kernels, describe_machine
 from tokenpacker.evaluate.memory import needed_memory, random_model, require_memory
 from tokenpacker.evaluate.shapes import candidates, named_shapes, shapes_of_folder
-from tokenpacker.evaluate.speed_run import Protocol, Spread, Times, make_projector, measure_rows
+from tokenpacker.evaluate.speed_rows import Protocol, Spread, Times
+from tokenpacker.evaluate.speed_run import make_projector, measure_rows
 
 CPU = torch.device("cpu")
 CACHED = 2 * 2 * 16 * 4  # bytes of a token: keys and values of 2 layers, 2 heads of 8 numbers in float32

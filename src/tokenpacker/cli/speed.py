@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from tokenpacker.evaluate.shapes import Candidate, Shapes
     from tokenpacker.evaluate.speed_report import SpeedReport
-    from tokenpacker.evaluate.speed_run import Protocol
+    from tokenpacker.evaluate.speed_rows import Protocol
     from tokenpacker.hf import TokenPackerForConditionalGeneration
 
 DEFAULT_BATCH_SIZES, DEFAULT_ROUNDS = "1,8", 10
@@ -102,7 +102,7 @@ def speed(
             result: Any = make_plan(sizes, image_size, **options)
         else:
             from tokenpacker.evaluate.shapes import candidates
-            from tokenpacker.evaluate.speed_run import Protocol
+            from tokenpacker.evaluate.speed_rows import Protocol
 
             protocol = Protocol(
                 image_size=image_size,

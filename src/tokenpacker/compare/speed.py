@@ -20,7 +20,8 @@ from tokenpacker.compare.tiles import HD, ONE_TILE
 from tokenpacker.evaluate.machine import describe_machine
 from tokenpacker.evaluate.memory import random_model, require_memory
 from tokenpacker.evaluate.shapes import LLAMA_UNKNOWN_ID, Candidate, Shapes
-from tokenpacker.evaluate.speed_run import Protocol, SpeedRow, measure_rows
+from tokenpacker.evaluate.speed_rows import Protocol, SpeedRow
+from tokenpacker.evaluate.speed_run import measure_rows
 from tokenpacker.train.assemble import model_config
 
 ROUNDS, QUICK_ROUNDS = 30, 5

@@ -12,7 +12,7 @@ from tokenpacker import projectors
 from tokenpacker.evaluate.flops import LanguageSizes
 from tokenpacker.evaluate.machine import free_memory
 from tokenpacker.evaluate.shapes import Candidate, Shapes
-from tokenpacker.evaluate.speed_run import Protocol
+from tokenpacker.evaluate.speed_rows import Protocol
 from tokenpacker.hf.backbone import TokenPackerModel
 from tokenpacker.hf.config import TokenPackerConfig
 from tokenpacker.hf.model import TokenPackerForConditionalGeneration

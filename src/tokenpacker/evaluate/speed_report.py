@@ -8,7 +8,7 @@ from typing import Any
 
 from tokenpacker.evaluate.flops import FORMULA
 from tokenpacker.evaluate.shapes import MLP
-from tokenpacker.evaluate.speed_run import Protocol, SpeedRow, Spread
+from tokenpacker.evaluate.speed_rows import Protocol, SpeedRow, Spread
 from tokenpacker.evaluate.tables import markdown, mebi, milliseconds, number, tera
 
 SAME = 0.05  # ratios nearer to 1 than this say nothing: so far do two runs of one thing differ
