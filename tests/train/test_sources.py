@@ -82,7 +82,8 @@ def test_without_data_the_option_is_named(run_config, tmp_path):
 def test_scenes_are_drawn_without_a_file_and_need_an_end(run_config, tmp_path):
     pytest.importorskip("easy_vqa", reason="the easy-vqa package is not installed")
     data = DataConfig(scenes=ScenesConfig(captions=1.0))
-    scenes = replace(run_config, data=data, scale_factors=(2,), batch_size=1, device_batch_size=1)
+    model = replace(run_config.model, chat_format="bare")
+    scenes = replace(run_config, model=model, data=data, scale_factors=(2,), batch_size=1, device_batch_size=1)
     processor = load_processor(scenes.model)
     with pytest.raises(ValueError, match="max_steps is missing, and generated scenes have no end"):
         open_source(scenes, processor, tmp_path)
