@@ -16,6 +16,7 @@ from tokenpacker.visualize import FAINT_INK, INK, MARGIN, PAPER
 
 SIDE = 640  # pixels, the longer side of an image on the page
 LINE, LINE_LENGTH, TEXT_SIZE = 22, 74, 16  # height in pixels, characters
+STROKE = 4  # pixels around a number
 TINT = 0.25  # how much of a region's colour covers the picture
 COLORS = ((217, 72, 15), (28, 126, 214), (47, 158, 68), (156, 54, 181), (224, 152, 0), (12, 133, 153))
 
@@ -55,20 +56,21 @@ def _draw_regions(picture: Image.Image, regions: Sequence[tuple[int, Any]]) -> I
     """The picture, fitted into SIDE, each region tinted, outlined and numbered at its upper left corner."""
     size = (picture.height, picture.width)
     scale = SIDE / max(size)
-    fitted = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
+    fitted = (max(LINE, round(picture.width * scale)), max(LINE, round(picture.height * scale)))  # room for a number
     shown = picture.resize(fitted, Image.Resampling.BICUBIC)
-    places = []
+    numbers: dict[tuple[int, int], list[int]] = {}  # several regions may begin at one place
     for number, region in regions:
         color = COLORS[(number - 1) % len(COLORS)]
         mask = Image.fromarray(to_mask(region, size, f"region {number}").astype(np.uint8) * 255).resize(fitted)
         shown.paste(color, mask=mask.point(lambda level: int(level * TINT)))
         shown.paste(color, mask=mask.filter(ImageFilter.FIND_EDGES))
-        places.append((number, color, (mask.getbbox() or (0, 0))[:2]))  # shrinking may have left nothing
-    draw = ImageDraw.Draw(shown)
-    font = ImageFont.load_default(TEXT_SIZE)
-    for number, color, (left, top) in places:
-        place = (max(left, TEXT_SIZE), max(top, TEXT_SIZE))
-        draw.text(place, str(number), PAPER, font, anchor="rb", stroke_width=4, stroke_fill=color)
+        left, top = (mask.getbbox() or (0, 0))[:2]  # shrinking may have left nothing
+        numbers.setdefault((left, top), []).append(number)
+    draw, font = ImageDraw.Draw(shown), ImageFont.load_default(TEXT_SIZE)
+    for (left, top), some in numbers.items():
+        label, color = ", ".join(map(str, some)), COLORS[(some[0] - 1) % len(COLORS)]
+        place = (max(left, round(font.getlength(label)) + STROKE), max(top, TEXT_SIZE))
+        draw.text(place, label, PAPER, font, anchor="rb", stroke_width=STROKE, stroke_fill=color)
     return shown
 
 

@@ -203,3 +203,33 @@ def test_a_picture_shows_images_marks_and_words_so_far(region_model, image_of, t
     assert pages[1].height - pages[0].height == 2 * LINE  # one picture, and one more question with its answer
     session.handle(f"/picture {tmp_path / 'no.txt'}")
     assert "no.txt must end in .png" in session.turns[-1]["error"]
+
+
+def test_a_mask_is_read_once_and_its_file_may_go(region_model, image_of, tmp_path):
+    session = Session(Conversation(*region_model, max_new_tokens=4), quiet=True)
+    session.waiting = [session.conversation.pack(image_of(32, 32))]
+    mask = Image.new("L", (32, 32))
+    mask.paste(255, (4, 4, 20, 20))
+    mask.save(tmp_path / "my mask.png")
+    session.handle(f'/mask 1:"{tmp_path / "my mask.png"}"')
+    (tmp_path / "my mask.png").unlink()
+    session.handle("what is <mask>?")
+    session.handle("and what else?")
+    assert [turn.get("error") for turn in session.turns] == [None, None]
+
+
+def test_a_picture_never_overwrites_an_image_of_the_conversation(region_model, image_of, tmp_path):
+    session = Session(Conversation(*region_model, max_new_tokens=4), quiet=True)
+    image_of(32, 32).save(tmp_path / "photo.png")
+    session.handle(f"/image {tmp_path / 'photo.png'}")
+    session.handle("what is it?")
+    session.handle(f"/picture {tmp_path / 'photo.png'}")
+    assert "would overwrite an image of this conversation" in session.turns[-1]["error"]
+    assert Image.open(tmp_path / "photo.png").size == (32, 32)
+
+
+def test_a_mark_without_a_region_model_is_no_text(conversation, image_of):
+    session = Session(conversation, quiet=True)
+    session.waiting = [session.conversation.pack(image_of(32, 32))]
+    session.handle("what is <mask>?")
+    assert "the model has not learned regions; choose one that has with --model" in session.turns[0]["error"]

@@ -129,3 +129,13 @@ def test_no_regions_and_no_tiles_give_no_tokens(region_model):
     features = model.get_image_features(torch.zeros(0, 3, 32, 32), **cells)
     assert (features.pooler_output.shape, features.region_tokens.shape) == ((0, 16, 32), (0, 32))
     assert model.get_region_features(torch.zeros(1, 3, 32, 32), **cells).shape == (0, 32)
+
+
+@pytest.mark.parametrize("beams", [1, 2])
+def test_inputs_that_contradict_each_other_are_refused_with_and_without_beams(region_model, question, beams):
+    model, _ = region_model
+    with pytest.raises(ValueError, match="pass pixel_values or packed_tokens, not both"):
+        answers(model, {**question, "packed_tokens": torch.zeros(7, 16, 32)}, num_beams=beams)
+    without = {name: value for name, value in question.items() if name != "pixel_values"}
+    with pytest.raises(ValueError, match="region_cells was given without pixel_values"):
+        answers(model, without, num_beams=beams)

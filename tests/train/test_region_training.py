@@ -333,3 +333,10 @@ def test_two_processes_of_which_one_may_have_no_regions_lose_what_one_loses(regi
     assert start(Start(region_config.to_dict(), tmp_path / "two", num_processes=2)) == [0, 0]
     losses = [[step["loss"] for step in history(tmp_path / name)] for name in ("one", "two")]
     assert losses[0] == pytest.approx(losses[1], abs=1e-6)  # float32 sums over processes come in another order
+
+
+def test_a_row_whose_marks_and_regions_differ_is_not_drawn(region_data):
+    record = open_records(region_data)[0]
+    asked = [{**message, "value": message["value"] + " <mask>"} for message in record.conversation[:1]]
+    with pytest.raises(ValueError, match=r"has \d+ <mask> and \d+ regions; mend it"):
+        draw_record(replace(record, conversation=(*asked, *record.conversation[1:])))

@@ -54,7 +54,8 @@ def ask(
     with image_notes_on_stderr():
         pictures = [load_image(image) for image in images]
     marked = [read_region(region, len(images)) for region in regions or []]
-    loaded, processor = load_model(model or (REGION_MODEL if regions else None), verbose, device, dtype)
+    about_regions = bool(regions) or "<mask>" in question
+    loaded, processor = load_model(model or (REGION_MODEL if about_regions else None), verbose, device, dtype)
     from tokenpacker.cli.conversation import Conversation
 
     conversation = Conversation(

@@ -91,11 +91,12 @@ class Session:
         self.quiet = quiet
         self.waiting: list[PackedImage] = []  # images for the next question
         self.marked: list[Region] = []  # regions for the next question
+        self.files: set[Path] = set()  # of the images, which are not to be overwritten
         self.turns: list[dict[str, Any]] = []
 
     def handle(self, line: str) -> bool:
         """Does what a line says; False when the user leaves. Mistakes are told and change nothing."""
-        command, _, argument = line.strip().partition(" ")
+        command, argument = [*line.strip().split(None, 1), "", ""][:2]
         if command in ("/quit", "/exit"):
             return False
         try:
@@ -111,7 +112,7 @@ class Session:
             elif command == "/picture":
                 self._draw(argument.strip().strip("'\""))
             elif command in REGION_COMMANDS:
-                self._add_region(argument.strip().strip("'\""))
+                self._add_region(argument)
             elif command.startswith("/"):
                 print_note(HELP)
             elif line.strip():
@@ -134,6 +135,7 @@ class Session:
         with image_notes_on_stderr():
             packed = self.conversation.pack(load_image(path))
         self.waiting.append(packed)
+        self.files.add(Path(path).resolve())
         size = f"{packed.image.height} x {packed.image.width}"
         print_note(f"{path}: {size}, {packed.layout.num_tokens} tokens; ask your question.")
 
@@ -155,6 +157,8 @@ class Session:
             raise ValueError("nothing was said yet that /picture could draw; ask a question first")
         out = Path(path)
         check_picture(out, "/picture")
+        if out.resolve() in self.files:
+            raise ValueError(f"/picture {out} would overwrite an image of this conversation; choose another name")
         images = [packed.image for packed in self.conversation.images]
         regions = [(region.image, region.form) for region in self.conversation.regions]
         draw_conversation(images, regions, self.conversation.said()).save(out)

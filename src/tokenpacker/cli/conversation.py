@@ -13,9 +13,11 @@ from transformers import TextStreamer
 
 from tokenpacker.cli.regions import Region
 from tokenpacker.hf import TokenPackerForConditionalGeneration, TokenPackerProcessor
+from tokenpacker.hf.tokenizer import REGION_TOKEN
 from tokenpacker.visualize import PackedImage
 
 PLACING = "write it once for each new image, or leave it out"
+NO_REGIONS = "the model has not learned regions; choose one that has with --model"
 MARKING = "mark each with --mask, --box or --polygon, in a chat with /mask, /box or /polygon"
 
 
@@ -100,7 +102,7 @@ class Conversation:
             number: of the region in its question, counted from 1; the message names it so.
         """
         if self.processor.region_token_id is None:
-            raise ValueError("the model has not learned regions; choose one that has with --model")
+            raise ValueError(NO_REGIONS)
         try:
             size = (image.image.height, image.image.width)
             self.processor.region_inputs([[region.form]], [size], [image.layout.tile_grid])
@@ -163,7 +165,10 @@ class Conversation:
         places = []
         if self.processor.image_token in question:
             places.append((self.processor.image_token, num_images, "images", PLACING))
-        if self.processor.region_token_id is not None:
+        if self.processor.region_token_id is None:
+            if REGION_TOKEN in question and num_images:
+                raise ValueError(f"{NO_REGIONS}, or write the question without {REGION_TOKEN}")
+        else:
             places.append((self.processor.region_token, num_regions, "regions", MARKING))
         for marker, count, what, remedy in places:
             written = question.count(marker)

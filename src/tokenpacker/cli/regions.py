@@ -18,7 +18,8 @@ RegionOption = Annotated[
         "--polygon",
         metavar="[N:]REGION",
         help="A region that the question calls <mask>: a black-and-white picture, a box x0,y0,x1,y1 or a polygon"
-        " x,y,x,y,x,y,... in pixels of the original image. May be repeated: the first one is the first <mask>, whatever"
+        " x,y,x,y,x,y,... in pixels of the image as shown. The three names are one option, which sees what it is given."
+        " May be repeated: the first one is the first <mask>, whatever"
         " image it is in. N: before it names the image by its number.",
         show_default="none, in the last image",
     ),
@@ -48,16 +49,17 @@ def read_region(text: str, num_images: int) -> Region:
     """The region that a text names, in the last image unless a number and a colon stand before it.
 
     Raises:
-        ValueError: for an image that is not there, a file that is not there, and numbers that are no box or polygon.
+        ValueError: for an image that is not there, a file that is not there or no mask, and numbers that are no box or
+            polygon.
     """
-    match = re.fullmatch(r"(?:(\d+):)?\s*(.*)", text.strip(), re.DOTALL)
+    match = re.fullmatch(r"(?:(\d+):)?\s*(['\"]?)(.*)\2", text.strip(), re.DOTALL)
     assert match is not None, "the pattern fits every text"
     number = num_images if match[1] is None else int(match[1])
     if not num_images:
         raise ValueError(f"region {text} has no image to lie in; add the image first")
     if not 1 <= number <= num_images:
         raise ValueError(f"region {text} is of image {number}, but there are {num_images}; number them from 1")
-    return Region(number - 1, match[2], _form(match[2], text))
+    return Region(number - 1, match[3], _form(match[3], text))
 
 
 def _form(value: str, text: str) -> dict[str, Any]:
@@ -66,7 +68,9 @@ def _form(value: str, text: str) -> dict[str, Any]:
     except ValueError:
         if not os.path.isfile(value):
             raise ValueError(f"region {text} is no file, nor numbers; give {REGION_FORMS}") from None
-        return {"mask": value}
+        from tokenpacker.hf.masks import read_mask
+
+        return {"mask": read_mask(value)}  # now and never again: a chat may outlive the file
     if len(numbers) == 4:
         return {"box": numbers}
     if len(numbers) < 6 or len(numbers) % 2:

@@ -94,7 +94,7 @@ def _require_regions(task: Task, model: PreTrainedModel) -> None:
     if task.regions and not takes_regions(model):
         raise ValueError(
             f"task {task.name!r} asks about masks, which this model cannot take: its config has no region_config; use a"
-            " model with a region module, or other tasks"
+            " model that has, such as the carried tiny-regions, or other tasks"
         )
 
 

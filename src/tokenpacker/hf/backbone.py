@@ -185,9 +185,9 @@ class TokenPackerModel(TokenPackerPreTrainedModel):
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("pass exactly one of input_ids and inputs_embeds")
         if pixel_values is None:
-            _refuse_without_tiles(tile_index=tile_index, region_cells=region_cells, region_first_tile=region_first_tile)
+            refuse_without_tiles(tile_index=tile_index, region_cells=region_cells, region_first_tile=region_first_tile)
         else:
-            _refuse_beside_tiles(packed_tokens, region_tokens)
+            refuse_beside_tiles(packed_tokens, region_tokens)
             images = self.get_image_features(pixel_values, scale_factor, tile_index, region_cells, region_first_tile)
             packed_tokens, region_tokens = images.pooler_output, images.region_tokens
         if inputs_embeds is None:
@@ -227,7 +227,7 @@ class TokenPackerModel(TokenPackerPreTrainedModel):
         return scatter_region_tokens(embeddings, input_ids, region_tokens.to(device), config.region_token_id)
 
 
-def _refuse_without_tiles(**given: Tensor | None) -> None:
+def refuse_without_tiles(**given: Tensor | None) -> None:
     """Raises ValueError for inputs that speak of tiles, where there are none."""
     for name, value in given.items():
         if value is not None:
@@ -235,7 +235,7 @@ def _refuse_without_tiles(**given: Tensor | None) -> None:
             raise ValueError(f"{name} was given without pixel_values, to which it belongs; pass both, or {instead}")
 
 
-def _refuse_beside_tiles(packed_tokens: Tensor | None, region_tokens: Tensor | None) -> None:
+def refuse_beside_tiles(packed_tokens: Tensor | None, region_tokens: Tensor | None) -> None:
     """Raises ValueError for what takes the place of tiles, where there are some."""
     if packed_tokens is not None:
         raise ValueError("pass pixel_values or packed_tokens, not both: the latter replace the former")

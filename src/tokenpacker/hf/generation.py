@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, GenerationMixin, LogitsProcessorList, SuppressTokensLogitsProcessor
 
+from tokenpacker.hf.backbone import refuse_beside_tiles, refuse_without_tiles
+
 # Of the prompt; generation needs them once. The last two are what the others become.
 IMAGE_INPUTS = (
     "pixel_values",
@@ -20,6 +22,7 @@ IMAGE_INPUTS = (
     "packed_tokens",
     "region_tokens",
 )
+TOKENS = IMAGE_INPUTS[-2:]
 
 
 class ImageGenerationMixin(GenerationMixin):
@@ -69,8 +72,11 @@ class ImageGenerationMixin(GenerationMixin):
         self, images: dict[str, Tensor], input_ids: Tensor | None, times: int, scale_factor: int | None
     ) -> dict[str, Tensor]:
         if "pixel_values" in images:
+            refuse_beside_tiles(images.get("packed_tokens"), images.get("region_tokens"))
             encoded = self.get_image_features(scale_factor=scale_factor, **images)
             images = {"packed_tokens": encoded.pooler_output, "region_tokens": encoded.region_tokens}
+        else:
+            refuse_without_tiles(**{name: value for name, value in images.items() if name not in TOKENS})
         repeated = {}
         if images.get("packed_tokens") is not None:
             tokens = images["packed_tokens"].flatten(0, 1)

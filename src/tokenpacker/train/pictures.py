@@ -5,6 +5,7 @@ from __future__ import annotations
 from PIL import Image
 
 from tokenpacker.hf.pictures import to_rgb
+from tokenpacker.hf.tokenizer import REGION_TOKEN
 from tokenpacker.train.labels import HUMAN
 from tokenpacker.train.rows import Record
 from tokenpacker.visualize_regions import draw_conversation
@@ -14,8 +15,13 @@ def draw_record(record: Record) -> Image.Image:
     """A page with the images of a record, their regions numbered in the order of their marks, and the conversation.
 
     Raises:
-        ValueError: for an image or a region that cannot be used, with the number of the region.
+        ValueError: for an image or a region that cannot be used, with the number of the region, and for marks and
+            regions that differ in number.
     """
+    marks = sum(message["value"].count(REGION_TOKEN) for message in record.conversation)
+    num_regions = sum(map(len, record.regions))
+    if marks != num_regions and record.regions:
+        raise ValueError(f"{record.source or record.id} has {marks} {REGION_TOKEN} and {num_regions} regions; mend it")
     return draw_conversation(
         [to_rgb(image) for image in record.images],
         [(place, region) for place, own in enumerate(record.regions) for region in own],
