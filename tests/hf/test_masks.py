@@ -1,4 +1,5 @@
 import json
+import re
 
 import numpy as np
 import pytest
@@ -44,6 +45,7 @@ FORMS = {
     "picture": Image.fromarray(BLOCK),
     "grey picture": Image.fromarray(BLOCK.astype(np.uint8) * 200),
     "picture of two colours": Image.fromarray(BLOCK[..., None] * np.array([250, 0, 7], np.uint8)),
+    "blue picture": Image.fromarray(BLOCK[..., None] * np.array([0, 0, 1], np.uint8)),
     "opaque picture": Image.fromarray(BLOCK).convert("RGBA"),
     "palette picture": Image.fromarray(BLOCK).convert("RGB").quantize(2),
     "flipped array": BLOCK[::-1].copy()[::-1],
@@ -51,11 +53,19 @@ FORMS = {
     "packed runs": {"size": [6, 8], "counts": packed(BLOCK_RUNS)},
     "packed runs as bytes": {"size": [6, 8], "counts": packed(BLOCK_RUNS).encode()},
     "box": (2, 1, 7, 4),
+    "packed runs of a size in an array": {"size": np.array([6, 8]), "counts": packed(BLOCK_RUNS)},
+    "runs in a tensor": {"size": torch.tensor([6, 8]), "counts": torch.tensor(BLOCK_RUNS)},
     "box as an array": np.array([2.0, 1.0, 7.0, 4.0]),
+    "box of a tensor's numbers": tuple(torch.tensor([2.0, 1.0, 7.0, 4.0])),
     "polygon": [[2, 1, 7, 1, 7, 4, 2, 4]],
     "polygon of one part": [2, 1, 7, 1, 7, 4, 2, 4],
     "polygon of two parts": [[2, 1, 4, 1, 4, 4, 2, 4], [7, 4, 3, 4, 3, 1, 7, 1]],
+    "polygon of one part in a tensor": [torch.tensor([2, 1, 7, 1, 7, 4, 2, 4])],
     "box by name": {"box": [2, 1, 7, 4]},
+    "array of a box by name": {"box": np.array([2, 1, 7, 4])},
+    "tensor of a box by name": {"box": torch.tensor([2, 1, 7, 4])},
+    "array of a polygon by name": {"polygon": [np.array([2, 1, 7, 1, 7, 4, 2, 4])]},
+    "tensor of parts by name": {"polygon": torch.tensor([[2, 1, 7, 1, 7, 4, 2, 4]])},
     "polygon by name": {"polygon": [[2, 1, 7, 1, 7, 4, 2, 4]]},
     "runs by name": {"rle": {"size": [6, 8], "counts": BLOCK_RUNS}},
     "array by name": {"mask": BLOCK},
@@ -153,25 +163,39 @@ def test_the_regions_of_an_image_are_split_without_being_decoded():
         assert [to_mask(region, SIZE).sum() for region in split_regions(table)] == [15, 1]
     assert split_regions(np.zeros((0, 4), np.float32)) == []
     assert len(split_regions(np.ones((6, 4), dtype=bool))) == len(split_regions(np.ones((6, 4), dtype=int))) == 1
-    with pytest.raises(ValueError, match="an array of 6x8x1, which may also be 6 masks one pixel wide; pass mask"):
-        split_regions(BLOCK[..., None])
     with pytest.raises(ValueError, match="regions are given as nested lists of 0 and 1; pass an array"):
         split_regions(BLOCK.tolist())
     with pytest.raises(ValueError, match="regions are given as int; pass a list"):
         split_regions(3)
 
 
+@pytest.mark.parametrize(
+    ("channels", "remedy"), [(1, "mask[..., 0]"), (3, "mask.any(-1)"), (4, "mask[..., :3].any(-1)")]
+)
+def test_an_array_that_may_be_a_picture_or_many_masks_is_refused_with_what_to_pass_for_either(channels, remedy):
+    colours = BLOCK[..., None] & (np.arange(channels) < 3)
+    told = f"a picture of 6x8 in {channels} channels or 6 masks of 8x{channels}; pass {remedy} for a picture, list"
+    for picture in (colours, torch.from_numpy(colours)):
+        with pytest.raises(ValueError, match=re.escape(told)):
+            split_regions(picture)
+        assert np.array_equal(to_mask(eval(remedy, {"mask": picture}), SIZE), BLOCK)
+        assert len(split_regions(list(picture))) == 6
+
+
 BROKEN = {
     "empty": (np.zeros(SIZE, bool), "has no pixel set"),
     "no picture": (np.zeros((0, 0), bool), "is 0x0 but its image is 6x8"),
+    "picture of no pixel": (Image.new("RGB", (0, 0)), "is 0x0 but its image is 6x8"),
     "wrong size": (BLOCK.T, "is 8x6 but its image is 6x8; masks have the size .* after EXIF rotation"),
     "float": (BLOCK.astype(np.float32), r"is an array of float32; pass booleans, for example mask > 0\.5"),
     "bfloat16": (torch.from_numpy(BLOCK).bfloat16(), "is an array of float32"),
+    "colours in an array": ({"mask": BLOCK[..., None] * np.full(3, 255)}, r"is an array of 6x8x3; .*: mask\.any\(-1\)"),
     "labels in an array": (BLOCK.astype(np.uint8) * 3, "holds values from 0 to 3; pass 0 and 1"),
     "black picture": (Image.new("RGB", (8, 6)), "has no pixel set"),
     "grey picture": (
         Image.linear_gradient("L").resize((8, 6)),
-        r"holds 6 grey levels, 22, 63, 106, 149, \.\.\.; a mask has 0 and one other: pass a boolean array",
+        r"holds 6 grey levels, 22, 63, 106, 149, \.\.\.; a mask has 0 and one other: "
+        "pass a boolean array of what is meant, or save it as a PNG of two colours",
     ),
     "no black": (Image.fromarray(BLOCK * np.uint8(9) + np.uint8(1)), "holds 2 grey levels, 1, 10; a mask has 0"),
     "labels in colour": (
@@ -184,7 +208,7 @@ BROKEN = {
     ),
     "photo": (
         Image.fromarray(np.random.default_rng(0).integers(0, 256, (18, 24, 3), np.uint8)),
-        "holds more than 256 colours; a mask has black and one other",
+        "holds more than 256 colours; a mask has black and one other: pass a boolean array .* PNG of two colours",
     ),
     "transparent picture": (Image.new("RGBA", (8, 6)), "is transparent in places; a mask is black where nothing is"),
     "deep picture": (Image.new("I;16", (8, 6)), "is a picture of mode I;16; a mask is black and one other colour"),
@@ -197,25 +221,34 @@ BROKEN = {
     "polygon outside": ([[-5, 0, -1, 0, -1, 4]], "outside of its image"),
     "polygon beside a corner": ([[-3, 3, 3, -3, -3, -3]], "is a polygon without a pixel in its image"),
     "two points": ([[1, 1, 2, 2]], "has a polygon of 4 numbers; write at least three points"),
+    "box in a list for a prompt": (
+        [(2, 1, 7, 4)],
+        "4 numbers; .*; region_masks has one list per image, not per prompt",
+    ),
+    "mask in a list for a prompt": ([BLOCK], "; region_masks has one list per image, not per prompt"),
     "half a point": ([[1, 1, 2, 2, 3, 3, 4]], "has a polygon of 7 numbers"),
     "huge polygon": ([[0, 0, 1e300, 0, 0, 1e300]], r"has the coordinate 1e\+300"),
     "points": ([[(1, 1), (2, 2), (3, 1)]], r"has a polygon of \[\(1, 1\), \(2, 2\), \(3, 1\)\]"),
-    "three numbers": ([1, 2, 3], "has a polygon of 3 numbers"),
+    "three numbers": ([1, 2, 3], r"is given as numbers, \(1, 2, 3\); use a"),
     "nothing": ([], "is an empty list; use a"),
     "text": ({"box": "1,2,3,4"}, "has box=1,2,3,4, which is none"),
     "unknown key": ({"circle": (1, 2, 3)}, r"has the keys \['circle'\]; write one of box, polygon, rle, mask"),
     "two keys": ({"box": (0, 0, 1, 1), "mask": BLOCK}, r"has the keys \['box', 'mask'\]"),
     "number": (7, "is given as int; use a"),
     "runs of another size": ({"size": [8, 6], "counts": BLOCK_RUNS}, "is an RLE of size .* but its image is 6x8"),
+    "runs of a nested size": ({"size": [np.array([6, 8])] * 2, "counts": BLOCK_RUNS}, "is an RLE of size .* but"),
     "no size": ({"counts": BLOCK_RUNS}, "is an RLE of size None"),
-    "too many pixels": ({"size": [6, 8], "counts": [40, 9]}, "runs of 49 pixels in all, where 6x8 has 48"),
-    "huge runs": ({"size": [6, 8], "counts": [10**30, 10**30]}, "broken RLE: runs of 2000"),
-    "run below zero": ({"size": [6, 8], "counts": [50, -2]}, "broken RLE: a run below 0"),
+    "too many pixels": ({"size": [6, 8], "counts": [40, 9]}, "runs that add up to more, where 6x8 has 48 pixels"),
+    "too few pixels": ({"size": [6, 8], "counts": [30, 9]}, "runs that add up to 39, where 6x8 has 48 pixels"),
+    "huge runs": ({"size": [6, 8], "counts": [10**9999]}, "broken RLE: runs that add up to more"),
+    "more text than pixels": ({"size": [6, 8], "counts": packed([40, 9]) + "not read"}, "runs that add up to more"),
+    "empty runs without end": ({"size": [6, 8], "counts": "0" * 51 + "not read"}, "more runs than pixels"),
+    "run below zero": ({"size": [6, 8], "counts": [30, -2]}, "broken RLE: a run below 0"),
     "fractions": ({"size": [6, 8], "counts": [40.5, 7.5]}, "neither text nor whole numbers"),
     "cut text": ({"size": [6, 8], "counts": packed([40, 8])[:1]}, "its counts end within a number"),
     "foreign text": ({"size": [6, 8], "counts": "0 0"}, "character 2 of its counts cannot stand there"),
     "endless number": ({"size": [6, 8], "counts": "o" * 50}, "character 10 of its counts cannot stand there"),
-    "empty runs": ({"size": [6, 8], "counts": [48]}, "has no pixel set"),
+    "runs of zero only": ({"size": [6, 8], "counts": [48]}, "has no pixel set"),
 }
 
 

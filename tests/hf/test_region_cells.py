@@ -192,6 +192,13 @@ def test_the_released_rule_takes_a_patch_by_its_centre(region_model, image_of):
         (["<image><mask>"], [np.zeros((32, 32), bool)], "region 1 of image 1 has no pixel set"),
         (["<image><mask>"], [np.ones((32, 16), bool)], "region 1 of image 1 is 32x16 but its image is 32x32"),
         (["<image><mask>"], [np.ones((32, 32, 1), bool)], r"an array of 32x32x1, .* pass mask\[\.\.\., 0\]"),
+        (["<image><mask>"], [np.ones((32, 32, 3), bool)], r"an array of 32x32x3, .* pass mask\.any\(-1\)"),
+        (["<image><mask>"], [5], r"region 1 of image 1 is given as numbers, \(5\); use a"),
+        (
+            ["<image><mask>"] * 2,
+            [[[BOX]], [[BOX]]],
+            "4 numbers; .*; region_masks has one list per image, not per prompt",
+        ),
         (["<image><mask>"], [[[0, 1, 0, 1, 1]] * 5], "regions are given as nested lists of 0 and 1; pass an array"),
         (["<image><mask>"], [[[[0, 1, 0, 1, 1]] * 5]], "region 1 of image 1 is given as nested lists of 0 and 1"),
         (["<image><mask>"], [np.ones((32, 32))], "region 1 of image 1 is an array of float64; pass booleans"),

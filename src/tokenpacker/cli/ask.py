@@ -43,7 +43,7 @@ def ask(
 
         tokenpacker ask before.png after.png "what changed?" --scale-factor 3 --json
 
-        tokenpacker ask signs.png "is <mask> above <mask>?" --box 10,10,60,40 --mask mask.png
+        tokenpacker ask signs.png "what colors are <mask> and <mask>?" --box 10,10,60,40 --mask mask.png
 
         tokenpacker ask before.png after.png "was <mask> here: <mask>?" --box 2:10,10,60,40 --box 1:12,10,62,40
     """

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
@@ -33,6 +34,8 @@ COLOUR_MODES = ("P", "RGB", "LA", "PA", "RGBA")
 COLOURS_COUNTED = 256
 COLOURS_TOLD = 4
 MAX_COORDINATE = 1e7  # beyond every image
+CHANNELS = {1: "mask[..., 0]", 3: "mask.any(-1)", 4: "mask[..., :3].any(-1)"}  # last side of a picture: its mask
+TWO_COLOURS = "pass a boolean array of what is meant, or save it as a PNG of two colours"
 NESTED_LISTS = "nested lists of 0 and 1; pass an array, np.array(mask, dtype=bool)"
 
 
@@ -43,7 +46,7 @@ def split_regions(entry: Any) -> list[Any]:
         entry: a list of regions, (R, H, W) masks, (R, 4) boxes, or a lone region.
 
     Raises:
-        ValueError: for what is no list of regions, and arrays (H, W, 1), which may be one mask or many.
+        ValueError: for what is no list of regions, and arrays (H, W, 1 or 3 or 4), which may be a picture or H masks.
     """
     if entry is None:
         return []
@@ -65,10 +68,11 @@ def is_lone_region(value: Any) -> bool:
 
 def _split_array(array: np.ndarray | Tensor) -> list[Any]:
     """The masks of (R, H, W), the boxes of (R, 4), or the array itself."""
-    if array.ndim == 3 and array.shape[2] == 1:
+    if array.ndim == 3 and array.shape[2] in CHANNELS:
+        height, width, channels = array.shape
         raise ValueError(
-            f"a mask is an array of {_shape(array)}, which may also be {array.shape[0]} masks one pixel wide; pass"
-            " mask[..., 0], or a list with one (H, W) array for each region"
+            f"a mask is an array of {_shape(array)}, a picture of {height}x{width} in {channels} channels or {height}"
+            f" masks of {width}x{channels}; pass {CHANNELS[channels]} for a picture, list(mask) for masks"
         )
     return list(array) if array.ndim == 3 or _are_boxes(array) else [array]
 
@@ -100,13 +104,13 @@ def mark_region(region: Any, image_size: tuple[int, int], name: str = "the regio
         ValueError: for a form that is unknown or contradicts itself, a mask of another size or without any pixel, and
             a region that lies outside of the image.
     """
-    if isinstance(region, (np.ndarray, Tensor)) and region.ndim == 1:  # a box or a polygon
-        region = region.tolist()
     if isinstance(region, Mapping) and "counts" not in region:
         known = [key for key in REGION_FORMS if key in region]
         if len(known) != 1 or len(region) != 1:
             raise ValueError(f"{name} has the keys {sorted(map(str, region))}; write one of {', '.join(REGION_FORMS)}")
         region = _checked_form(known[0], region[known[0]], name)
+    if isinstance(region, (np.ndarray, Tensor)) and region.ndim == 1:  # a box or a polygon
+        region = region.tolist()
     if isinstance(region, Mapping):
         marked = mark_runs(region, image_size, name)
     elif isinstance(region, (np.ndarray, Tensor, Image.Image, str, Path)):
@@ -152,24 +156,24 @@ def _from_picture(picture: Image.Image, name: str) -> np.ndarray:
             f"{name} is a picture of mode {picture.mode}; a mask is black and one other colour in 8 bits: save it as"
             " a black-and-white PNG file"
         )
-    if picture.has_transparency_data and np.asarray(picture.convert("RGBA"))[..., 3].min() < 255:
+    if picture.has_transparency_data and any(picture.convert("RGBA").getchannel("A").histogram()[:255]):
         raise ImageError(f"{name} is transparent in places; a mask is black where nothing is marked: fill it in")
     picture = picture.convert("RGB")
     counted = picture.getcolors(COLOURS_COUNTED)
     if counted is None:
-        raise ImageError(f"{name} holds more than {COLOURS_COUNTED} colours; a mask has black and one other")
-    _check_colours(sorted(colour for _, colour in counted), (0, 0, 0), "colours", name)
-    pixels: np.ndarray = np.asarray(picture)
-    return pixels.max(axis=2) > 0
+        raise ImageError(
+            f"{name} holds more than {COLOURS_COUNTED} colours; a mask has black and one other: {TWO_COLOURS}"
+        )
+    colours: list[Any] = sorted(colour for _, colour in counted)
+    _check_colours(colours, (0, 0, 0), "colours", name)
+    other = max(colours, default=(0, 0, 0))
+    return np.asarray(picture.getchannel(other.index(max(other)))) != 0  # its strongest channel tells it from black
 
 
 def _check_colours(used: Sequence[Any], black: Any, kind: str, name: str) -> None:
     if len(used) > 2 or (len(used) == 2 and black not in used):
         told = ", ".join(map(str, used[:COLOURS_TOLD])) + (", ..." if len(used) > COLOURS_TOLD else "")
-        raise ImageError(
-            f"{name} holds {len(used)} {kind}, {told}; a mask has {black} and one other: pass a boolean array of what"
-            " is meant"
-        )
+        raise ImageError(f"{name} holds {len(used)} {kind}, {told}; a mask has {black} and one other: {TWO_COLOURS}")
 
 
 def _from_array(region: Any, image_size: tuple[int, int], name: str) -> np.ndarray:
@@ -179,6 +183,8 @@ def _from_array(region: Any, image_size: tuple[int, int], name: str) -> np.ndarr
         mask = read_mask(region)
     else:
         array = _to_numpy(region)
+        if array.ndim == 3 and array.shape[2] in CHANNELS:
+            raise ValueError(f"{name} is an array of {_shape(array)}; masks are (H, W): {CHANNELS[array.shape[2]]}")
         if array.dtype != np.bool_ and array.dtype.kind not in "iu":
             raise ValueError(f"{name} is an array of {array.dtype}; pass booleans, for example mask > 0.5")
         if array.dtype != np.bool_ and array.size and (array.min() < 0 or array.max() > 1):
@@ -216,11 +222,19 @@ def _from_box(box: Sequence[float], image_size: tuple[int, int], name: str) -> M
 def _from_polygon(region: Sequence[Any], image_size: tuple[int, int], name: str) -> MarkedPixels:
     if _are_rows_of_pixels(region):
         raise ValueError(f"{name} is given as {NESTED_LISTS}")
+    one_part = _is_flat(region) and len(region) > 0
+    if one_part and len(region) < 4:
+        raise ValueError(f"{name} is given as numbers, {_told(region)}; use {FORMS}")
     outlines = []
-    for part in [region] if _is_flat(region) and len(region) else region:
-        if not _is_flat(part) or len(part) < 6 or len(part) % 2:
-            told = f"{len(part)} numbers" if _is_flat(part) else f"{str(part)[:40]}"
-            raise ValueError(f"{name} has a polygon of {told}; write at least three points as [x, y, x, y, x, y, ...]")
+    for part in [region] if one_part else region:
+        flat = _is_flat(part)
+        if not flat or len(part) < 6 or len(part) % 2:
+            told = f"{len(part)} numbers" if flat else " ".join(str(part).split())[:40]
+            too_deep = len(part) == 4 if flat else is_lone_region(part)
+            hint = "; region_masks has one list per image, not per prompt" if too_deep else ""
+            raise ValueError(
+                f"{name} has a polygon of {told}; write at least three points as [x, y, x, y, x, y, ...]{hint}"
+            )
         outlines.append(np.array(_finite(part, name)).reshape(-1, 2))
     if not outlines:
         raise ValueError(f"{name} is an empty list; use {FORMS}")
@@ -242,7 +256,9 @@ def _check_inside(box: Sequence[float], image_size: tuple[int, int], name: str) 
 
 
 def _checked_form(form: str, value: Any, name: str) -> Any:
-    """The value below a key that says what it is."""
+    """The value below a key that says what it is; numbers of boxes and polygons as lists."""
+    if form in ("box", "polygon") and isinstance(value, (np.ndarray, Tensor)):
+        value = value.tolist()
     fits = {
         "box": _is_flat(value) and len(value) == 4,
         "polygon": isinstance(value, Sequence) and not (_is_flat(value) and 0 < len(value) <= 4),
@@ -256,10 +272,22 @@ def _checked_form(form: str, value: Any, name: str) -> Any:
 
 def _is_flat(value: Any) -> bool:
     """Whether this is a sequence of plain numbers."""
-    if isinstance(value, np.ndarray):
-        return value.ndim == 1 and value.dtype.kind in "iuf"
+    if isinstance(value, (np.ndarray, Tensor)):
+        return value.ndim == 1 and _holds_numbers(value)
     is_list = isinstance(value, Sequence) and not isinstance(value, (str, bytes))
-    return is_list and all(isinstance(entry, numbers.Real) and not isinstance(entry, bool) for entry in value)
+    return is_list and all(_is_number(entry) for entry in value)
+
+
+def _is_number(value: Any) -> bool:
+    if isinstance(value, (np.ndarray, Tensor)):  # as in tuple(tensor)
+        return value.ndim == 0 and _holds_numbers(value)
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
+def _holds_numbers(array: np.ndarray | Tensor) -> bool:
+    if isinstance(array, Tensor):
+        return array.dtype != torch.bool and not array.is_complex()
+    return array.dtype.kind in "iuf"
 
 
 def _are_rows_of_pixels(value: Sequence[Any]) -> bool:

@@ -1,15 +1,17 @@
 """COCO's run-length encoding of masks: lengths of runs of 0 and 1 in turn, zeros first, column by column.
 
-Nothing here trusts its input: runs are added up before a mask is made, and only the columns with ones are.
+Nothing here trusts its input: runs are added up before a mask is made, of which only the columns with ones are, and
+reading ends where they leave the image.
 """
 
 from __future__ import annotations
 
 import numbers
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from tokenpacker.hf.marks import MarkedPixels
 
@@ -23,18 +25,15 @@ def mark_runs(region: Mapping[str, Any], image_size: tuple[int, int], name: str)
         ValueError: for another size than the image's, counts that are no runs, and runs that do not fill the image.
     """
     height, width = image_size
-    size, counts = region.get("size"), region["counts"]
-    if not isinstance(size, (Sequence, np.ndarray)) or [*size] != [height, width]:
+    size, counts = (_listed(value) for value in (region.get("size"), region["counts"]))
+    is_list = isinstance(size, Sequence) and all(isinstance(side, numbers.Real) for side in size)
+    if not is_list or [*size] != [height, width]:
         raise ValueError(
-            f"{name} is an RLE of size {size!r} but its image is {height}x{width}; its size is [height, width] of the"
-            " image as shown, after EXIF rotation"
+            f"{name} is an RLE of size {' '.join(repr(size).split())[:60]} but its image is {height}x{width}; its size"
+            " is [height, width] of the image as shown, after EXIF rotation"
         )
-    runs = _decompress(counts, name) if isinstance(counts, (str, bytes)) else _plain_runs(counts, name)
-    if min(runs, default=0) < 0 or sum(runs) != height * width:
-        wrong = "a run below 0" if min(runs, default=0) < 0 else f"runs of {sum(runs)} pixels in all"
-        raise ValueError(
-            f"{name} is a broken RLE: {wrong}, where {height}x{width} has {height * width}; encode it again"
-        )
+    unchecked = _decompress(counts, name) if isinstance(counts, (str, bytes)) else _plain_runs(counts, name)
+    runs = _fill(unchecked, (height, width), name)
     ends = np.cumsum(runs)
     of_ones = np.arange(1, len(runs), 2)
     of_ones = of_ones[ends[of_ones] > ends[of_ones - 1]]
@@ -47,23 +46,50 @@ def mark_runs(region: Mapping[str, Any], image_size: tuple[int, int], name: str)
     return MarkedPixels.of(columns.T, left=int(first_col))
 
 
-def _plain_runs(counts: Any, name: str) -> list[int]:
-    whole = isinstance(counts, (Sequence, np.ndarray)) and all(
-        isinstance(run, numbers.Integral) and not isinstance(run, bool) for run in counts
-    )
-    if not whole:
-        raise ValueError(f"{name} is a broken RLE: its counts are neither text nor whole numbers; encode it again")
-    return [int(run) for run in counts]
+def _listed(value: Any) -> Any:
+    return value.tolist() if isinstance(value, (np.ndarray, Tensor)) else value
 
 
-def _decompress(counts: str | bytes, name: str) -> list[int]:
+def _fill(runs: Iterable[int], image_size: tuple[int, int], name: str) -> list[int]:
+    """The runs, which must fill an image; no more of them are taken than it can hold."""
+    height, width = image_size
+    pixels, total, taken = height * width, 0, []
+
+    def broken(what: str) -> ValueError:
+        return ValueError(
+            f"{name} is a broken RLE: {what}, where {height}x{width} has {pixels} pixels; encode it again"
+        )
+
+    for run in runs:
+        if run < 0:
+            raise broken("a run below 0")
+        total += run
+        taken.append(run)
+        if total > pixels:
+            raise broken("runs that add up to more")
+        if len(taken) > pixels + 2:  # of a mask of single pixels the first and the last run may be empty
+            raise broken("more runs than pixels")
+    if total < pixels:
+        raise broken(f"runs that add up to {total}")
+    return taken
+
+
+def _plain_runs(counts: Any, name: str) -> Iterator[int]:
+    runs = counts if isinstance(counts, Sequence) else [None]
+    for run in runs:
+        if not isinstance(run, numbers.Integral) or isinstance(run, bool):
+            raise ValueError(f"{name} is a broken RLE: its counts are neither text nor whole numbers; encode it again")
+        yield int(run)
+
+
+def _decompress(counts: str | bytes, name: str) -> Iterator[int]:
     """The runs of COCO's text form: six bits a character above "0", of which five count and one says that more follow.
 
     Numbers are in two's complement, low bits first; from the fourth on, a run is the difference to the one two before.
     """
     text = counts.encode("ascii", "replace") if isinstance(counts, str) else counts
-    runs: list[int] = []
     value, shift = 0, 0
+    count, last, last_but_one = 0, 0, 0
     for place, character in enumerate(text):
         bits = character - 48
         if not 0 <= bits < 64 or shift > MAX_RUN_BITS:
@@ -76,8 +102,8 @@ def _decompress(counts: str | bytes, name: str) -> list[int]:
             continue
         if bits & 16:
             value -= 1 << shift
-        runs.append(value + runs[-2] if len(runs) > 2 else value)
-        value, shift = 0, 0
+        last, last_but_one = value + last_but_one if count > 2 else value, last
+        yield last
+        count, value, shift = count + 1, 0, 0
     if shift:
         raise ValueError(f"{name} is a broken RLE: its counts end within a number; encode it again")
-    return runs
