@@ -24,6 +24,7 @@ from torch import Tensor
 
 from benchmarks.preprocessing import QUALITY, landscape
 from benchmarks.side_by_side import Target, Times, arguments, report, time_in_turns
+from tokenpacker.evaluate.shapes import CLIP_LARGE_336
 from tokenpacker.hf import TokenPackerConfig, TokenPackerForConditionalGeneration, TokenPackerProcessor, add_regions
 from tokenpacker.hf.masks import to_mask
 from tokenpacker.train.tokenizer import train_tokenizer
@@ -36,14 +37,6 @@ SIZE, SMALL_SIZE = (3000, 4000), (300, 400)
 SHORT = "short"  # a prompt that names nothing
 STATIONS = ("processor", "vision and projector", "region encoder", "prefill")
 IMAGES = {"1 tile": {"image_mode": "pad"}, "9 tiles and a thumbnail": {"image_mode": "slice", "max_tiles": 9}}
-VISION = {
-    "hidden_size": 1024,
-    "intermediate_size": 4096,
-    "num_hidden_layers": 24,
-    "num_attention_heads": 16,
-    "image_size": 336,
-    "patch_size": 14,
-}
 TEXT = {
     "hidden_size": 576,
     "intermediate_size": 1536,
@@ -64,7 +57,7 @@ def main() -> None:
     size = SMALL_SIZE if options.small else SIZE
     forms = regions_of(size)
     figures: dict[str, Any] = {"size": size, "num_regions": NUM_REGIONS, "transformers": transformers.__version__}
-    figures |= {"shapes": [SMALL] if options.small else [VISION, TEXT], "images": {}}
+    figures |= {"shapes": [SMALL] if options.small else [CLIP_LARGE_336, TEXT], "images": {}}
     with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
         file = Path(folder) / "photo.jpg"
         landscape(size, seed=0).save(file, quality=QUALITY)
@@ -78,7 +71,7 @@ def main() -> None:
 def build(small: bool) -> tuple[TokenPackerForConditionalGeneration, TokenPackerProcessor]:
     """A model that knows regions, of random weights, and its processor."""
     tokenizer = train_tokenizer()
-    vision, text = (shapes | (SMALL if small else {}) for shapes in (VISION, TEXT))
+    vision, text = (shapes | (SMALL if small else {}) for shapes in (CLIP_LARGE_336, TEXT))
     config = TokenPackerConfig(
         {"model_type": "clip_vision_model", **vision},
         {"model_type": "llama", "pad_token_id": tokenizer.pad_token_id, **text},
