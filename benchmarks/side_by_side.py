@@ -155,7 +155,8 @@ def report(
 ) -> None:
     """Prints the table, what it was measured on and whether it is as wanted; writes all figures to the file."""
     on = figures["machine"] = machine()
-    figures["command"] = " ".join(["python -m", _module_name(), *sys.argv[1:]])
+    command = " ".join(["python -m", _module_name(), *sys.argv[1:]])
+    figures["command"] = command.replace(str(file), file.name) if file else command  # the folder is nobody's business
     lines = [f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows)]
     lines += [
         "",
