@@ -1,4 +1,4 @@
-"""Compares TokenPacker with folded weights with a module written straight from the paper's equations.
+"""Compares TokenPacker with a module written straight from the paper's equations.
 
     python -m benchmarks.projector [--rounds N] [--threads N] [--json FILE]
 
@@ -64,7 +64,6 @@ def main() -> None:
     torch.manual_seed(0)
     config = TokenPackerProjectorConfig(vision_dim=VISION_DIM, language_dim=LANGUAGE_DIM)
     packer = TokenPacker(config).eval()
-    packer.folds_weights = True
     straightforward = Straightforward(packer).eval()
     length = PATCH_GRID[0] * PATCH_GRID[1]
     query, levels = torch.randn(BATCH, length, VISION_DIM), torch.randn(BATCH, length, 4 * VISION_DIM)
@@ -119,6 +118,7 @@ def show(figures: dict[str, Any], file: Any) -> None:
         verdicts.append(Target(f"memory at s = {scale}", "at most", MEMORY_SHARE).verdict(share))
         with_weights = (memory["package"] + figures["folded_mib"]) / memory["straightforward"]
         verdicts.append(f"- memory at s = {scale} with the folded weights counted in: {with_weights:.3f}")
+    assert figures["folded_mib"], "the projector did not fold its weights unasked"
     verdicts.append(f"- the folded weights, kept between calls: {figures['folded_mib']:.0f} MiB")
     report(figures, head, rows, verdicts, file)
 

@@ -64,14 +64,20 @@ def test_it_is_the_same_function_up_to_rounding(packer, grid, scale):
     torch.testing.assert_close(fast(packer, features, scale), plain(packer, features, scale), atol=1e-12, rtol=1e-12)
 
 
-def test_it_is_taken_only_where_it_is_asked_for(packer, monkeypatch):
-    monkeypatch.setattr(TokenPacker, "folds_weights", False)
+def test_large_calls_take_it_unasked_and_small_ones_do_not(packer, monkeypatch):
+    monkeypatch.setattr(TokenPacker, "folds_weights", None)
     with torch.no_grad():
-        packer(random_features())
+        packer(random_features((24, 24), num_tiles=3))
         assert not is_folded(packer)
-        packer.folds_weights = True
-        packer(random_features())
+        packer(random_features((24, 24), num_tiles=4))
     assert is_folded(packer)
+
+
+def test_it_can_be_refused(packer):
+    packer.folds_weights = False
+    with torch.no_grad():
+        packer(random_features((24, 24), num_tiles=4))
+    assert not is_folded(packer)
 
 
 @pytest.mark.parametrize("num_tiles", [0, 1, 5])
@@ -120,6 +126,13 @@ def test_gradients_take_the_plain_path_and_leave_nothing_folded(packer):
     packer(features).sum().backward()
     assert not is_folded(packer)
     assert all(parameter.grad is not None for parameter in packer.parameters())
+
+
+def test_a_call_that_learns_leaves_nothing_folded_even_when_small(packer, monkeypatch):
+    fast(packer, random_features())
+    monkeypatch.setattr(TokenPacker, "folds_weights", None)
+    packer(random_features())
+    assert not is_folded(packer)
 
 
 def test_gradients_of_the_features_alone_take_the_plain_path(packer):

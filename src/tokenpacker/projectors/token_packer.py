@@ -94,14 +94,16 @@ class TokenPacker(Projector):
     the missing ones are masked out of the attention, and the coarse query reads the last real row or column in
     their place. On a grid that s divides nothing is extended and the result is the released one.
 
-    With `folds_weights` set to True, a wide projector on a CPU in float32 or float64 computes its result from folded
-    weights where nothing is differentiated, in fewer multiplications: see `token_packer_fast.py`. At C = 1024 and
-    D = 4096 they are made at the first call in about a second, and take 40 MiB beside the projector's 140. It is not
-    the default: the result is as near to the exact one, but its rounding is not that of the released code.
+    Where nothing is differentiated, a wide projector on a CPU in float32 or float64 computes the same function from
+    folded weights, in fewer multiplications: see `token_packer_fast.py`. It does so in calls of at least
+    `token_packer_fast.MIN_PATCHES` patches, four tiles of CLIP-L/336; with `folds_weights` True in all, with False in
+    none. At C = 1024 and D = 4096 the folded weights are made at the first such call in about a second, and take
+    40 MiB beside the projector's 140. The result is as near to the exact one, within 1e-6 of the largest value to the
+    plain path's, but its last digits are not those of the released code.
     """
 
     config: TokenPackerProjectorConfig
-    folds_weights: bool = False
+    folds_weights: bool | None = None
 
     def __init__(self, config: TokenPackerProjectorConfig):
         super().__init__()
@@ -125,7 +127,7 @@ class TokenPacker(Projector):
             ValueError: when the features' widths are not the config's or the scale factor exceeds the grid.
         """
         self.check_features(features)
-        folded = self._fast_path.folded(self, features) if self.folds_weights and type(self) is TokenPacker else None
+        folded = self._fast_path.folded(self, features) if type(self) is TokenPacker else None
         if folded is not None:
             return self._forward_folded(folded, features, scale_factor)
         queries, keys, mask = self._queries_and_keys(features, scale_factor)

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 PATCHES_AT_A_TIME = 2304  # four tiles of CLIP-L/336: large enough for full speed, and memory does not grow with N
 TOKENS_AT_A_TIME = 1152  # rows of the output MLP, likewise: its weights are large, and a third as many rows lose 12 %
 BLOCK = 128  # columns of a triangular product that are computed together; narrower ones gain nothing more
+MIN_PATCHES = 2304  # of a call that folds unasked: a second of folding is repaid by many tiles, not by one image
 MIN_VISION_DIM = 256  # below, more and smaller products take longer than multiplications are saved
 SAMPLES = 64  # numbers of each parameter that are compared to notice a change
 FOLDED_DTYPES = (torch.float32, torch.float64)  # half precision would round the folded weights once more
@@ -263,7 +264,7 @@ class FastPath:
         if _differentiated(packer, features):
             self.drop()  # weights that learn change at every step, some optimizers do it unseen
             return None
-        if not (_computes_here(packer, features) and _consists_of_its_own_parts(packer)):
+        if not (_wanted(packer, features) and _computes_here(packer, features) and _consists_of_its_own_parts(packer)):
             return None
         parameters = list(packer.parameters())
         places = [(parameter.data_ptr(), parameter._version) for parameter in parameters]
@@ -276,6 +277,12 @@ class FastPath:
 
 def _sample(parameter: Tensor) -> Tensor:
     return parameter.flatten()[:: max(1, parameter.numel() // SAMPLES)]
+
+
+def _wanted(packer: TokenPacker, features: VisionFeatures) -> bool:
+    if packer.folds_weights is None:
+        return features.levels.shape[:2].numel() >= MIN_PATCHES
+    return packer.folds_weights
 
 
 def _differentiated(packer: nn.Module, features: VisionFeatures) -> bool:
