@@ -11,7 +11,6 @@ from tokenpacker.compare.report import BEGIN, END, Report, put_between_marks, wr
 from tokenpacker.compare.results import append_row, of_one_protocol, read_rows
 
 ROOT = Path(__file__).resolve().parents[2]
-COMMITTED = ROOT / "docs" / "comparison"
 MACHINE = {"processor": "a processor", "cores": 2, "threads": 1}
 
 
@@ -150,13 +149,33 @@ def test_a_document_without_marks_and_a_file_without_runs_are_refused(tmp_path):
         report.main([str(tmp_path)])
 
 
-@pytest.mark.skipif(not (COMMITTED / "results.jsonl").is_file(), reason="no comparison is committed yet")
-@pytest.mark.parametrize("document", ["README.md", "docs/comparison.md"])
-def test_numbers_in_documents_are_those_of_the_committed_rows(document, tmp_path):
-    shutil.copy(COMMITTED / "results.jsonl", tmp_path)
+def test_two_comparisons_have_their_places_in_one_document(tmp_path):
+    for row in ROWS:
+        append_row(tmp_path / "results.jsonl", row)
+    document = tmp_path / "document.md"
+    places = [f"{BEGIN.format(mark)}\n{END.format(mark)}\n" for mark in ("compare", "options", "options-differences")]
+    document.write_text("".join(places))
+    report.main([str(tmp_path), str(document), "--mark", "options"])
+    untouched, written = document.read_text().split(END.format("compare"))
+    assert untouched == places[0].split(END.format("compare"))[0]
+    assert (tmp_path / "compare.md").read_text() in written
+    assert Report(ROWS).differences() in written
+
+
+@pytest.mark.parametrize(
+    ("folder", "document", "mark"),
+    [
+        ("docs/comparison", "README.md", "compare"),
+        ("docs/comparison", "docs/comparison.md", "compare"),
+        ("docs/comparison/options", "docs/comparison.md", "options"),
+    ],
+)
+def test_numbers_in_documents_are_those_of_the_committed_rows(folder, document, mark, tmp_path):
+    committed = ROOT / folder
+    shutil.copy(committed / "results.jsonl", tmp_path)
     expected = write_report(tmp_path, of_one_protocol(read_rows(tmp_path / "results.jsonl")))
     assert not expected.is_quick
     for name in ("compare.md", "compare.json"):
-        assert (COMMITTED / name).read_text() == (tmp_path / name).read_text()
+        assert (committed / name).read_text() == (tmp_path / name).read_text()
     text = (ROOT / document).read_text(encoding="utf-8")
-    assert put_between_marks(text, expected) == text
+    assert put_between_marks(text, expected, mark) == text

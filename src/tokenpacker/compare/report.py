@@ -3,7 +3,7 @@
     python -m tokenpacker.compare.report docs/comparison README.md docs/comparison.md
 
 writes the three files beside `results.jsonl`, and the tables between the marks of the documents that are named. All
-numbers come from the rows.
+numbers come from the rows. With `--mark NAME` the marks are those of another comparison in the same document.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from tokenpacker.evaluate.tables import UNKNOWN, markdown, milliseconds, number
 
 JSON_FILE, TABLE_FILE, FIGURE_FILE = "compare.json", "compare.md", "compare.png"
 BEGIN, END = "<!-- {}:begin -->", "<!-- {}:end -->"
-TABLE, DIFFERENCES = "compare", "compare-differences"  # marks in documents
+MARK, DIFFERENCES = "compare", "{}-differences"  # marks of the tables in documents
 REFERENCE = "token-packer"  # that the others' differences are told from
 QUICK_NOTE = "**Quick run: too few steps and questions to compare anything. It shows that everything runs.**"
 # What is told of accuracy: heading, task, mode. Pictures of easy-VQA are one tile in both modes.
@@ -254,12 +254,12 @@ def write_report(folder: Path, rows: list[Row]) -> Report:
     return report
 
 
-def put_between_marks(text: str, report: Report) -> str:
+def put_between_marks(text: str, report: Report, mark: str = MARK) -> str:
     """The document with the report's tables between their marks. Raises ValueError for one without marks."""
-    tables = {TABLE: report.to_markdown(), DIFFERENCES: report.differences()}
+    tables = {mark: report.to_markdown(), DIFFERENCES.format(mark): report.differences()}
     marked = [name for name in tables if text.count(BEGIN.format(name)) == text.count(END.format(name)) == 1]
     if not marked:
-        begin, end = BEGIN.format(TABLE), END.format(TABLE)
+        begin, end = BEGIN.format(mark), END.format(mark)
         raise ValueError(f"the document must have {begin} and {end} once each; write them where the table belongs")
     for name in marked:
         begin, end = BEGIN.format(name), END.format(name)
@@ -273,14 +273,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="tokenpacker.compare.report", description="Rewrites a comparison's report.")
     parser.add_argument("folder", type=Path, help=f"folder with {RESULTS}, or the file itself")
     parser.add_argument(
-        "documents", type=Path, nargs="*", help=f"files with marks for tables, such as {BEGIN.format(TABLE)}"
+        "documents", type=Path, nargs="*", help=f"files with marks for tables, such as {BEGIN.format(MARK)}"
     )
+    parser.add_argument("--mark", default=MARK, help="name of the marks (default: %(default)s)")
     options = parser.parse_args(arguments)
     path = options.folder / RESULTS if options.folder.is_dir() else options.folder
     report = write_report(path.parent, of_one_protocol(read_rows(path)))
     for document in options.documents:
         text = document.read_text(encoding="utf-8")
-        document.write_text(put_between_marks(text, report), encoding="utf-8")
+        document.write_text(put_between_marks(text, report, options.mark), encoding="utf-8")
 
 
 def _percent(score: dict[str, Any]) -> float:
