@@ -43,6 +43,15 @@ def test_an_interval_is_a_line_through_its_circle(tmp_path):
     assert (with_line != without).any()
 
 
+def test_an_interval_ends_at_100_percent(tmp_path):
+    lowest = Point("mlp", 36, 50.0, 90.0)
+    ends, ends_beyond = (
+        places_of(drawn(tmp_path, Point("token-packer", 36, 5.0, 98.0, half=half), lowest), OWN_COLOR)[0].min()
+        for half in (2.0, 8.0)
+    )
+    assert ends == ends_beyond  # the axis reaches no higher, so the circle stays where it is
+
+
 def test_a_color_stays_with_its_projector():
     assert colors_of({"token-packer", "mlp"})["token-packer"] == OWN_COLOR
     assert len(set(colors_of({"token-packer", "mlp", "ldp-v2", "average-pool"}).values())) == 4

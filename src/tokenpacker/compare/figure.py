@@ -34,7 +34,7 @@ def require_matplotlib() -> None:
 
 
 def draw_figure(title: str, panels: Sequence[tuple[str, Sequence[Point]]], path: Path) -> None:
-    """Writes a PNG of panels side by side, each with its heading and axes of its own."""
+    """Writes a PNG of panels side by side, each with its heading and axes of its own; accuracies in percent."""
     require_matplotlib()
     from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter
@@ -46,7 +46,8 @@ def draw_figure(title: str, panels: Sequence[tuple[str, Sequence[Point]]], path:
         for point in sorted(points, key=lambda point: -point.tokens):  # small ones on top
             place = (point.milliseconds, point.accuracy)
             if point.half is not None:
-                axes.errorbar(*place, yerr=point.half, color=colors[point.name], linewidth=1, alpha=0.6, zorder=1)
+                reach = [[min(point.half, point.accuracy)], [min(point.half, 100 - point.accuracy)]]
+                axes.errorbar(*place, yerr=reach, color=colors[point.name], linewidth=1, alpha=0.6, zorder=1)
             area = AREA_PER_TOKEN * point.tokens
             axes.scatter(*place, s=area, color=colors[point.name], edgecolor="white", zorder=2)
         axes.set_title(heading, fontsize=11)
@@ -62,7 +63,9 @@ def draw_figure(title: str, panels: Sequence[tuple[str, Sequence[Point]]], path:
         _circle(f"{tokens} tokens a tile", "#adb5bd", tokens)
         for tokens in sorted({point.tokens for _, points in panels for point in points})
     ]
-    figure.legend(handles=circles, loc="outside right center", fontsize=8, frameon=False, labelspacing=1.1)
+    figure.legend(
+        handles=circles, loc="outside right center", fontsize=8, frameon=False, labelspacing=1.1, handlelength=3
+    )
     figure.savefig(path)
 
 
