@@ -20,7 +20,7 @@ from tokenpacker.evaluate import TaskResult, evaluate
 from tokenpacker.evaluate.machine import describe_machine
 from tokenpacker.hf import TokenPackerForConditionalGeneration, TokenPackerProcessor
 from tokenpacker.projectors import ProjectorConfig, build
-from tokenpacker.train.config import DistillConfig, TrainingConfig
+from tokenpacker.train.config import TrainingConfig
 from tokenpacker.train.run import CHECKPOINTS, DATA, HISTORY, train
 
 RUNS, TILES = "runs", "tiles"  # folders of a comparison
@@ -40,9 +40,6 @@ def run_one(comparison: Comparison, run: Run, output: Path, *, command: str = ""
     configs = comparison.stages(run)
     model_folder: Path | None = None
     for stage, config in zip(STAGES, configs, strict=True):
-        if config.distill is not None:
-            teacher = output / RUNS / comparison.fingerprint(Run(projector="mlp", scale_factor=1, seed=run.seed))
-            config = dataclasses.replace(config, distill=DistillConfig(teacher=str(teacher / STAGES[1] / "model")))
         if model_folder is not None:
             config = dataclasses.replace(config, model=dataclasses.replace(config.model, start=str(model_folder)))
         model_folder = train(config, folder / stage)

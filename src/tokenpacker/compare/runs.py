@@ -17,7 +17,7 @@ from tokenpacker import projectors
 from tokenpacker.compare.tiles import ASKED
 from tokenpacker.projectors import ProjectorConfig, config_from_dict
 from tokenpacker.train.assemble import model_config
-from tokenpacker.train.config import DistillConfig, TrainingConfig
+from tokenpacker.train.config import TrainingConfig
 from tokenpacker.train.recipes import find_recipe
 from tokenpacker.train.run import MAY_CHANGE
 
@@ -25,7 +25,6 @@ TINY = ("align-tiny", "instruct-tiny")
 STAGES = ("align", "instruct")
 VERSION = 3  # of what a run computes, for changes that no config shows; 1 had fresh weights of 0.02 at every width
 PACE = 2  # scale factor whose tokens decide how many pictures a step shows; a smaller one is its own
-DISTILLED = "@distilled"  # behind a projector: stage 2 also learns from the mlp of the same seed
 ANY_WIDTH = 128  # of a config that is only asked what fields it has and how it counts
 
 
@@ -125,8 +124,6 @@ class Comparison:
     def stages(self, run: Run) -> tuple[TrainingConfig, TrainingConfig]:
         """The configs of both stages; the second one's `model.start` is for the caller to put in."""
         align, instruct = (self._stage(template, run) for template in self._templates)
-        if run.projector.endswith(DISTILLED):
-            instruct = dataclasses.replace(instruct, distill=DistillConfig())
         return align, instruct
 
     def projector(self, run: Run) -> ProjectorConfig:
@@ -218,7 +215,7 @@ class Comparison:
 
 def _parse(variant: str) -> tuple[str, dict[str, Any]]:
     """A projector's name and the settings behind it; values are JSON, and text where they are not."""
-    name, *settings = variant.removesuffix(DISTILLED).split(":")
+    name, *settings = variant.split(":")
     parsed: dict[str, Any] = {}
     for setting in settings:
         key, equals, value = setting.partition("=")

@@ -14,7 +14,6 @@ from tokenpacker.projectors.mlp import Mlp, MlpConfig
 from tokenpacker.projectors.pixel_shuffle import PixelShuffle, PixelShuffleConfig
 from tokenpacker.projectors.resampler import Resampler, ResamplerConfig
 from tokenpacker.projectors.token_packer import TokenPacker, TokenPackerProjectorConfig
-from tokenpacker.projectors.token_packer_plus import TokenPackerPlus, TokenPackerPlusConfig
 
 __all__ = [
     "AveragePool",
@@ -34,8 +33,6 @@ __all__ = [
     "Resampler",
     "ResamplerConfig",
     "TokenPacker",
-    "TokenPackerPlus",
-    "TokenPackerPlusConfig",
     "TokenPackerProjectorConfig",
     "available",
     "build",

@@ -165,19 +165,6 @@ class LoraConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DistillConfig:
-    """A finished model that keeps all tokens, from whose probabilities this one learns too.
-
-    Args:
-        teacher: its folder.
-        share: of the loss that comes from it.
-    """
-
-    teacher: str = ""
-    share: float = 0.5
-
-
-@dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
     """A training run.
 
@@ -203,7 +190,6 @@ class TrainingConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     lora: LoraConfig | None = None
-    distill: DistillConfig | None = None
     batch_size: int = 128
     device_batch_size: int = 16
     scale_factors: tuple[int, ...] = ()

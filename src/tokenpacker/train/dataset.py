@@ -26,7 +26,6 @@ from tokenpacker.sequence import ImageLayout
 from tokenpacker.tiling import TileGrid, choose_tile_grid
 from tokenpacker.train.conversations import Segment, make_segment, pack
 from tokenpacker.train.dense_labels import label_tiles
-from tokenpacker.train.distill import TEACHER
 from tokenpacker.train.encoder import IMAGE_MEAN, IMAGE_STD
 
 ASK_CAPTION = ("describe the image.", "what is in the image?")
@@ -55,7 +54,6 @@ class StepSpec:
     easy_share: float = 0.3
     one_tile_share: float = 0.0
     paced_at: int | None = None
-    teacher_scale: int | None = None
     questions_per_image: int = 12
     tokens_per_step: int = 3000
     max_images: int = 16
@@ -133,10 +131,6 @@ class Steps(Dataset[dict[str, Any]]):
         prefixes = [self._prefix(grid, per_tile) for _, grid in entries]
         segments = [self._segments(rng, entry) for entry, _ in entries]
         batch: dict[str, Any] = pack(prefixes, segments, self.tokenizer.pad_token_id)
-        if self.spec.teacher_scale is not None:
-            for_teacher = [self._prefix(grid, self._tokens_per_tile(self.spec.teacher_scale)) for _, grid in entries]
-            again = pack(for_teacher, segments, self.tokenizer.pad_token_id)
-            batch |= {TEACHER + key: value for key, value in again.items()}
         key = "pixel_values" if self.spec.show == "pixels" else "patch_labels"
         batch[key] = torch.cat([self._show(entry, grid) for entry, grid in entries])
         if self.takes_regions:

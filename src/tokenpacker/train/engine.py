@@ -36,7 +36,6 @@ from tokenpacker.train.checkpoints import (
     whole_checkpoints,
 )
 from tokenpacker.train.config import OptimizerConfig
-from tokenpacker.train.distill import Teacher, split_teacher
 from tokenpacker.train.optimizer import MuonAdamW
 from tokenpacker.train.rejects import TooManyRejects
 from tokenpacker.train.signals import leave_signals_to_parent
@@ -79,11 +78,9 @@ class PartTrainer(Trainer):
         optimizer_config: OptimizerConfig,
         keep_checkpoints: int = 1,
         processor: Any = None,
-        teacher: Teacher | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        self.teacher = teacher
         self.processor = processor
         self.optimizer_config = optimizer_config
         self.keep_checkpoints = keep_checkpoints
@@ -143,20 +140,6 @@ class PartTrainer(Trainer):
         loss = super().training_step(model, inputs, num_items_in_batch)
         self._require_finite("loss", loss)
         return loss
-
-    def compute_loss(
-        self,
-        model: nn.Module,
-        inputs: dict[str, Any],
-        return_outputs: bool = False,
-        num_items_in_batch: Tensor | int | None = None,
-    ) -> Any:
-        """As the Trainer's; with a teacher, a share of the loss is how far its probabilities are."""
-        for_teacher = split_teacher(inputs)
-        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
-        if self.teacher is not None:
-            loss = self.teacher.blend(loss, outputs.logits, for_teacher, inputs["pixel_values"])
-        return (loss, outputs) if return_outputs else loss
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)

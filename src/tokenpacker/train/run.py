@@ -32,7 +32,6 @@ from tokenpacker.train.checkpoints import (
 )
 from tokenpacker.train.config import TrainingConfig
 from tokenpacker.train.config_reading import from_dict
-from tokenpacker.train.distill import Teacher
 from tokenpacker.train.engine import PartTrainer
 from tokenpacker.train.loop import ProgressBar, Stopwatch, write_whole
 from tokenpacker.train.report import write_report
@@ -116,7 +115,6 @@ def train(config: TrainingConfig, output: Path) -> Path | None:
         optimizer_config=config.optimizer,
         keep_checkpoints=config.keep_checkpoints,
         processor=processor if config.lora is None else None,
-        teacher=None if config.distill is None else Teacher(config.distill.teacher, config.distill.share),
         callbacks=[stop, stopwatch, ProgressBar(config.name)],
     )
     trainer.remove_callback(PrinterCallback)

@@ -168,7 +168,6 @@ def _scenes(config: TrainingConfig, scenes: ScenesConfig, processor: TokenPacker
         captions=scenes.captions,
         one_tile_share=scenes.one_tile_share,
         paced_at=scenes.paced_at,
-        teacher_scale=None if config.distill is None else 1,
         scale_factors=config.scale_factors,
         max_tiles=images.max_tiles,
         tile_size=images.tile_size,
@@ -177,9 +176,8 @@ def _scenes(config: TrainingConfig, scenes: ScenesConfig, processor: TokenPacker
     )
     steps = _steps_given(config, "generated scenes have no end")
     decisive = dataclasses.asdict(spec)
-    for name in ("regions", "teacher_scale"):  # runs from before there were any go on
-        if decisive[name] is None:
-            del decisive[name]
+    if spec.regions is None:
+        del decisive["regions"]  # runs from before there were any go on
     made_of = json.dumps([decisive, config.seed])
     return Source(
         batches=Steps(spec, processor.tokenizer, num_steps=steps, seed=config.seed, processor=processor),

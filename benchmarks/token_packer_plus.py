@@ -1,6 +1,6 @@
 """TokenPacker with options, each off by default: with all of them off it is `TokenPacker`, weight by weight.
 
-Which of them help is measured in `docs/comparison.md`.
+They stand outside the package because their measurement, in `docs/comparison.md`, gives no reason to have them there.
 
 Shapes: as in `token_packer.py`; K patches per window with its margin, one more with the global token.
 """
@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tokenpacker.features import VisionFeatures
-from tokenpacker.projectors.base import register
 from tokenpacker.projectors.token_packer import TokenPacker, TokenPackerProjectorConfig
 
 POSITIONS = 4  # places to a side of a window, in its learned positions; other windows interpolate between them
@@ -50,7 +49,6 @@ class TokenPackerPlusConfig(TokenPackerProjectorConfig):
             raise ValueError(f"query_level={self.query_level!r} must be below num_levels={self.num_levels}, or None")
 
 
-@register(TokenPackerPlusConfig)
 class TokenPackerPlus(TokenPacker):
     """TokenPacker whose query, windows and keys may know more. Any grid and scale factor that `TokenPacker` takes."""
 
