@@ -54,6 +54,19 @@ def test_quick_is_one_seed_few_steps_and_few_questions(run, run_json, started, t
     assert max(comparison.steps) < 100
 
 
+def test_a_quick_look_goes_to_a_folder_of_its_own(run, started, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run("compare", "--foundation", tmp_path)
+    run("compare", "--foundation", tmp_path, "--quick")
+    assert sorted(folder.name for folder in tmp_path.iterdir()) == ["compare", "compare-quick"]
+
+
+def test_lists_in_a_projectors_settings_keep_their_commas(run, started, tmp_path):
+    projectors = "mlp,resampler:query_grid=[3,3]:num_heads=2,ldp-v2"
+    run("compare", "--output", tmp_path, "--foundation", tmp_path, "--projectors", projectors)
+    assert started[0][0].projectors == ("mlp", "resampler:query_grid=[3,3]:num_heads=2", "ldp-v2")
+
+
 def test_a_real_recipe_takes_its_data_and_its_own_steps(run, started, tmp_path):
     data = ("--data-align", "a.json", "--data-instruct", "b.json", "--images-instruct", "pictures")
     run("compare", "--recipe", "align-7b+instruct-7b", *data, "--output", tmp_path)

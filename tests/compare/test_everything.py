@@ -26,6 +26,10 @@ def finished(comparison_of, tmp_path_factory):
     return comparison, output
 
 
+def report_of(output):
+    return json.loads((output / "compare.json").read_text())
+
+
 def test_every_projector_trains_and_is_asked_in_both_modes(finished):
     _, output = finished
     rows = [row for row in read_rows(output / "results.jsonl") if row["kind"] == RUN]
@@ -102,6 +106,30 @@ def test_models_stay_and_checkpoints_go(finished):
         folder = output / "runs" / comparison.fingerprint(run)
         assert (folder / "instruct" / "model" / "model.safetensors").is_file()
         assert not [*folder.glob("*/checkpoints")]
+
+
+def test_the_report_leaves_out_what_else_was_compared_in_the_folder(finished, comparison_of, tmp_path):
+    comparison, output = finished
+    (tmp_path / "results.jsonl").write_bytes((output / "results.jsonl").read_bytes())
+    others = comparison_of(projectors=("mlp", "ldp-v2"))
+    assert compare(others, tmp_path)
+    assert {group["projector"] for group in report_of(tmp_path)["groups"]} == {"mlp", "ldp-v2"}
+    assert compare(comparison, tmp_path)
+    report = report_of(tmp_path)
+    assert {group["projector"] for group in report["groups"]} == set(BUILT_IN)
+    assert all(group["speed"] for group in report["groups"])
+
+
+@pytest.mark.slow
+def test_a_run_that_fails_does_not_cost_the_one_beside_it(comparison_of, tmp_path):
+    comparison = comparison_of(projectors=("average-pool", "mlp"))
+    bad, good = (comparison.fingerprint(run) for run in comparison.runs())
+    model = tmp_path / "runs" / bad / "align" / "model"
+    model.mkdir(parents=True)
+    (model.parent / "config.json").write_text("{")
+    with pytest.raises(ValueError, match=r"^average-pool, s = 2, seed 0: .* is damaged"):
+        compare(comparison, tmp_path, jobs=2)
+    assert [row["fingerprint"] for row in read_rows(tmp_path / "results.jsonl")] == [good]
 
 
 @pytest.mark.slow

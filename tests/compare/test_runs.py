@@ -114,6 +114,8 @@ def test_a_projector_may_have_settings_of_its_own(comparison_of):
         comparison_of(projectors=("token-packer:heads=2",))
     with pytest.raises(ValueError, match="'heads' must be KEY=VALUE, as in resampler:num_heads=2"):
         comparison_of(projectors=("token-packer:heads",))
+    with pytest.raises(ValueError, match=r"'token-packer:scale_factor=3': .* use --scale-factors"):
+        comparison_of(projectors=("token-packer:scale_factor=3",))
 
 
 def test_what_cannot_be_compared_is_refused(comparison_of):

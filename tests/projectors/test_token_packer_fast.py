@@ -10,6 +10,7 @@ import torch
 from golden_weights import golden_features, golden_packer
 from tokenpacker import TokenPacker, TokenPackerProjectorConfig, VisionFeatures
 from tokenpacker.projectors import token_packer_fast
+from tokenpacker.projectors.token_packer import WindowAttention
 from tokenpacker.projectors.token_packer_fast import fold
 
 
@@ -156,6 +157,14 @@ def write_through_data(packer):
     packer.value_norm.weight.data.mul_(2)
 
 
+def write_a_row_through_data(packer):
+    packer.key_mlp[2].weight.data[7] *= 50
+
+
+def write_a_column_through_data(packer):
+    packer.output_mlp[2].weight.data[:, 3] *= 50
+
+
 def exchange_data(packer):
     packer.output_mlp[0].bias.data = torch.randn(24)
 
@@ -181,6 +190,8 @@ def learn_a_step(packer):
 CHANGES = [
     write_in_place,
     write_through_data,
+    write_a_row_through_data,
+    write_a_column_through_data,
     exchange_data,
     exchange_a_parameter,
     load_other_weights,
@@ -246,7 +257,49 @@ def put_in_another_layer(packer):
     return random_features()
 
 
-@pytest.mark.parametrize("prepare", [use_bfloat16, watch_a_layer, put_in_another_layer])
+def put_in_another_attention(packer):
+    class Uniform(WindowAttention):
+        def weights(self, queries, keys, mask):
+            return torch.full_like(super().weights(queries, keys, mask), 0.25)
+
+    packer.attention.__class__ = Uniform
+    return random_features()
+
+
+def put_in_another_activation(packer):
+    packer.key_mlp[1] = torch.nn.ReLU()
+    return random_features()
+
+
+def approximate_an_activation(packer):
+    packer.key_mlp[1] = torch.nn.GELU(approximate="tanh")
+    return random_features()
+
+
+def put_in_one_more_layer(packer):
+    packer.value_mlp.append(torch.nn.Linear(16, 16))
+    return random_features()
+
+
+def replace_a_forward(packer):
+    norm = packer.value_norm
+    norm.forward = lambda tokens: 2 * type(norm).forward(norm, tokens)
+    return random_features()
+
+
+PREPARATIONS = [
+    use_bfloat16,
+    watch_a_layer,
+    put_in_another_layer,
+    put_in_another_attention,
+    put_in_another_activation,
+    approximate_an_activation,
+    put_in_one_more_layer,
+    replace_a_forward,
+]
+
+
+@pytest.mark.parametrize("prepare", PREPARATIONS, ids=lambda prepare: prepare.__name__)
 def test_what_folding_would_change_takes_the_plain_path(packer, prepare):
     features = prepare(packer)
     with torch.no_grad():

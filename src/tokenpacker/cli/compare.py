@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
+import re
 import shlex
 import sys
 from pathlib import Path
@@ -26,12 +26,19 @@ STEPS = (400, 500)
 # And what lets those of one seed finish within a quarter of an hour.
 QUICK_STEPS, QUICK_LANGUAGE_STEPS, QUICK_LIMIT = (40, 50), 100, 300
 DEFAULT_SEEDS, QUICK_SEEDS = (0, 1, 2), (0,)
+BETWEEN_PROJECTORS = re.compile(r",(?![^\[\]]*\])")  # commas, but not those of a list: resampler:query_grid=[3,3]
 
 
 def compare(
     output: Annotated[
-        Path, typer.Option("--output", metavar="FOLDER", help="Where results, models and the report go.")
-    ] = Path("compare"),
+        Path | None,
+        typer.Option(
+            "--output",
+            metavar="FOLDER",
+            help="Where results, models and the report go.",
+            show_default="compare; compare-quick with --quick",
+        ),
+    ] = None,
     projectors: Annotated[
         str,
         typer.Option(
@@ -104,10 +111,11 @@ def compare(
     from tokenpacker.compare.everything import compare as run
 
     is_tiny = recipe == TINY
+    output = output or Path("compare-quick" if quick else "compare")
     steps = (None, None) if not is_tiny else QUICK_STEPS if quick else STEPS
     settings = {
         "recipe": _stages(recipe),
-        "projectors": tuple(name.strip() for name in projectors.split(",") if name.strip()),
+        "projectors": tuple(name.strip() for name in BETWEEN_PROJECTORS.split(projectors) if name.strip()),
         "scale_factors": _numbers("--scale-factors", scale_factors, least=1),
         "seeds": (QUICK_SEEDS if quick else DEFAULT_SEEDS) if seeds is None else _numbers("--seeds", seeds, least=0),
         "steps": (align_steps or steps[0], instruct_steps or steps[1]),
@@ -138,9 +146,10 @@ def _comparison(
     import torch
 
     from tokenpacker.compare.runs import Comparison
+    from tokenpacker.evaluate.machine import usable_cores
 
     on_gpu = torch.cuda.is_available()
-    jobs = jobs or (1 if on_gpu or not is_tiny else os.cpu_count() or 1)
+    jobs = jobs or (1 if on_gpu or not is_tiny else usable_cores())
     if not is_tiny:
         for name, value in (("--foundation", folder), ("--quick", quick or None)):
             if value is not None:

@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import signal
 import time
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass, field
@@ -24,6 +25,7 @@ from tokenpacker.compare.results import RESULTS, RUN, SPEED, Row, append_row, la
 from tokenpacker.compare.runs import Comparison, Run
 from tokenpacker.compare.speed import OnProgress, measure_speed, speed_fingerprint
 from tokenpacker.compare.tiles import encode_test_tiles
+from tokenpacker.evaluate.machine import usable_cores
 from tokenpacker.train.assemble import assemble
 
 LOG = "log.txt"
@@ -76,38 +78,50 @@ def compare(
         return True
     if speed_fingerprint(comparison) not in latest(read_rows(path), SPEED):
         append_row(path, measure_speed(comparison, command=command, on_progress=progress.on_speed))
-    write_report(output, [row for row in read_rows(path) if row["protocol"] == comparison.protocol])
+    shown = {speed_fingerprint(comparison), *map(comparison.fingerprint, runs)}  # not what else was compared here
+    write_report(output, [row for row in read_rows(path) if row["fingerprint"] in shown])
     return True
 
 
 def _rows(comparison: Comparison, todo: Sequence[Run], output: Path, jobs: int, command: str) -> Iterator[Row | None]:
-    """Each run's row as it is finished; None, and then no more, after a signal."""
+    """Each run's row as it is finished; None, and then no more, after a signal.
+
+    Where one of several side by side fails, no other is started, and those that go on are finished before it is told.
+    """
     run = partial(run_one, comparison, output=output, command=command)
     if jobs == 1:
         yield from map(run, todo)
         return
-    threads = max(1, (os.cpu_count() or 1) // jobs)
+    threads = max(1, usable_cores() // jobs)
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(jobs, context, initializer=torch.set_num_threads, initargs=(threads,)) as pool:
 
         def started(runs: Iterable[Run]) -> set[Future[Row | None]]:
             return {pool.submit(_logged, run, one, output / RUNS / comparison.fingerprint(one)) for one in runs}
 
-        left = iter(todo)
+        left, failure = iter(todo), None
         running = started(itertools.islice(left, jobs))  # no more: a signal must find none that waits
         try:
             with _termination_as_interrupt():
                 while running:
                     finished, running = wait(running, return_when=FIRST_COMPLETED)
                     for future in finished:
-                        yield future.result()
-                    running |= started(itertools.islice(left, len(finished)))
+                        if future.exception() is None:
+                            yield future.result()
+                        failure = failure or future.exception()
+                    if failure is None:
+                        running |= started(itertools.islice(left, len(finished)))
         except KeyboardInterrupt:  # on leaving, the pool waits for its processes; they end with a checkpoint
             yield None
+        if failure is not None:
+            raise failure
 
 
 def _logged(run: Callable[[Run], Row | None], one: Run, folder: Path) -> Row | None:
-    """The run, with what it prints in a file: several at once would write over each other."""
+    """The run, with what it prints in a file: several at once would write over each other.
+
+    Raises: ValueError as `run`, with the run's name.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     with (
         (folder / LOG).open("a", encoding="utf-8", buffering=1) as log,
@@ -115,7 +129,13 @@ def _logged(run: Callable[[Run], Row | None], one: Run, folder: Path) -> Row | N
         contextlib.redirect_stdout(log),
     ):
         print(time.strftime("%Y-%m-%d %H:%M:%S"), one.label)
-        return run(one)
+        try:
+            return run(one)
+        except ValueError as error:
+            raise ValueError(f"{one.label}: {error}") from error
+        except Exception:
+            traceback.print_exc()  # into the file
+            raise
 
 
 @contextlib.contextmanager

@@ -44,8 +44,13 @@ def append_row(path: Path, row: Row) -> None:
 
 
 def latest(rows: list[Row], kind: str) -> dict[str, Row]:
-    """Of each fingerprint the last row of this kind."""
-    return {row["fingerprint"]: row for row in rows if row["kind"] == kind}
+    """Of each fingerprint the last row of this kind, in the order in which these rows were written."""
+    found: dict[str, Row] = {}
+    for row in rows:
+        if row["kind"] == kind:
+            found.pop(row["fingerprint"], None)
+            found[row["fingerprint"]] = row
+    return found
 
 
 def of_one_protocol(rows: list[Row]) -> list[Row]:

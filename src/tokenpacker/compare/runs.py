@@ -95,6 +95,8 @@ class Comparison:
             name, settings = _parse(variant)
             if name not in known:
                 raise ValueError(f"projector {name!r} is unknown; use some of {', '.join(known)}")
+            if "scale_factor" in settings:
+                raise ValueError(f"projector {variant!r}: scale factors are asked of all alike; use --scale-factors")
             _config({"name": name, **settings})
         if self.limit is not None and self.limit < 1:
             raise ValueError(f"limit={self.limit} must be at least 1; leave it out to ask every question")

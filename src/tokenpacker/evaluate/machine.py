@@ -44,6 +44,11 @@ def describe_machine(device: torch.device) -> dict[str, Any]:
     }
 
 
+def usable_cores() -> int:
+    """Those that this process may run on, which a container can hold fewer of than the machine."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def free_memory(device: torch.device) -> int | None:
     """Bytes that can still be allocated; None where nothing tells."""
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else _memory("MemAvailable")

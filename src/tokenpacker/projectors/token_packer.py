@@ -94,12 +94,14 @@ class TokenPacker(Projector):
     the missing ones are masked out of the attention, and the coarse query reads the last real row or column in
     their place. On a grid that s divides nothing is extended and the result is the released one.
 
-    Where nothing is differentiated, a wide projector on a CPU in float32 or float64 computes the same function from
-    folded weights, in fewer multiplications: see `token_packer_fast.py`. It does so in calls of at least
-    `token_packer_fast.MIN_PATCHES` patches, four tiles of CLIP-L/336; with `folds_weights` True in all, with False in
-    none. At C = 1024 and D = 4096 the folded weights are made at the first such call in about a second, and take
-    40 MiB beside the projector's 140. The result is as near to the exact one, within 1e-6 of the largest value to the
-    plain path's, but its last digits are not those of the released code.
+    Where nothing is differentiated, a call of many patches computes the same function from folded weights, in fewer
+    multiplications: see `token_packer_fast.py`. It does so on a CPU, in float32 or float64 without autocast, with C of
+    at least 256 and at least 2,304 patches, which are four tiles of CLIP-L/336. At C = 1024 and D = 4096 the folded
+    weights are made at the first such call in about a second, and take 40 MiB beside the projector's 140.
+
+    Folded and plain results differ by rounding, 1e-6 of the largest value, and are equally near to the exact ones. So
+    the same tile may have other last digits in a large batch than alone. Set `folds_weights` to False for results
+    whose digits are the released code's at any size, to True to fold for small calls, too, where folding is possible.
     """
 
     config: TokenPackerProjectorConfig

@@ -20,6 +20,7 @@ Shapes: n tiles at a time, E = C/H; others as in `token_packer.py`.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING
 
 import torch
@@ -27,16 +28,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tokenpacker.features import VisionFeatures
+from tokenpacker.projectors.base import build
 
 if TYPE_CHECKING:
-    from tokenpacker.projectors.token_packer import TokenPacker
+    from tokenpacker.projectors.token_packer import TokenPacker, TokenPackerProjectorConfig
 
 PATCHES_AT_A_TIME = 2304  # four tiles of CLIP-L/336: large enough for full speed, and memory does not grow with N
 TOKENS_AT_A_TIME = 1152  # rows of the output MLP, likewise: its weights are large, and a third as many rows lose 12 %
 BLOCK = 128  # columns of a triangular product that are computed together; narrower ones gain nothing more
 MIN_PATCHES = 2304  # of a call that folds unasked: a second of folding is repaid by many tiles, not by one image
 MIN_VISION_DIM = 256  # below, more and smaller products take longer than multiplications are saved
-SAMPLES = 64  # numbers of each parameter that are compared to notice a change
 FOLDED_DTYPES = (torch.float32, torch.float64)  # half precision would round the folded weights once more
 
 
@@ -255,7 +256,8 @@ class FastPath:
         """The folded projector, from its present weights; None where the plain path must be taken.
 
         Weights are folded at the first call. They are folded again when a parameter is another tensor, was written to
-        in place, or differs in a sample of its numbers, which also finds most writes that went through `.data`.
+        in place, or differs in a sample of its numbers, which has some of every row and every column: that also finds
+        writes that went through `.data`, unless they were to single numbers.
         """
         if packer.config.vision_dim < MIN_VISION_DIM:
             return None
@@ -264,7 +266,7 @@ class FastPath:
         if _differentiated(packer, features):
             self.drop()  # weights that learn change at every step, some optimizers do it unseen
             return None
-        if not (_wanted(packer, features) and _computes_here(packer, features) and _consists_of_its_own_parts(packer)):
+        if not (_wanted(packer, features) and _computes_here(packer, features) and _is_as_built(packer)):
             return None
         parameters = list(packer.parameters())
         places = [(parameter.data_ptr(), parameter._version) for parameter in parameters]
@@ -276,7 +278,11 @@ class FastPath:
 
 
 def _sample(parameter: Tensor) -> Tensor:
-    return parameter.flatten()[:: max(1, parameter.numel() // SAMPLES)]
+    """A number of every row and every column of a weight; all of a bias."""
+    if parameter.ndim == 1:
+        return parameter
+    places = torch.arange(max(parameter.shape))
+    return parameter[places % parameter.shape[0], places % parameter.shape[1]]
 
 
 def _wanted(packer: TokenPacker, features: VisionFeatures) -> bool:
@@ -316,15 +322,22 @@ def _has_memory(tensor: Tensor) -> bool:
     return True
 
 
-def _consists_of_its_own_parts(packer: nn.Module) -> bool:
-    """Whether nobody has put other layers in, or wants to see what goes through them."""
+def _is_as_built(packer: TokenPacker) -> bool:
+    """Whether nobody has put other parts in, or wants to see what goes through them."""
     if getattr(getattr(packer, "_hf_hook", None), "offload", False):
         return False  # accelerate brings the weights for each call alone
-    for module in packer.children():
-        for part in module.modules():
-            is_leaf = next(part.children(), None) is None
-            if is_leaf and type(part) not in (nn.Linear, nn.LayerNorm, nn.GELU):
-                return False
-            if part._forward_hooks or part._forward_pre_hooks or getattr(part, "approximate", "none") != "none":
-                return False
-    return True
+    if _parts(packer) != _parts_of_new(packer.config):
+        return False
+    parts = [part for child in packer.children() for part in child.modules()]
+    return not any(part._forward_hooks or part._forward_pre_hooks or "forward" in vars(part) for part in parts)
+
+
+def _parts(packer: nn.Module) -> list[tuple[str, type, str]]:
+    """Name, class and settings of every module; settings as they print, a GELU's approximation among them."""
+    return [(name, type(part), part.extra_repr()) for name, part in packer.named_modules()]
+
+
+@cache
+def _parts_of_new(config: TokenPackerProjectorConfig) -> list[tuple[str, type, str]]:
+    with torch.device("meta"):
+        return _parts(build(config))
