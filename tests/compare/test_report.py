@@ -95,6 +95,12 @@ def test_differences_from_token_packer_are_told_seed_by_seed():
     assert Report(ROWS[:2]).differences() == ""
 
 
+def test_what_packing_loses_is_told_from_all_tokens():
+    _, _, pool, packer = cells(Report(ROWS).differences("mlp"))
+    assert pool == ["average-pool", "9", "+0.0", "-15.0", "-7.5"]
+    assert packer == ["token-packer", "9", "+0.0", "-5.0", "-2.5"]  # the mlp has seed 0 alone
+
+
 def test_below_the_table_stands_what_it_came_from():
     text = Report(ROWS).to_markdown()
     assert "Seeds 0, 1, 2: mean and 95 % interval over them (Student's t)." in text

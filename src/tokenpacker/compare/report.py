@@ -25,8 +25,8 @@ from tokenpacker.evaluate.tables import UNKNOWN, markdown, milliseconds, number
 
 JSON_FILE, TABLE_FILE, FIGURE_FILE = "compare.json", "compare.md", "compare.png"
 BEGIN, END = "<!-- {}:begin -->", "<!-- {}:end -->"
-MARK, DIFFERENCES = "compare", "{}-differences"  # marks of the tables in documents
-REFERENCE = "token-packer"  # that the others' differences are told from
+MARK, DIFFERENCES, LOSSES = "compare", "{}-differences", "{}-losses"  # marks of the tables in documents
+REFERENCE, FULL = "token-packer", "mlp"  # that the others' differences are told from
 QUICK_NOTE = "**Quick run: too few steps and questions to compare anything. It shows that everything runs.**"
 # What is told of accuracy: heading, task, mode. Pictures of easy-VQA are one tile in both modes.
 ACCURACIES = (
@@ -127,12 +127,16 @@ class Report:
         lines += [*self._table(), "", self._legend(), "", self._origin()]
         return "\n".join(lines)
 
-    def differences(self) -> str:
-        """The table of differences from TokenPacker with as many tokens; empty where there are none to tell."""
+    def differences(self, name: str = REFERENCE) -> str:
+        """The table of differences from a projector with as many tokens; empty where there are none to tell.
+
+        From `FULL`, which keeps all tokens, with any number of them.
+        """
         groups, rows = self.groups, []
-        references = {group.tokens: group for group in groups if group.name == REFERENCE}
+        references = {group.tokens: group for group in groups if group.name == name}
+        full = next(iter(references.values()), None) if name == FULL else None
         for group in groups:
-            reference = references.get(group.tokens)
+            reference = full or references.get(group.tokens)
             if reference is None or group is reference:
                 continue
             told = [group.difference(reference, task, mode) for _, task, mode in self._accuracies]
@@ -256,7 +260,11 @@ def write_report(folder: Path, rows: list[Row]) -> Report:
 
 def put_between_marks(text: str, report: Report, mark: str = MARK) -> str:
     """The document with the report's tables between their marks. Raises ValueError for one without marks."""
-    tables = {mark: report.to_markdown(), DIFFERENCES.format(mark): report.differences()}
+    tables = {
+        mark: report.to_markdown(),
+        DIFFERENCES.format(mark): report.differences(),
+        LOSSES.format(mark): report.differences(FULL),
+    }
     marked = [name for name in tables if text.count(BEGIN.format(name)) == text.count(END.format(name)) == 1]
     if not marked:
         begin, end = BEGIN.format(mark), END.format(mark)
