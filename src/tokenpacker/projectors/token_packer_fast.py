@@ -12,7 +12,9 @@ The plain path in `token_packer.py` is the definition; this is algebra on it, ex
 - Values. The shares of a window sum to one, so values are mixed first, and projected once for each window.
 - The attention's output projection and the first linear of the output MLP are one linear.
 
-Windows are made while GELU writes its result, so no tokens are copied to bring them in order.
+Windows are made while GELU writes its result, so no tokens are copied to bring them in order. The first linears of keys
+and values stay two products: as one, with 2C outputs, they computed no faster (143 against 144 GFLOP/s at 2,304 patches
+on two cores) and would hold both results at once.
 
 Shapes: n tiles at a time, E = C/H; others as in `token_packer.py`.
 """
