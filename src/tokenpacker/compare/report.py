@@ -201,10 +201,11 @@ class Report:
         if self._accuracies:
             text += " Accuracy in percent, exact match of free answers."
             text += f" {self._questions()}"
-        return (
-            f"{text} Tokens: of one tile. Parameters: the projector's. G mult. and ms: multiplications in 10^9 and time"
-            " to the first token in milliseconds (median), vision tower, projector and prefill together, batch 1."
-        )
+        text += " Tokens: of one tile. Parameters: the projector's."
+        if self.modes:
+            text += " G mult. and ms: multiplications in 10^9 and time to the first token in milliseconds (median),"
+            text += " vision tower, projector and prefill together, batch 1."
+        return text
 
     def _questions(self) -> str:
         scores = self.runs[-1]["scores"]
