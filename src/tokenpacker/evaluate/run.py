@@ -27,6 +27,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 from tokenpacker.data import Question, Sample
 from tokenpacker.evaluate.score import Answer, Score, TaskResult
 from tokenpacker.evaluate.tasks import Task, find_task
+from tokenpacker.hf.outputs import CACHE
 from tokenpacker.sequence import ImageLayout
 
 NUM_ERRORS_KEPT = 20
@@ -190,7 +191,7 @@ class Asker:
         pixel_values = torch.cat([prepared.pixel_values for prepared in batch]).to(device)
         images = self.model.get_image_features(pixel_values, self.scale_factor, **_region_inputs(batch, device))
         packed = images.pooler_output
-        cache = self.model(input_ids=prefixes, packed_tokens=packed, use_cache=True, logits_to_keep=1).past_key_values
+        cache = self.model(input_ids=prefixes, packed_tokens=packed, use_cache=True, logits_to_keep=1)[CACHE]
         owners = torch.tensor([index for index, prepared in enumerate(batch) for _ in prepared.tails], device=device)
         cache.batch_select_indices(owners)  # N prefixes -> Q, one for each question
         tails = [tail for prepared in batch for tail in prepared.tails]
@@ -204,7 +205,7 @@ class Asker:
         output = self.model.generate(
             input_ids=input_ids,
             attention_mask=attention_mask,
-            past_key_values=cache,
+            **{CACHE: cache},
             max_new_tokens=max_new_tokens,
             do_sample=False,
             num_beams=1,

@@ -23,6 +23,7 @@ from tokenpacker.evaluate.flops import Flops, FlopTable
 from tokenpacker.evaluate.machine import PeakMemory, synchronize
 from tokenpacker.evaluate.shapes import Candidate, Shapes
 from tokenpacker.evaluate.speed_rows import Counted, Protocol, SpeedRow, Times
+from tokenpacker.hf.outputs import CACHE
 from tokenpacker.projectors import Projector
 from tokenpacker.sequence import ImageLayout
 
@@ -116,8 +117,8 @@ class Runner:
             image_tokens=int((self.input_ids[0] != self.other_ids[0]).sum()),
             prompt_tokens=self.input_ids.shape[1],
             output_tokens=long.sequences.shape[1] - self.input_ids.shape[1],
-            cache_bytes=cache_bytes(short.past_key_values),
-            full_cache_bytes=cache_bytes(long.past_key_values),
+            cache_bytes=cache_bytes(short[CACHE]),
+            full_cache_bytes=cache_bytes(long[CACHE]),
             peak_bytes=peak_bytes,
         )
 

@@ -16,7 +16,7 @@ from transformers import AutoModel, Cache
 from tokenpacker import projectors
 from tokenpacker.features import VisionFeatures
 from tokenpacker.hf.config import TokenPackerConfig
-from tokenpacker.hf.outputs import ImageFeatures, TokenPackerModelOutput
+from tokenpacker.hf.outputs import ImageFeatures, TokenPackerModelOutput, name_cache
 from tokenpacker.hf.packing import separate_samples
 from tokenpacker.hf.pretrained import TokenPackerPreTrainedModel
 from tokenpacker.hf.vision_encoder import build_spare_layers, build_vision_tower, encode_tiles
@@ -153,6 +153,7 @@ class TokenPackerModel(TokenPackerPreTrainedModel):
         pixel_values: Tensor | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
+        cache: Cache | None = None,
         past_key_values: Cache | None = None,
         inputs_embeds: Tensor | None = None,
         packed_tokens: Tensor | None = None,
@@ -196,16 +197,10 @@ class TokenPackerModel(TokenPackerPreTrainedModel):
             if input_ids is None:
                 raise ValueError("images need input_ids to find their places; pass them instead of inputs_embeds")
             inputs_embeds = self._scatter(inputs_embeds, input_ids, packed_tokens, region_tokens)
-        context = {"attention_mask": attention_mask, "position_ids": position_ids, "past_key_values": past_key_values}
+        context = {"attention_mask": attention_mask, "position_ids": position_ids}
+        context |= name_cache(cache, past_key_values)
         outputs = self.language_model(inputs_embeds=inputs_embeds, **separate_samples(context | kwargs))
-        return TokenPackerModelOutput(
-            last_hidden_state=outputs.last_hidden_state,
-            past_key_values=outputs.past_key_values,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-            image_hidden_states=packed_tokens,
-            region_hidden_states=region_tokens,
-        )
+        return TokenPackerModelOutput(**outputs, image_hidden_states=packed_tokens, region_hidden_states=region_tokens)
 
     def _scatter(
         self, embeddings: Tensor, input_ids: Tensor, packed_tokens: Tensor | None, region_tokens: Tensor | None

@@ -96,6 +96,7 @@ class TokenPackerForConditionalGeneration(TokenPackerPreTrainedModel, ImageGener
         pixel_values: Tensor | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
+        cache: Cache | None = None,
         past_key_values: Cache | None = None,
         inputs_embeds: Tensor | None = None,
         packed_tokens: Tensor | None = None,
@@ -125,6 +126,7 @@ class TokenPackerForConditionalGeneration(TokenPackerPreTrainedModel, ImageGener
             pixel_values=pixel_values,
             attention_mask=attention_mask,
             position_ids=position_ids,
+            cache=cache,
             past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
             packed_tokens=packed_tokens,
@@ -148,12 +150,5 @@ class TokenPackerForConditionalGeneration(TokenPackerPreTrainedModel, ImageGener
             loss = self.loss_function(
                 logits=logits, labels=labels, vocab_size=self.config.text_config.vocab_size, **kwargs
             )
-        return TokenPackerCausalLMOutput(
-            loss=loss,
-            logits=logits,
-            past_key_values=outputs.past_key_values,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-            image_hidden_states=outputs.image_hidden_states,
-            region_hidden_states=outputs.region_hidden_states,
-        )
+        from_states = {name: value for name, value in outputs.items() if name != "last_hidden_state"}
+        return TokenPackerCausalLMOutput(loss=loss, logits=logits, **from_states)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from tokenpacker.hf.outputs import CACHE
+
 
 def separate_samples(inputs: dict[str, Any]) -> dict[str, Any]:
     """The inputs of a language model, changed where its rows are packed so that attention stays within a sample.
@@ -20,6 +22,6 @@ def separate_samples(inputs: dict[str, Any]) -> dict[str, Any]:
         return inputs
     if inputs.get("position_ids") is None:
         raise ValueError("position_ids=None for packed rows; pass what `train.collate.collate_packed` makes")
-    if inputs.get("past_key_values") is not None or inputs.get("use_cache"):
-        raise ValueError("past_key_values or use_cache=True for packed rows; leave them out, these cannot be continued")
+    if inputs.get(CACHE) is not None or inputs.get("use_cache"):
+        raise ValueError(f"{CACHE} or use_cache=True for packed rows; leave them out, these cannot be continued")
     return inputs | {"attention_mask": None, "use_cache": False}

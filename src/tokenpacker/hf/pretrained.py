@@ -8,6 +8,7 @@ from transformers import PreTrainedModel
 
 from tokenpacker import projectors
 from tokenpacker.hf.config import TokenPackerConfig
+from tokenpacker.hf.outputs import CACHE
 from tokenpacker.regions import RegionEncoder
 
 OWN_MODULES = (projectors.Projector, RegionEncoder)  # of the core, which initialise themselves
@@ -21,7 +22,7 @@ class TokenPackerPreTrainedModel(PreTrainedModel):
     main_input_name = "input_ids"
     input_modalities = ("image", "text")
     supports_gradient_checkpointing = True
-    _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012 - transformers' convention
+    _skip_keys_device_placement = [CACHE]  # noqa: RUF012 - transformers' convention
     _supports_flash_attn = True
     _supports_sdpa = True
     _supports_flex_attn = True
