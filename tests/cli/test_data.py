@@ -77,7 +77,7 @@ def test_captions_need_the_plain_format(run_json, data):
         (("data.jsonl", "--released", "--model", "x"), "--released and --model exclude each other"),
         (("data.jsonl", "--max-tiles", 0), "max_tiles=0"),
         (("data.jsonl", "--scale-factor", 0), "scale_factor=0"),
-        (("data.jsonl", "--max-rejects", 2), "max_share=2"),
+        (("data.jsonl", "--max-rejects", 2), "--max-rejects 2.0 must lie between 0 and 1"),
         (("data.jsonl", "--model", "nowhere/at-all/x"), "does not exist"),
     ],
 )

@@ -69,7 +69,7 @@ def test_a_recipe_trains_and_its_model_answers(run_json, data, small, tmp_path, 
 
 def test_mistakes_are_told_in_one_line(one_line_error, data, small, tmp_path):
     assert "did you mean align-7b" in one_line_error("train", "algin-7b")
-    assert "data.path is missing; give the data file with --data" in one_line_error(
+    assert "data.path is missing; give the data file, shards or a hub id with --data" in one_line_error(
         "train", "align-7b", *small, "--output", tmp_path / "run"
     )
     assert "did you mean data.num_workers" in one_line_error("train", "align-7b", "--set", "data.num_worker=1")

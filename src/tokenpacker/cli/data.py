@@ -16,7 +16,7 @@ from tokenpacker.cli.options import (
     ScaleFactorOption,
 )
 from tokenpacker.cli.output import print_json, print_note
-from tokenpacker.cli.region_data import UNFIT, regions, show_row
+from tokenpacker.cli.region_data import UNFIT, check_share, regions, show_row
 
 if TYPE_CHECKING:
     from tokenpacker.hf import TokenPackerProcessor
@@ -102,6 +102,7 @@ def check(
 
         tokenpacker data check shards/*.tar --model runs/mine --decode --sample 2000 --json
     """
+    check_share(max_share)
     from tokenpacker.train.check import check_data, describe, draw_report, open_data
     from tokenpacker.train.samples import SampleMaker
 

@@ -73,6 +73,7 @@ def regions(
         return
     if annotations is None or images is None or output is None:
         raise ValueError("ANNOTATIONS, --images and --output are needed; `tokenpacker data regions --help` shows how")
+    check_share(max_share)
     with _progress() as progress:
         result = convert(
             format,
@@ -124,6 +125,12 @@ def show_row(
     out.parent.mkdir(parents=True, exist_ok=True)
     page.save(out)
     typer.echo(str(out))
+
+
+def check_share(max_share: float) -> None:
+    """Raises ValueError for a `--max-rejects` that is no share."""
+    if not 0 <= max_share <= 1:
+        raise ValueError(f"--max-rejects {max_share} must lie between 0 and 1, such as 0.01 for one in a hundred")
 
 
 @contextmanager

@@ -20,6 +20,7 @@ CHECKPOINTS = "checkpoints"
 HISTORY = "history.json"
 STOPWATCH = "seconds.json"
 PREFETCHED_STEPS = 6
+MIN_LOGGED = 20  # entries of a log
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +51,11 @@ def write_whole(path: Path, text: str) -> None:
     part = path.with_suffix(".part")
     part.write_text(text, encoding="utf-8")
     part.replace(path)
+
+
+def log_interval(log_every: int, num_steps: int) -> int:
+    """Steps between two entries of a log: fewer than asked for in a short run, so that its loss makes a curve."""
+    return max(1, min(log_every, num_steps // MIN_LOGGED))
 
 
 class Stopwatch(TrainerCallback):
@@ -120,7 +126,7 @@ def run_phase(
         lr_scheduler_kwargs={"min_lr_rate": schedule.min_learning_rate_ratio},
         warmup_steps=min(schedule.warmup_steps, schedule.num_steps // 4),
         max_grad_norm=1.0,
-        logging_steps=min(schedule.log_every, schedule.num_steps),
+        logging_steps=log_interval(schedule.log_every, schedule.num_steps),
         save_steps=schedule.save_every,
         save_total_limit=1,
         dataloader_num_workers=schedule.num_workers,

@@ -76,33 +76,46 @@ def open_records(
             of images that is missing. A single bad row raises RecordError when it is asked for.
         ImportError: for Parquet without pyarrow.
     """
+    paths = check_files(data, images_root, format=format)
+    parts = [_open(path, images_root, chosen) for path, chosen in paths]
+    return parts[0] if len(parts) == 1 else _Joined(parts)
+
+
+def check_files(
+    data: str | Path | Sequence[str | Path], images_root: str | Path | None = None, *, format: Format | None = None
+) -> list[tuple[Path, Format]]:
+    """The files that data stand for and their formats; none is opened. Raises ValueError as `open_records`."""
     if format is not None and format not in get_args(Format):
         raise ValueError(f"format={format!r} is unknown; use one of {', '.join(get_args(Format))}")
     if images_root is not None and not Path(images_root).is_dir():
         raise ValueError(f"images_root={images_root} is no folder; check the path")
     given = [data] if isinstance(data, (str, Path)) else list(data)
-    parts = [_open(path, images_root, format) for entry in given for path in _files(Path(entry))]
-    if not parts:
+    paths = [path for entry in given for path in _files(Path(entry))]
+    if not paths:
         raise ValueError("data names no file; give at least one")
-    return parts[0] if len(parts) == 1 else _Joined(parts)
+    return [(path, format or _format_of(path)) for path in paths]
 
 
 def _files(path: Path) -> list[Path]:
-    if not path.is_dir():
+    if path.is_file():
         return [path]
+    if not path.is_dir():
+        raise ValueError(f"data file {path} does not exist; check the path")
     found = sorted(path.glob("*.parquet"))
     if not found:
         raise ValueError(f"data folder {path} holds no Parquet files; give the data files themselves")
     return found
 
 
-def _open(path: Path, images_root: str | Path | None, format: Format | None) -> Records:
-    if not path.is_file():
-        raise ValueError(f"data file {path} does not exist; check the path")
-    chosen = format or SUFFIXES.get(path.suffix.lower())
+def _format_of(path: Path) -> Format:
+    chosen = SUFFIXES.get(path.suffix.lower())
     if chosen is None:
         endings = ", ".join(SUFFIXES)
         raise ValueError(f"data file {path} ends in none of {endings}; rename it, or pass format=")
+    return chosen
+
+
+def _open(path: Path, images_root: str | Path | None, chosen: Format) -> Records:
     root = Path(os.path.abspath(path.parent if images_root is None else images_root))
     opened = {"json": _open_json, "jsonl": _open_lines, "parquet": _Parquet}[chosen](path, root)
     if not len(opened):
