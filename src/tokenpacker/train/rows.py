@@ -29,6 +29,7 @@ Kind = Literal[
     "malformed region",
     "regions and marks differ",
     "too many regions",
+    "other size",
     "nothing to learn",
     "too long",
     "damaged shard",
