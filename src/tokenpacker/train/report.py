@@ -67,7 +67,7 @@ The whole config:
 {json.dumps(config.to_dict(), indent=2)}
 ```
 """
-    (folder / "README.md").write_text(text, encoding="utf-8")
+    (folder / "README.md").write_text(text, encoding="utf-8", errors="backslashreplace")  # a path may be any bytes
 
 
 def draw_curve(losses: list[tuple[int, float]]) -> Image.Image:

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from tokenpacker.hf.tokenizer import IMAGE_TOKEN, REGION_TOKEN
 from tokenpacker.images import ImageError, image_size
-from tokenpacker.train.labels import GPT, HUMAN
+from tokenpacker.train.labels import GPT, HUMAN, MEND_TEXT, is_encodable
 from tokenpacker.train.rows import RecordError
 
 Entry = TypeVar("Entry")
@@ -126,6 +126,8 @@ def plain_text(id: str, value: Any, what: str) -> str:
     """
     if not isinstance(value, str) or not value.strip():
         raise RecordError(id, f"{what}={value!r} is no text", "malformed row")
+    if not is_encodable(value):
+        raise RecordError(id, f"{what} holds half of a surrogate pair, which is no character; {MEND_TEXT}")
     for mark in (IMAGE_TOKEN, REGION_TOKEN):
         if mark in value:
             raise RecordError(id, f"{what} holds {mark}, which marks images and regions", "malformed row")
