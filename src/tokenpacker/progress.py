@@ -37,7 +37,8 @@ class Progress:
     def start(self) -> Progress:
         """Shows the bar, or takes the time."""
         self.started = time.monotonic()
-        self.next_line, self.told = self.started + FIRST_LINE_SECONDS, None
+        self.next_line = self.started + FIRST_LINE_SECONDS
+        self.told: int | None = None  # the count of the last line
         if self.shown and sys.stderr.isatty():
             self.bar = _bar()
             self.task = self.bar.add_task(self.title, total=self.total, completed=self.done, told="")
