@@ -77,6 +77,15 @@ def test_a_longer_run_takes_the_learning_rates_of_its_new_length_from_there(flat
     assert weights(tmp_path / "longer") != weights(tmp_path / "whole")
 
 
+def test_without_a_terminal_the_steps_and_their_loss_are_plain_lines(flat, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("tokenpacker.progress.FIRST_LINE_SECONDS", 0)
+    train(flat, tmp_path)
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("small: ")]
+    assert lines[0].startswith("small: 1 of 2 (0:00:0")
+    assert lines[-1].startswith("small: 2 of 2 (0:00:0")
+    assert lines[-1].endswith(f"; loss {losses(tmp_path)[-1]:.3f}")
+
+
 def test_without_checkpoints_a_finished_run_is_the_start_of_another(flat, tmp_path):
     model = train(flat, tmp_path)
     for folder in checkpoints.whole_checkpoints(tmp_path / "checkpoints"):

@@ -1,14 +1,13 @@
 """`tokenpacker data regions` and `data show`: public region annotations to training data, and a picture of a row."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from tokenpacker.cli.options import JsonOption, MaxRejectsOption
 from tokenpacker.cli.output import print_json
+from tokenpacker.progress import Progress
 
 UNFIT = 1  # exit code where more is rejected than tolerated
 
@@ -74,7 +73,7 @@ def regions(
     if annotations is None or images is None or output is None:
         raise ValueError("ANNOTATIONS, --images and --output are needed; `tokenpacker data regions --help` shows how")
     check_share(max_share)
-    with _progress() as progress:
+    with Progress("reading annotations") as progress:
         result = convert(
             format,
             annotations,
@@ -85,7 +84,9 @@ def regions(
             seed=seed,
             split=split,
             instances=instances,
-            progress=progress,
+            progress=lambda result: progress.update(
+                result.rows, f"rows, {result.regions:,} regions, {sum(result.rejected.values()):,} rejected"
+            ),
         )
     fit = result.rejected_share <= max_share
     if as_json:
@@ -131,14 +132,3 @@ def check_share(max_share: float) -> None:
     """Raises ValueError for a `--max-rejects` that is no share."""
     if not 0 <= max_share <= 1:
         raise ValueError(f"--max-rejects {max_share} must lie between 0 and 1, such as 0.01 for one in a hundred")
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[Any], None]]:
-    """A line on standard error that says how far a conversion is."""
-    from rich.console import Console
-
-    with Console(stderr=True).status("reading annotations") as status:
-        yield lambda result: status.update(
-            f"{result.rows:,} rows, {result.regions:,} regions, {sum(result.rejected.values()):,} rejected"
-        )

@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import nn
 from torch.utils.data import Dataset, SequentialSampler
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
+from tokenpacker.progress import Progress
 from tokenpacker.train.optimizer import MuonAdamW
 
 CHECKPOINTS = "checkpoints"
@@ -78,31 +77,29 @@ class Stopwatch(TrainerCallback):
 
 
 class ProgressBar(TrainerCallback):
-    """One line on standard error: standard output stays free for results."""
+    """Steps and loss on standard error, of the main process: standard output stays free for results."""
 
     def __init__(self, title: str) -> None:
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-        times = (TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("loss {task.fields[loss]}"))
-        self.bar = Progress(*columns, *times, console=Console(stderr=True))
         self.title = title
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Shows the bar, at the step that the run goes on from."""
-        self.bar.start()
-        self.task = self.bar.add_task(self.title, total=state.max_steps, completed=state.global_step, loss="-")
+        """Begins at the step that the run goes on from."""
+        self.progress = Progress(
+            self.title, state.max_steps, done=state.global_step, shown=state.is_world_process_zero
+        ).start()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Counts the step."""
-        self.bar.update(self.task, completed=state.global_step)
+        self.progress.update(state.global_step)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
         """Shows the loss."""
         if logs and "loss" in logs:
-            self.bar.update(self.task, loss=f"{float(logs['loss']):.3f}")
+            self.progress.update(state.global_step, f"loss {float(logs['loss']):.3f}")
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Leaves the bar as it is."""
-        self.bar.stop()
+        """Leaves the last count."""
+        self.progress.stop()
 
 
 def run_phase(
