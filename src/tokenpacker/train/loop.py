@@ -2,11 +2,13 @@
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 from torch.utils.data import Dataset, SequentialSampler
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
@@ -43,6 +45,26 @@ class _OrderedTrainer(Trainer):
 
     def _get_train_sampler(self, train_dataset: Any = None) -> SequentialSampler:
         return SequentialSampler(self.train_dataset if train_dataset is None else train_dataset)
+
+
+@contextmanager
+def deterministic_on_cpu() -> Iterator[None]:
+    """Within the context, the same steps on a CPU give the same bits each time, with several threads too.
+
+    Without it torch adds the gradients of an indexed tensor, such as a tile that occurs three times in a batch, by
+    atomic additions of all threads: in the order in which these happen to come. On a GPU it changes nothing.
+    """
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    fills = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
+    if not torch.accelerator.is_available():
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        # Nothing here reads what was not written.
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        torch.utils.deterministic.fill_uninitialized_memory = fills  # type: ignore[attr-defined]
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -151,7 +173,8 @@ def run_phase(
         callbacks=[stopwatch, ProgressBar(phase_dir.name)],
     )
     trainer.remove_callback(PrinterCallback)
-    trainer.train(resume_from_checkpoint=_last_checkpoint(phase_dir))
+    with deterministic_on_cpu():
+        trainer.train(resume_from_checkpoint=_last_checkpoint(phase_dir))
     curve = [[entry["step"], round(entry["loss"], 4)] for entry in trainer.state.log_history if "loss" in entry]
     history = {"steps": trainer.state.global_step, "seconds": stopwatch.seconds, "loss": curve}
     (phase_dir / HISTORY).write_text(json.dumps(history) + "\n")

@@ -43,7 +43,7 @@ from tokenpacker.train.checkpoints import (
 from tokenpacker.train.config import TrainingConfig
 from tokenpacker.train.config_reading import from_dict
 from tokenpacker.train.engine import PartTrainer
-from tokenpacker.train.loop import ProgressBar, Stopwatch, log_interval, write_whole
+from tokenpacker.train.loop import ProgressBar, Stopwatch, deterministic_on_cpu, log_interval, write_whole
 from tokenpacker.train.report import write_report
 from tokenpacker.train.signals import StopOnSignal
 from tokenpacker.train.sources import Source, check_source, open_source, same_beginning
@@ -175,7 +175,7 @@ def _train(config: TrainingConfig, output: Path, arguments: TrainingArguments, l
     for callback in trainer.callback_handler.callbacks:
         if isinstance(callback, TensorBoardCallback):
             callback.logging_dir = str(output / "tensorboard")  # one curve, however often the run is called again
-    with stop:
+    with stop, deterministic_on_cpu():
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     if trainer.state.global_step < source.num_steps:
         kept = whole_checkpoints(output / CHECKPOINTS)[-1]
