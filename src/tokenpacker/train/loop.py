@@ -15,6 +15,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from transformers.trainer_utils import get_last_checkpoint
 
 from tokenpacker.progress import Progress
+from tokenpacker.train.checkpoints import locked
 from tokenpacker.train.optimizer import MuonAdamW
 
 CHECKPOINTS = "checkpoints"
@@ -135,7 +136,8 @@ def run_phase(
 ) -> None:
     """Trains `model` in place and writes its history (steps, seconds, loss curve) to `phase_dir`.
 
-    Checkpoints stand there too; a phase that was interrupted continues from the last one.
+    Checkpoints stand there too; a phase that was interrupted continues from the last one. Raises ValueError where
+    another process trains into the folder.
     """
     arguments = TrainingArguments(
         output_dir=str(phase_dir / CHECKPOINTS),
@@ -173,7 +175,7 @@ def run_phase(
         callbacks=[stopwatch, ProgressBar(phase_dir.name)],
     )
     trainer.remove_callback(PrinterCallback)
-    with deterministic_on_cpu():
+    with locked(phase_dir), deterministic_on_cpu():
         trainer.train(resume_from_checkpoint=_last_checkpoint(phase_dir))
     curve = [[entry["step"], round(entry["loss"], 4)] for entry in trainer.state.log_history if "loss" in entry]
     history = {"steps": trainer.state.global_step, "seconds": stopwatch.seconds, "loss": curve}
