@@ -40,6 +40,8 @@ from tokenpacker.tiling import (
 __all__ = ["IMAGE_MODES", "RELEASED_OPTIONS", "ImageMode", "TokenPackerImageProcessor", "to_rgb"]
 
 IMAGE_MODES = get_args(ImageMode)
+ABOUT_ARRAYS = ("return_tensors", "input_data_format")  # keywords of a call alone
+OPTIONS = tuple(name for name in TokenPackerImageProcessorKwargs.__annotations__ if name not in ABOUT_ARRAYS)
 SAVED_BESIDE = ("image_processor_type", "processor_class", "auto_map")  # of a saved image processor, no options
 CUBIC_REACH = 3  # source pixels beside a pixel, at scale 1, that a bicubic filter reads: 2, and 1 for rounding
 
@@ -95,7 +97,7 @@ class TokenPackerImageProcessor(BaseImageProcessor):
         do_normalize: bool = True,
         **kwargs: Any,
     ):
-        check_names(kwargs, SAVED_BESIDE, type(self).__name__)
+        check_names(kwargs, [*OPTIONS, *SAVED_BESIDE], type(self).__name__)
         super().__init__(**kwargs)
         if image_mode not in IMAGE_MODES:
             raise ValueError(f"image_mode={image_mode!r} is unknown; use one of {', '.join(IMAGE_MODES)}")
@@ -125,8 +127,18 @@ class TokenPackerImageProcessor(BaseImageProcessor):
             ValueError: as the constructor.
         """
         given = {name: value for name, value in options.items() if value is not None}
-        own = {name: getattr(self, name) for name in self.valid_kwargs.__annotations__ if hasattr(self, name)}
+        own = {name: getattr(self, name) for name in OPTIONS}
         return type(self)(**{**own, **given}) if given else self
+
+    @classmethod
+    def from_dict(cls, image_processor_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """As in transformers: what else was saved, such as attributes that a user has set, is set again."""
+        others = {name: value for name, value in image_processor_dict.items() if name not in (*OPTIONS, *SAVED_BESIDE)}
+        options = {name: value for name, value in image_processor_dict.items() if name not in others}
+        built = super().from_dict(options, **kwargs)
+        for name, value in others.items():
+            setattr(built[0] if isinstance(built, tuple) else built, name, value)
+        return built
 
     def fetch_images(self, images: Any) -> Any:
         """Images in the lists that they came in, addresses fetched with our limits, nothing decoded yet."""
@@ -246,6 +258,11 @@ class TokenPackerImageProcessor(BaseImageProcessor):
             pixels = pixels.div_(255) if self.rescale_factor == 1 / 255 else pixels.mul_(self.rescale_factor)
         if self.do_normalize:
             mean, std = torch.tensor(self.image_mean), torch.tensor(self.image_std)
+            if len(mean) != len(pixels) or len(std) != len(pixels):
+                raise ValueError(
+                    f"image_mean has {len(mean)} and image_std {len(std)} entries for an image of {len(pixels)}"
+                    " channels; give one of each per channel"
+                )
             pixels = pixels.sub_(mean[:, None, None]).div_(std[:, None, None])
         return pixels
 

@@ -43,6 +43,7 @@ class TokenPackerImagesKwargs(TokenPackerImageProcessorKwargs, total=False):
 class TokenPackerProcessorKwargs(ProcessingKwargs, total=False):  # type: ignore[call-arg]
     """Keywords of `TokenPackerProcessor`, flat or nested as everywhere in transformers."""
 
+    _defaults = {}  # type: ignore[var-annotated]  # noqa: RUF012 - transformers before 5.24 asks for it
     images_kwargs: TokenPackerImagesKwargs
 
 

@@ -19,7 +19,7 @@ from transformers.processing_utils import MultiModalData, ProcessorMixin, Unpack
 from tokenpacker.hf.chat import chat_template as default_chat_template
 from tokenpacker.hf.chat import check_parts
 from tokenpacker.hf.config import TokenPackerConfig
-from tokenpacker.hf.image_processor import TokenPackerImageProcessor, flatten
+from tokenpacker.hf.image_processor import ABOUT_ARRAYS, TokenPackerImageProcessor, flatten
 from tokenpacker.hf.keywords import TokenPackerProcessorKwargs, check_keywords
 from tokenpacker.hf.markers import check_images, check_regions, check_text, count_marks
 from tokenpacker.hf.masks import split_regions
@@ -35,7 +35,6 @@ from tokenpacker.sequence import ImageLayout, plan_layout
 from tokenpacker.tiling import TileGrid
 
 RowSeparator = Literal["newline", "unknown"]
-ABOUT_ARRAYS = ("return_tensors", "input_data_format")  # of the images' keywords, those that change no layout
 
 
 class TokenPackerProcessor(ProcessorMixin):
