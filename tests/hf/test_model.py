@@ -190,3 +190,14 @@ def test_gradient_checkpointing_gives_the_same_gradients(make_tiny_model, inputs
     model.gradient_checkpointing_enable({"use_reentrant": False})
     for name, gradient in gradients().items():
         torch.testing.assert_close(gradient, plain[name], msg=name)
+
+
+def test_the_forward_compiles_into_one_graph(make_tiny_model, inputs):
+    model = make_tiny_model()
+    assert model._can_compile_fullgraph
+    compiled = torch.compile(model.forward, fullgraph=True, backend="eager")
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(**inputs).logits, model(**inputs).logits)
+        compiled = torch.compile(model.get_image_features, fullgraph=True, backend="eager")
+        packed = compiled(inputs["pixel_values"], scale_factor=4).pooler_output
+        torch.testing.assert_close(packed, model.get_image_features(inputs["pixel_values"], 4).pooler_output)

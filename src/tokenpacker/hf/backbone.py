@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import AutoModel, Cache, LlavaModel
-from transformers.modeling_outputs import ModelOutput
+from transformers.modeling_outputs import BaseModelOutput
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple
 
@@ -22,7 +22,7 @@ from tokenpacker.hf.config import TokenPackerConfig
 from tokenpacker.hf.outputs import ImageFeatures, TokenPackerModelOutput, image_fields, name_cache
 from tokenpacker.hf.packing import separate_samples
 from tokenpacker.hf.pretrained import TokenPackerPreTrainedModel
-from tokenpacker.hf.vision_encoder import build_spare_layers, build_vision_tower, encode_tiles
+from tokenpacker.hf.vision_encoder import TOWER_STATES, build_spare_layers, build_vision_tower, encode_tiles
 from tokenpacker.projectors.mixed import pack_tiles
 from tokenpacker.regions import RegionEncoder, scatter_region_tokens
 from tokenpacker.sequence import scatter_image_tokens
@@ -59,7 +59,7 @@ class TokenPackerModel(TokenPackerPreTrainedModel, LlavaModel):
         """
         return self._encode(pixel_values)[0]
 
-    def _encode(self, pixel_values: Tensor, **kwargs: Any) -> tuple[VisionFeatures, ModelOutput]:
+    def _encode(self, pixel_values: Tensor, **kwargs: bool) -> tuple[VisionFeatures, BaseModelOutput]:
         if pixel_values.dim() != 4 or tuple(pixel_values.shape[2:]) != self.config.tile_size:
             height, width = self.config.tile_size
             raise ValueError(
@@ -121,7 +121,7 @@ class TokenPackerModel(TokenPackerPreTrainedModel, LlavaModel):
         return ImageFeatures(
             last_hidden_state=features.query[:num_tiles],
             pooler_output=packed if num_tiles else packed[:0],
-            hidden_states=tower_output.hidden_states if kwargs.get("output_hidden_states") else None,
+            hidden_states=tower_output.hidden_states,
             attentions=tower_output.attentions,
             region_tokens=regions,
         )
@@ -229,10 +229,11 @@ class TokenPackerModel(TokenPackerPreTrainedModel, LlavaModel):
             embeddings = scatter_image_tokens(embeddings, ids, packed.to(device), config.image_token_id)
         if regions is not None:
             self.require_region_encoder()
-        elif self.region_encoder is None:
+        if self.region_encoder is None:
             return embeddings
-        else:  # then there must be no placeholder
+        if regions is None:  # then there must be no placeholder
             regions = embeddings.new_zeros(0, embeddings.shape[2])
+        assert config.region_token_id is not None
         return scatter_region_tokens(embeddings, ids, regions.to(device), config.region_token_id)
 
     def find_placeholders(self, embeddings: Tensor) -> Tensor:
@@ -281,9 +282,9 @@ def find_encoded(
     return images
 
 
-def _tower_arguments(kwargs: Any) -> dict[str, Any]:
-    """Of a model's further arguments those that vision towers know."""
-    return {name: kwargs[name] for name in ("output_attentions", "output_hidden_states") if kwargs.get(name)}
+def _tower_arguments(kwargs: Any) -> dict[str, bool]:
+    """Of a model's further arguments what they ask of the vision tower."""
+    return {name: True for name in TOWER_STATES if kwargs.get(name)}
 
 
 def _beside(module: nn.Module, features: VisionFeatures) -> VisionFeatures:

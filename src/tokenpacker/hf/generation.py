@@ -67,7 +67,7 @@ class ImageGenerationMixin(GenerationMixin):
         is_encoder_decoder: bool = False,
         input_ids: Tensor | None = None,
         **model_kwargs: Any,
-    ) -> tuple[Tensor, dict[str, Any]]:
+    ) -> tuple[Any, dict[str, Any]]:
         """Repeats each sample for beams and multiple answers, its images and regions as a group.
 
         Before transformers 5.19 images are encoded here, once for all beams; later versions did so already. Their own
@@ -82,7 +82,7 @@ class ImageGenerationMixin(GenerationMixin):
             encoded = self.get_image_features(**images, return_dict=True)
         if encoded is not None:
             embeds = model_kwargs.get("inputs_embeds")
-            ids = input_ids if embeds is None else self.model.find_placeholders(embeds)
+            ids: Any = input_ids if embeds is None else self.model.find_placeholders(embeds)
             encoded = self._repeat_images(encoded, ids, expand_size)
         input_ids, model_kwargs = super()._expand_inputs_for_generation(
             expand_size=expand_size, is_encoder_decoder=is_encoder_decoder, input_ids=input_ids, **model_kwargs

@@ -20,7 +20,7 @@ from tokenpacker.hf.config import TokenPackerConfig
 from tokenpacker.hf.generation import ImageGenerationMixin
 from tokenpacker.hf.outputs import ImageFeatures, TokenPackerCausalLMOutput
 from tokenpacker.hf.pretrained import TokenPackerPreTrainedModel
-from tokenpacker.hf.vision_encoder import encoder_layers
+from tokenpacker.hf.vision_encoder import cut_tower
 from tokenpacker.regions import RegionEncoder
 from tokenpacker.sequence import IGNORED
 
@@ -43,7 +43,8 @@ class TokenPackerForConditionalGeneration(
     ) -> TokenPackerForConditionalGeneration:
         """A model around a vision tower and a causal language model, the projector freshly initialised.
 
-        The parts are taken over, not copied; the tower's layers above the last used level are removed.
+        The parts are taken over, not copied; the tower's layers above the last used level and its
+        pooling head are removed.
 
         Args:
             config_kwargs: further arguments of `TokenPackerConfig`.
@@ -60,8 +61,7 @@ class TokenPackerForConditionalGeneration(
         config = TokenPackerConfig(*parts, **config_kwargs)
         with torch.device("meta"):
             model = cls(config)
-        del encoder_layers(vision_tower)[config.num_vision_layers :]
-        model.model.vision_tower = vision_tower
+        model.model.vision_tower = cut_tower(vision_tower, config.num_vision_layers)
         model.model.language_model = language_model.base_model
         model.model.multi_modal_projector = projectors.build(config.projector).to(head.weight.device, head.weight.dtype)
         if config.regions is not None:

@@ -6,6 +6,7 @@ D language width.
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,4 +65,6 @@ def name_cache(cache: Cache | None, past_key_values: Cache | None) -> dict[str, 
     """
     if cache is not None and past_key_values is not None:
         raise ValueError("the cache was given as cache and as past_key_values; pass it once")
+    if past_key_values is not None and CACHE == "cache":
+        warnings.warn("`past_key_values` is deprecated in transformers; use `cache`", FutureWarning, stacklevel=2)
     return {CACHE: past_key_values if cache is None else cache}

@@ -40,6 +40,11 @@ class TokenPackerPreTrainedModel(LlavaPreTrainedModel):
             *(rf"vision_tower\..*layers?\.{layer}\." for layer in unused),
         ]
 
+    @classmethod
+    def is_custom_code(cls) -> bool:
+        """False: transformers then initialises missing weights of the parts as the parts do."""
+        return False
+
     def save_pretrained(self, *args: Any, save_original_format: bool = False, **kwargs: Any) -> None:
         """As of every model in transformers, but weights keep the names that they have in the module.
 

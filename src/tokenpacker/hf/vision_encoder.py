@@ -7,24 +7,39 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Any
 
 import torch
+import transformers
+from packaging import version
 from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedModel
-from transformers.modeling_outputs import ModelOutput
+from transformers.modeling_outputs import BaseModelOutput
+from transformers.utils.output_capturing import maybe_install_capturing_hooks
 
 from tokenpacker.features import VisionFeatures
 from tokenpacker.hf.config import TokenPackerConfig
 
+SELECTS_HIDDEN_STATES = version.parse(transformers.__version__) >= version.parse("5.24")
+"""Whether `output_hidden_states` takes indices. Older versions count them otherwise, or keep all states anyway."""
+
+TOWER_STATES = ("output_hidden_states", "output_attentions")
+"""What of a vision tower can be asked for besides its features."""
+
 
 def build_vision_tower(config: TokenPackerConfig) -> PreTrainedModel:
     """A freshly initialised vision tower that ends at the last level that is used."""
-    vision_config = copy.deepcopy(config.vision_config)
-    vision_config.num_hidden_layers = config.num_vision_layers
-    if hasattr(vision_config, "vision_use_head"):
-        vision_config.vision_use_head = False  # SigLIP's pooling head: nothing here reads it
-    return AutoModel.from_config(vision_config)
+    return cut_tower(AutoModel.from_config(config.vision_config), config.num_vision_layers)
+
+
+def cut_tower(tower: PreTrainedModel, num_layers: int) -> PreTrainedModel:
+    """The vision tower itself, without the layers above the last level that is used and without a pooling head."""
+    del encoder_layers(tower)[num_layers:]
+    for module in list(tower.modules()):
+        if getattr(module, "use_head", False):  # SigLIP's
+            module.use_head = False
+            del module.head
+    maybe_install_capturing_hooks(tower)  # otherwise at the first call, which could then not be compiled
+    return tower
 
 
 def build_spare_layers(config: TokenPackerConfig) -> nn.ModuleList:
@@ -53,9 +68,9 @@ def encode_tiles(
     levels: Sequence[int],
     query_level: int,
     max_tiles: int | None = None,
-    **kwargs: Any,
-) -> tuple[VisionFeatures, ModelOutput]:
-    """Vision features of tiles (N, 3, h, w), and the tower's own output.
+    **kwargs: bool,
+) -> tuple[VisionFeatures, BaseModelOutput]:
+    """Vision features of tiles (N, 3, h, w), and the tower's `hidden_states` and `attentions` if asked for.
 
     The levels are the tower's `hidden_states`, asked for by index: transformers 5.24 keeps only those, older versions
     keep all until the call ends. Where neither the tower nor the pixels are differentiated, nothing of the tower is
@@ -63,15 +78,15 @@ def encode_tiles(
 
     Args:
         max_tiles: None takes all tiles at once, as does a call for the tower's attentions or hidden states.
-        kwargs: further arguments of the tower, such as `output_attentions`.
+        kwargs: those of `TOWER_STATES` that are asked for.
 
     Raises:
         ValueError: when the tower gives fewer tokens than the patch grid has.
     """
     learns = pixel_values.requires_grad or any(parameter.requires_grad for parameter in tower.parameters())
-    asked = bool(kwargs.get("output_attentions") or kwargs.get("output_hidden_states"))
+    kwargs |= {name: True for name in TOWER_STATES if getattr(tower.config, name, False)}
     chunks = (pixel_values,)
-    if max_tiles is not None and pixel_values.shape[0] > max_tiles and not asked and not learns:
+    if max_tiles is not None and pixel_values.shape[0] > max_tiles and not learns and not any(kwargs.values()):
         chunks = pixel_values.split(max_tiles)
     with torch.set_grad_enabled(learns and torch.is_grad_enabled()):
         parts = [_encode(tower, chunk, patch_grid, levels, query_level, **kwargs) for chunk in chunks]
@@ -88,10 +103,11 @@ def _encode(
     patch_grid: tuple[int, int],
     levels: Sequence[int],
     query_level: int,
-    **kwargs: Any,
-) -> tuple[VisionFeatures, ModelOutput]:
+    **kwargs: bool,
+) -> tuple[VisionFeatures, BaseModelOutput]:
     """One pass through the tower. Tokens before the patches, such as CLS and registers, are dropped."""
-    wanted = True if kwargs.pop("output_hidden_states", None) else sorted({*levels, query_level})
+    asked = kwargs.pop("output_hidden_states", False)
+    wanted = True if asked or not SELECTS_HIDDEN_STATES else sorted({*levels, query_level})
     output = tower(pixel_values, output_hidden_states=wanted, return_dict=True, **kwargs)
     num_patches = patch_grid[0] * patch_grid[1]
 
@@ -101,5 +117,7 @@ def _encode(
             raise ValueError(f"level {level} has {tokens.shape[1]} tokens, fewer than patch_grid={patch_grid} needs")
         return tokens[:, tokens.shape[1] - num_patches :]
 
-    query = patch_tokens(query_level)
-    return VisionFeatures(query, torch.cat([patch_tokens(level) for level in levels], dim=-1), patch_grid), output
+    all_levels = torch.cat([patch_tokens(level) for level in levels], dim=-1)  # (N, L, M*C)
+    features = VisionFeatures(patch_tokens(query_level), all_levels, patch_grid)
+    states = output.hidden_states if asked else None
+    return features, BaseModelOutput(hidden_states=states, attentions=output.attentions)
