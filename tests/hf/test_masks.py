@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from tokenpacker.hf.masks import read_mask, split_regions, to_mask
 from tokenpacker.images import ImageError
@@ -260,12 +261,29 @@ def test_a_region_that_cannot_be_is_told_in_one_line(what):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("format", ["TIFF", "PNG"])
+def test_a_mask_file_is_turned_as_its_exif_says_whatever_texts_it_carries(tmp_path, format):
+    mask = np.zeros((6, 9), dtype=bool)
+    mask[1:3, 4:8] = True
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    texts = PngInfo()
+    texts.add_text("Comment", "words " * 400_000, zip=True)
+    options = {"pnginfo": texts} if format == "PNG" else {}
+    Image.fromarray(mask).save(tmp_path / "mask", format, exif=exif, **options)
+    assert np.array_equal(read_mask(tmp_path / "mask"), np.rot90(mask, -1))
+
+
 def test_a_mask_file_that_cannot_be_used_is_named(tmp_path):
     with pytest.raises(ImageError, match=r"mask .*no\.png does not exist; check the path"):
         read_mask(tmp_path / "no.png")
     (tmp_path / "text.png").write_text(json.dumps("hello"))
-    with pytest.raises(ImageError, match=r"mask .*text\.png cannot be read .* give a black-and-white PNG file"):
+    with pytest.raises(ImageError, match=r"mask .*text\.png is not an image that Pillow can read; give a PNG"):
         read_mask(tmp_path / "text.png")
+    Image.new("1", (800, 600)).save(tmp_path / "cut.png")
+    (tmp_path / "cut.png").write_bytes((tmp_path / "cut.png").read_bytes()[:70])
+    with pytest.raises(ImageError, match=r"mask .*cut\.png cannot be read .* give a black-and-white PNG file"):
+        read_mask(tmp_path / "cut.png")
     Image.new("RGBA", (8, 6)).save(tmp_path / "colour.png")
     with pytest.raises(ImageError, match=r"colour\.png is transparent in places"):
         read_mask(tmp_path / "colour.png")

@@ -20,12 +20,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
 from tokenpacker.hf.marks import MarkedPixels, mark_box, mark_polygon
 from tokenpacker.hf.run_lengths import mark_runs
-from tokenpacker.images import ImageError
+from tokenpacker.images import ImageError, open_image, upright
 
 REGION_FORMS = ("box", "polygon", "rle", "mask")  # keys of a region that is written as a dict
 FORMS = "a (H, W) boolean array, a COCO RLE, a polygon [[x, y, x, y, x, y, ...]] or a box (x0, y0, x1, y1)"
@@ -133,20 +133,19 @@ def read_mask(source: str | Path) -> np.ndarray:
         ImageError: for a file that is not there or cannot be read, and a picture of other colours.
     """
     try:
-        with Image.open(source) as picture:
-            return _from_picture(picture, str(source))
-    except FileNotFoundError:
-        raise ImageError(f"mask {source} does not exist; check the path") from None
-    except ImageError:
-        raise
+        with open_image(source) as (name, picture):
+            picture.load()
+    except ImageError as error:
+        raise ImageError(f"mask {error}") from error
     except Exception as error:  # decoders fail in many ways
         reason = " ".join(str(error).split())[:120]
         raise ImageError(f"mask {source} cannot be read ({reason}); give a black-and-white PNG file") from error
+    return _from_picture(picture, name)
 
 
 def _from_picture(picture: Image.Image, name: str) -> np.ndarray:
     """(H, W), upright as its image will be; colours are compared as they are shown, not by their place in a palette."""
-    picture = ImageOps.exif_transpose(picture)
+    picture = upright(picture)
     if picture.mode in GREY_MODES:
         levels = [level for level, count in enumerate(picture.histogram()) if count]
         _check_colours(levels, 0, "grey levels", name)

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import ExifTags, Image
+from PIL import Image
 from torch import Tensor
 from transformers.image_utils import load_image as download_image
 
-from tokenpacker.images import ImageError, ImageSource, image_size, load_image
+from tokenpacker.images import ImageError, ImageSource, image_size, load_image, orientation
 
 DOWNLOAD_TIMEOUT_S = 20.0
 
@@ -61,9 +61,7 @@ def _is_ready(picture: Image.Image) -> bool:
     """Whether `load_image` would change nothing, so that its copies can be spared."""
     if type(picture) is not Image.Image or picture.mode != "RGB" or picture.has_transparency_data:
         return False
-    with suppress(Exception):  # damaged metadata
-        return picture.getexif().get(ExifTags.Base.Orientation, 1) == 1
-    return False
+    return orientation(picture) == 1
 
 
 def _read_reduced_jpeg(source: str | Path | bytes, at_least: tuple[int, int]) -> Image.Image | None:
