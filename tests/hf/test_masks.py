@@ -150,6 +150,14 @@ def test_a_box_marks_all_that_it_touches_and_is_cut_at_the_edge():
     assert to_mask((-10, -10, 100, 100), SIZE).all()
 
 
+def test_small_boxes_and_polygons_in_pixels_are_none_in_shares():
+    assert to_mask((0, 0, 2, 1), SIZE).sum() == 2
+    assert to_mask((1, 1, 2, 2), SIZE).sum() == 1
+    assert to_mask((-5, -5, 0.5, 0.5), SIZE).sum() == 1
+    assert to_mask([[0, 0, 2, 0, 0, 2]], SIZE).sum() == 1
+    assert to_mask((0, 0, 1, 1), (1, 1)).all()
+
+
 def test_the_regions_of_an_image_are_split_without_being_decoded():
     box, polygon, rle = (0, 0, 1, 1), [[0, 0, 1, 0, 1, 1]], {"size": [6, 8], "counts": "broken"}
     assert split_regions(None) == split_regions([]) == []
@@ -159,7 +167,7 @@ def test_the_regions_of_an_image_are_split_without_being_decoded():
     assert len(split_regions(np.stack([BLOCK, BLOCK]))) == 2
     assert len(split_regions([np.stack([BLOCK, BLOCK]), BLOCK, torch.from_numpy(BLOCK)[None]])) == 4
     assert len(split_regions(BLOCK)) == 1
-    boxes = np.array([[2, 1, 7, 4], [0, 0, 1, 1]])
+    boxes = np.array([[2, 1, 7, 4], [1, 0, 2, 1]])
     for table in (boxes, torch.from_numpy(boxes).bfloat16(), [boxes]):
         assert [to_mask(region, SIZE).sum() for region in split_regions(table)] == [15, 1]
     assert split_regions(np.zeros((0, 4), np.float32)) == []
@@ -217,6 +225,15 @@ BROKEN = {
     "nested lists of booleans": (BLOCK.tolist(), "is given as nested lists of 0 and 1"),
     "box outside": ((8, 0, 9, 2), r"reaches from \(8, 0\) to \(9, 2\), outside of its image of 8 x 6"),
     "box turned": ((3, 3, 1, 5), r"is the box \(3, 3, 1, 5\); give \(x0, y0, x1, y1\) with x1 > x0"),
+    "box of COCO": ((5, 3, 2, 2), r"COCO writes it, is \(x, y, x \+ width, y \+ height\) here"),
+    "box of shares": (
+        (0.25, 0.1, 0.75, 1),
+        r"has all coordinates between 0 and 1, \(0\.25, 0\.1, 0\.75, 1\); give pixels: multiply x by the width 8 and y"
+        r" by the height 6 \(for the first pixel itself, pass a mask\)",
+    ),
+    "box of all": ({"box": np.array([-0.003, 0, 1, 1.004])}, "all coordinates between 0 and 1, .* give pixels: multiply"),
+    "polygon of shares": ([[0.1, 0.1, 0.9, 0.1, 0.5, 0.9]], r"between 0 and 1, \(0\.1, 0\.1, 0\.9, 0\.1, \.\.\.\); give"),
+    "polygons of shares": ({"polygon": [[0, 0, 1, 0, 1, 1], [0.2, 0.2, 0.3, 0.2, 0.3, 0.3]]}, "between 0 and 1, "),
     "box of no number": ((0, 0, float("nan"), 2), "has the coordinate nan"),
     "endless box": ((0, 0, float("inf"), 2), "has the coordinate inf"),
     "polygon outside": ([[-5, 0, -1, 0, -1, 4]], "outside of its image"),

@@ -68,7 +68,7 @@ def test_only_the_part_of_an_image_where_a_region_lies_is_worked_on_with_the_res
     (top, bottom), (left, right) = (
         sorted((a * length, b * length)) for a, b, length in zip(corners[::2], corners[1::2], size, strict=True)
     )
-    bottom, right = max(bottom, top + 0.5), max(right, left + 0.5)
+    bottom, right = max(bottom, top + 1.1), max(right, left + 1.1)  # none of shares
     images = TokenPackerImageProcessor(image_mode=mode, tile_size=tile_size, max_tiles=4)
     canvas = Canvas(images, size, images.choose_grid(size), PATCH_GRID)
     box, outline = (left, top, right, bottom), [[left, top, right, bottom, left, bottom]]
