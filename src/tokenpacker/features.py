@@ -35,7 +35,9 @@ class VisionFeatures:
         height, width = self.patch_grid
         for name, tensor in (("query", self.query), ("levels", self.levels)):
             if not isinstance(tensor, Tensor):
-                raise ValueError(f"{name} is given as {type(tensor).__name__}; pass a tensor (tiles, patches, channels)")
+                raise ValueError(
+                    f"{name} is given as {type(tensor).__name__}; pass a tensor (tiles, patches, channels)"
+                )
             if tensor.dim() != 3:
                 raise ValueError(
                     f"{name} has shape {tuple(tensor.shape)}; expected three dimensions (tiles, patches, channels)"

@@ -73,13 +73,19 @@ class ImageLayout:
         return [*ids, *tile, row_separator_id] if self.tile_grid.has_thumbnail else ids
 
     def source(
-        self, index: int, views: list[TileView], window_size: tuple[float, float], image_size: tuple[int, int]
+        self,
+        index: int,
+        views: list[TileView],
+        window_size: tuple[float, float],
+        tile_size: tuple[int, int],
+        image_size: tuple[int, int],
     ) -> TokenSource | None:
         """What the image token at `index` shows; None for a separator. The inverse of `token_ids`.
 
         Args:
             views: one per tile, as `tiling.slice_views` gives them.
             window_size: (height, width) in tile pixels of one packed token's window: scale factor times patch size.
+            tile_size: (height, width) of a tile, where windows at the edge are cut off.
             image_size: (height, width) of the original image.
 
         Raises:
@@ -92,7 +98,8 @@ class ImageLayout:
             return None
         row, col = divmod(place, self.token_grid[1])
         top, left = row * window_size[0], col * window_size[1]
-        box = views[tile].to_image((top, left, top + window_size[0], left + window_size[1]), image_size)
+        bottom, right = min(top + window_size[0], tile_size[0]), min(left + window_size[1], tile_size[1])
+        box = views[tile].to_image((top, left, bottom, right), image_size)
         return TokenSource(tile, row, col, tile == self.tile_grid.rows * self.tile_grid.cols, box)
 
 

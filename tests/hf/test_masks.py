@@ -231,8 +231,14 @@ BROKEN = {
         r"has all coordinates between 0 and 1, \(0\.25, 0\.1, 0\.75, 1\); give pixels: multiply x by the width 8 and y"
         r" by the height 6 \(for the first pixel itself, pass a mask\)",
     ),
-    "box of all": ({"box": np.array([-0.003, 0, 1, 1.004])}, "all coordinates between 0 and 1, .* give pixels: multiply"),
-    "polygon of shares": ([[0.1, 0.1, 0.9, 0.1, 0.5, 0.9]], r"between 0 and 1, \(0\.1, 0\.1, 0\.9, 0\.1, \.\.\.\); give"),
+    "box of all": (
+        {"box": np.array([-0.003, 0, 1, 1.004])},
+        "all coordinates between 0 and 1, .* give pixels: multiply",
+    ),
+    "polygon of shares": (
+        [[0.1, 0.1, 0.9, 0.1, 0.5, 0.9]],
+        r"between 0 and 1, \(0\.1, 0\.1, 0\.9, 0\.1, \.\.\.\); give",
+    ),
     "polygons of shares": ({"polygon": [[0, 0, 1, 0, 1, 1], [0.2, 0.2, 0.3, 0.2, 0.3, 0.3]]}, "between 0 and 1, "),
     "box of no number": ((0, 0, float("nan"), 2), "has the coordinate nan"),
     "endless box": ((0, 0, float("inf"), 2), "has the coordinate inf"),
