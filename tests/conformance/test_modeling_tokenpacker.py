@@ -1,0 +1,98 @@
+"""transformers' common tests of a model, on ours. Shapes: B samples, S sequence length."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from conformance.upstream import Conformance, common_tests
+from tokenpacker.hf import TokenPackerConfig, TokenPackerForConditionalGeneration, TokenPackerModel
+
+modeling = common_tests("test_modeling_common")
+parallelism = common_tests("test_tensor_parallel_mixin")
+configuration = common_tests("test_configuration_common")
+
+IMAGE_TOKEN_ID = 3
+
+
+class TokenPackerModelTester:
+    """Tiny inputs, one tile for each sample; their tests read the attributes."""
+
+    config_class = TokenPackerConfig
+    base_model_class = TokenPackerModel
+    conditional_generation_class = TokenPackerForConditionalGeneration
+    batch_size = 3
+    num_image_tokens = 4  # 4x4 patches at scale factor 2
+    seq_length = 7 + num_image_tokens
+    is_training = True
+    hidden_size = 32
+    num_hidden_layers = 2
+    num_attention_heads = 4
+    vocab_size = 99
+    text_config = {  # noqa: RUF012 - read as an attribute
+        "model_type": "llama",
+        "vocab_size": 99,
+        "hidden_size": 32,
+        "intermediate_size": 37,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 512,
+        "pad_token_id": 1,
+        "bos_token_id": 0,
+        "eos_token_id": 2,
+    }
+    vision_config = {  # noqa: RUF012
+        "model_type": "clip_vision_model",
+        "image_size": 16,
+        "patch_size": 4,
+        "hidden_size": 32,
+        "intermediate_size": 37,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+    }
+
+    def __init__(self, parent: Any):
+        self.parent = parent
+
+    def get_config(self) -> TokenPackerConfig:
+        return TokenPackerConfig(
+            vision_config=dict(self.vision_config),
+            text_config=dict(self.text_config),
+            projector_config={"name": "token-packer", "num_heads": 4},
+            vision_levels=[1, 2],
+            image_token_id=IMAGE_TOKEN_ID,
+        )
+
+    def prepare_config_and_inputs_for_common(self) -> tuple[TokenPackerConfig, dict[str, Any]]:
+        input_ids = modeling.ids_tensor([self.batch_size, self.seq_length], self.vocab_size - 4) + 4  # (B, S)
+        input_ids[:, : self.num_image_tokens] = IMAGE_TOKEN_ID
+        return self.get_config(), {
+            "pixel_values": modeling.floats_tensor([self.batch_size, 3, 16, 16]),
+            "input_ids": input_ids,
+            "attention_mask": torch.ones_like(input_ids),
+        }
+
+
+class TokenPackerModelTest(
+    modeling.ModelTesterMixin,
+    modeling.GenerationTesterMixin,
+    parallelism.TensorParallelTesterMixin,
+    Conformance,
+):
+    all_model_classes = (TokenPackerModel, TokenPackerForConditionalGeneration)
+    _is_composite = True
+    test_can_init_all_missing_weights_before_2023 = True  # else only files that state a later year are tested
+
+    @property
+    def model_tester(self) -> TokenPackerModelTester:
+        return TokenPackerModelTester(self)
+
+    def setUp(self) -> None:
+        self.config_tester = configuration.ConfigTester(
+            self, config_class=TokenPackerConfig, has_text_modality=False, common_properties=["image_token_id"]
+        )
+
+    def test_config(self) -> None:
+        self.config_tester.run_common_tests()
