@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partialmethod
 from typing import Any
+from unittest.mock import patch
 
 import torch
 
 from conformance.upstream import Conformance, common_tests
 from tokenpacker.hf import TokenPackerConfig, TokenPackerForConditionalGeneration, TokenPackerModel
+from tokenpacker.hf.pretrained import TokenPackerPreTrainedModel
 
 modeling = common_tests("test_modeling_common")
 parallelism = common_tests("test_tensor_parallel_mixin")
@@ -96,3 +99,9 @@ class TokenPackerModelTest(
 
     def test_config(self) -> None:
         self.config_tester.run_common_tests()
+
+    def test_reverse_loading_mapping(self) -> None:
+        # It is about saving under old names, which our models do only when asked.
+        save_with_old_names = partialmethod(TokenPackerPreTrainedModel.save_pretrained, save_original_format=True)
+        with patch.object(TokenPackerPreTrainedModel, "save_pretrained", save_with_old_names):
+            super().test_reverse_loading_mapping()
