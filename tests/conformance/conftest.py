@@ -15,21 +15,24 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if reason := _exception(item):
+        if reason := _exceptions(item).get(item.name):
             item.add_marker(pytest.mark.xfail(reason=reason, strict=True))
-    classes = {item.cls.__name__: item.cls for item in items if item.cls}
-    for class_name, test in (name.split("::") for name in EXCEPTIONS):
-        if class_name in classes and not hasattr(classes[class_name], test):
-            raise pytest.UsageError(f"exceptions.py lists {class_name}::{test}, which transformers no longer has")
+        for name in _exceptions(item):
+            if not hasattr(item.cls, name):
+                raise pytest.UsageError(f"exceptions.py lists {name}, which {item.cls.__name__} does not have")
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item):
     report = yield
-    if report.when == "call" and report.skipped and not hasattr(report, "wasxfail") and _exception(item):
+    if report.skipped and not hasattr(report, "wasxfail") and item.name in _exceptions(item):
         report.outcome, report.longrepr = "failed", f"{item.name} is listed as an exception but skips itself"
     return report
 
 
-def _exception(item: pytest.Item) -> str | None:
-    return EXCEPTIONS.get("::".join(item.nodeid.split("::")[1:]))
+def _exceptions(item: pytest.Item) -> dict[str, str]:
+    """Those of the item's class and of the classes that it inherits from."""
+    listed: dict[str, str] = {}
+    for cls in getattr(item.cls, "__mro__", ()):
+        listed |= EXCEPTIONS.get(cls.__name__, {})
+    return listed

@@ -16,7 +16,7 @@ modeling = common_tests("test_modeling_common")
 parallelism = common_tests("test_tensor_parallel_mixin")
 configuration = common_tests("test_configuration_common")
 
-IMAGE_TOKEN_ID = 3
+IMAGE_TOKEN_ID, REGION_TOKEN_ID = 3, 4
 
 
 class TokenPackerModelTester:
@@ -26,8 +26,9 @@ class TokenPackerModelTester:
     base_model_class = TokenPackerModel
     conditional_generation_class = TokenPackerForConditionalGeneration
     batch_size = 3
-    num_image_tokens = 4  # 4x4 patches at scale factor 2
-    seq_length = 7 + num_image_tokens
+    scale_factors = (2, 4, 2)
+    num_image_tokens = (4, 1, 4)  # of 4x4 patches
+    seq_length = 11
     is_training = True
     hidden_size = 32
     num_hidden_layers = 2
@@ -69,10 +70,12 @@ class TokenPackerModelTester:
         )
 
     def prepare_config_and_inputs_for_common(self) -> tuple[TokenPackerConfig, dict[str, Any]]:
-        input_ids = modeling.ids_tensor([self.batch_size, self.seq_length], self.vocab_size - 4) + 4  # (B, S)
-        input_ids[:, : self.num_image_tokens] = IMAGE_TOKEN_ID
+        input_ids = modeling.ids_tensor([self.batch_size, self.seq_length], self.vocab_size - 5) + 5  # (B, S)
+        for row, count in zip(input_ids, self.num_image_tokens, strict=True):
+            row[:count] = IMAGE_TOKEN_ID
         return self.get_config(), {
             "pixel_values": modeling.floats_tensor([self.batch_size, 3, 16, 16]),
+            "scale_factors": torch.tensor(self.scale_factors),
             "input_ids": input_ids,
             "attention_mask": torch.ones_like(input_ids),
         }
@@ -105,3 +108,24 @@ class TokenPackerModelTest(
         save_with_old_names = partialmethod(TokenPackerPreTrainedModel.save_pretrained, save_original_format=True)
         with patch.object(TokenPackerPreTrainedModel, "save_pretrained", save_with_old_names):
             super().test_reverse_loading_mapping()
+
+
+class TokenPackerRegionModelTester(TokenPackerModelTester):
+    """One region for each sample beside its tile."""
+
+    def get_config(self) -> TokenPackerConfig:
+        config = super().get_config()
+        config.set_regions(REGION_TOKEN_ID)
+        return config
+
+    def prepare_config_and_inputs_for_common(self) -> tuple[TokenPackerConfig, dict[str, Any]]:
+        config, inputs = super().prepare_config_and_inputs_for_common()
+        inputs["input_ids"][:, -1] = REGION_TOKEN_ID
+        cells = modeling.floats_tensor([self.batch_size, 1, 16])  # (R, P, L)
+        return config, inputs | {"region_cells": cells, "region_first_tile": torch.arange(self.batch_size)}
+
+
+class TokenPackerRegionModelTest(TokenPackerModelTest):
+    @property
+    def model_tester(self) -> TokenPackerRegionModelTester:
+        return TokenPackerRegionModelTester(self)
