@@ -190,7 +190,7 @@ def draw_tokens(packed: PackedImage, chosen: int | None = None) -> Image.Image:
         draw.rectangle(chosen_frame, outline=ACCENT, width=3)
     if packed.layout.tile_grid.has_thumbnail:
         top, _, _, right = small.box(packed.tile_box(len(packed.views) - 1))
-        draw.text((right + 12, top), f"thumbnail: {packed.layout.tokens_per_tile} tokens more", FAINT_INK, _font(15))
+        draw.text((right + 12, top), f"thumbnail: {packed.layout.tile_tokens[-1]} tokens more", FAINT_INK, _font(15))
     return panel
 
 

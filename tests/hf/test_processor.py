@@ -57,7 +57,7 @@ def test_the_budget_bounds_each_image(tiny_processor, image_of):
         (
             1,
             "what is this?",
-            "the prompt needs as many <image> markers as images: 0 markers, 1 images; write <image> once for each",
+            "the number of <image> tokens in the prompts should be the same as the number of images: 0 markers, 1",
         ),
         (1, "<image><image> same?", "2 markers, 1 images"),
         (0, "<image> what?", "1 markers, 0 images"),
@@ -69,8 +69,8 @@ def test_markers_and_images_must_agree(tiny_processor, image_of, num_images, tex
 
 
 def test_in_a_batch_the_wrong_prompt_is_named(tiny_processor, image_of):
-    with pytest.raises(ValueError, match="prompt 2 needs as many <image> markers as images: 0 markers, 1 images"):
-        tiny_processor([[], [image_of(8, 8)]], ["a", "b"])
+    with pytest.raises(ValueError, match="prompt 1 needs as many <image> markers as images: 1 markers, 0 images"):
+        tiny_processor([[], [image_of(8, 8)]], ["<image>", "b"])
     with pytest.raises(ValueError, match="1 lists of images for 2 prompts"):
         tiny_processor([[image_of(8, 8)]], ["<image>", "b"])
 

@@ -155,10 +155,11 @@ def test_masks_go_where_the_pixels_go(region_model, size, mode):
     mask = np.zeros(size, dtype=bool)
     mask[size[0] // 4 : size[0] * 3 // 4, size[1] // 3 : size[1] * 2 // 3] = True
     picture = Image.fromarray(np.repeat(mask[..., None] * np.uint8(255), 3, axis=2))
-    grid = images.choose_grid(size, mode)
+    images = images.with_options(image_mode=mode)
+    grid = images.choose_grid(size)
     tiles = images.preprocess(picture, tile_grids=[grid], image_mode=mode)["pixel_values"]
     shown = torch.nn.functional.avg_pool2d(tiles[:, :1], 4).flatten(1)[: grid.rows * grid.cols]
-    cells = Canvas(images, size, grid, (8, 8), mode).weights([mark_region(mask, size)], "coverage")[
+    cells = Canvas(images, size, grid, (8, 8)).weights([mark_region(mask, size)], "coverage")[
         0, : grid.rows * grid.cols
     ]
     assert cells.any()
