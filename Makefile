@@ -24,7 +24,7 @@ format: $(VENV)/.dev ## bring the code into shape
 	@$(BIN)/ruff format .
 
 clean: ## remove the virtual environment and all caches
-	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache .hypothesis demo
+	rm -rf $(VENV) .cache .pytest_cache .ruff_cache .mypy_cache .hypothesis demo
 
 # torch comes first and alone: what is installed after it then keeps that build.
 $(VENV)/.torch: constraints.txt
@@ -41,3 +41,8 @@ $(VENV)/.base: $(VENV)/.torch pyproject.toml
 $(VENV)/.dev: $(VENV)/.torch pyproject.toml
 	@$(PIP) -e '.[dev]'
 	@touch $@ $(VENV)/.base
+
+.PHONY: test-conformance
+test-conformance: $(VENV)/.dev ## run transformers' own common tests on our classes
+	@$(BIN)/python tests/conformance/fetch.py
+	@$(BIN)/python -m pytest tests/conformance

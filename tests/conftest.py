@@ -26,8 +26,7 @@ def fixed_seed() -> None:
     torch.manual_seed(0)
 
 
-@pytest.fixture(scope="session")
-def tiny_tokenizer():
+def byte_tokenizer():
     """A byte-level tokenizer: every byte is a token, so any text works and lengths are easy to check."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
@@ -47,6 +46,11 @@ def tiny_tokenizer():
         additional_special_tokens=["<image>"],
         padding_side="left",
     )
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer():
+    return byte_tokenizer()
 
 
 def tiny_config(tokenizer, vision: str = "clip", text: str = "llama", tied: bool = False, **kwargs):
