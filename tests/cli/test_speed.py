@@ -122,7 +122,7 @@ def test_a_model_that_takes_images_whole_says_so(run, make_tiny_model, tiny_toke
     [
         (("--model", "x", "--shapes", "7b"), "--model and --shapes exclude each other; leave one out"),
         (("--shapes", "70b"), "shapes '70b' are unknown; use 7b, 13b, small, or a JSON file of a model's config"),
-        (("--shapes", "none.json"), "shapes none.json do not exist as a file; use 7b, 13b, small, or a model's"),
+        (("--shapes", "none.json"), "shapes none.json do not exist as a file; use 7b, 13b, small, or a JSON file"),
         (
             ("--plan", "--model", "no/such folder"),
             "model no/such folder does not exist; give a model's folder or hub id",
