@@ -74,6 +74,8 @@ WITH_TORCH = [  # needs a projector's or a data set's arithmetic, but no transfo
     (["evaluate", "--tasks", "fine-prind"], "task 'fine-prind' is unknown; use one of: easy-vqa, fine-print"),
     (["evaluate", "--scale-factor", "99"], "scale_factor=99 exceeds"),
     (["count", IMAGE, "--scale-factor", "99"], "scale_factor=99 exceeds"),
+    (["speed", "--projectors", "tokenpacker"], "projector 'tokenpacker' is unknown; use some of average-pool"),
+    (["compare", "--projectors", "tokenpacker:num_heads=2"], "projector 'tokenpacker' is unknown; use some of"),
 ]
 
 

@@ -4,6 +4,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from tokenpacker.known_models import nearest
+
 AT_LEAST_1 = ("scale_factor", "max_image_tokens", "max_tiles", "limit", "max_regions", "max_length", "sample")
 DEVICES = ("cpu", "cuda", "mps", "auto")
 DTYPES = ("float32", "float16", "bfloat16", "4bit")
@@ -42,6 +44,16 @@ def require_existing(what: str, paths: Iterable[Path]) -> None:
     for path in paths:
         if not path.exists():
             raise ValueError(f"{what} {path} does not exist; check the path")
+
+
+def require_projectors(names: Iterable[str]) -> None:
+    """Raises ValueError for a projector that is not registered; settings may stand behind a name and a colon."""
+    from tokenpacker.projectors import available
+
+    known = available()
+    for name in (name.partition(":")[0] for name in names):
+        if name not in known:
+            raise ValueError(f"projector {name!r} is unknown; use some of {', '.join(known)}{nearest(name, known)}")
 
 
 def check_dtype(dtype: str) -> None:

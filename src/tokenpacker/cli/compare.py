@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tokenpacker.cli.arguments import require_projectors
 from tokenpacker.cli.options import JsonOption
 from tokenpacker.cli.output import print_json, print_note
 from tokenpacker.cli.recipes import UNFINISHED
@@ -123,6 +124,7 @@ def compare(
     }
     if foundation is not None and not foundation.is_dir():
         raise ValueError(f"--foundation {foundation} is no folder; name one, or leave it out to have one made")
+    require_projectors(settings["projectors"])
     from tokenpacker.compare.everything import Progress as Told
     from tokenpacker.compare.everything import compare as run
 

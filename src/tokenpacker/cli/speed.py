@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tokenpacker.cli.arguments import require_projectors
 from tokenpacker.cli.count import CONFIG_FILES, parse_size
 from tokenpacker.cli.errors import keeping
 from tokenpacker.cli.models import CARRIED, find_model, load_model, placement_of, quiet
@@ -99,6 +100,7 @@ def speed(
     if plan:
         _refuse({"--batch-sizes": batch_sizes, "--rounds": rounds, "--device": device})
     model, shapes = _named(model, shapes)
+    require_projectors(names)
     stored = shapes is None
     folder = None  # of a stored model; a plan reads the original layout, too
     if stored:
