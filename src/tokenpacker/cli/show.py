@@ -50,12 +50,14 @@ def show(
     """
     check_picture(out, "--out")
     from tokenpacker.images import load_image
-    from tokenpacker.visualize import PackedImage, draw_page
 
     with image_notes_on_stderr():
         picture = load_image(image)
-    loaded, processor = load_model(model, verbose, device, dtype)
-    packed = PackedImage.plan(processor, picture, scale_factor=scale_factor, max_image_tokens=max_image_tokens)
+    budget = {"scale_factor": scale_factor, "max_image_tokens": max_image_tokens}
+    loaded, processor = load_model(model, verbose, device, dtype, **budget)
+    from tokenpacker.visualize import PackedImage, draw_page
+
+    packed = PackedImage.plan(processor, picture, **budget)
     if token is not None:
         check_token(packed, token)
     weights = window_attention(loaded, processor, packed, scale_factor)
