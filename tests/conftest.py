@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,23 @@ def golden() -> Path:
 @pytest.fixture(autouse=True)
 def fixed_seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def no_deprecated_names_of_transformers():
+    """Fails a test during which transformers logs that a name is deprecated; its warnings are errors by pytest."""
+    heard = []
+
+    class Ear(logging.Handler):
+        def emit(self, record):
+            if "deprecated" in record.getMessage():
+                heard.append(record.getMessage())
+
+    ear = Ear()
+    logging.getLogger("transformers").addHandler(ear)
+    yield
+    logging.getLogger("transformers").removeHandler(ear)
+    assert not heard
 
 
 @pytest.fixture(scope="session")

@@ -16,6 +16,7 @@ from transformers import (
 )
 
 from tokenpacker.hf import TokenPackerForConditionalGeneration, TokenPackerProcessor, add_regions
+from tokenpacker.hf.outputs import CACHE
 from tokenpacker.hf.region_setup import add_region_token
 
 
@@ -124,8 +125,8 @@ def test_a_cached_image_can_be_asked_about_with_region_tokens_alone(region_model
     ids, regions = inputs["input_ids"], {name: inputs[name] for name in ("region_cells", "region_first_tile")}
     tokens = model.get_region_features(inputs["pixel_values"], **regions)
     prefix = int((ids == processor.image_token_id).nonzero()[-1, 1]) + 1
-    cache = model(input_ids=ids[:, :prefix], pixel_values=inputs["pixel_values"], use_cache=True).past_key_values
-    rest = model(input_ids=ids[:, prefix:], region_tokens=tokens, past_key_values=cache).logits
+    cache = model(input_ids=ids[:, :prefix], pixel_values=inputs["pixel_values"], use_cache=True)[CACHE]
+    rest = model(input_ids=ids[:, prefix:], region_tokens=tokens, **{CACHE: cache}).logits
     # float32 attention over a cache sums in another order
     torch.testing.assert_close(rest, expected[:, prefix:], atol=1e-5, rtol=1e-5)
 
