@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 import torch
+from packaging.version import Version
 from PIL import Image
 
 pytest_plugins = ["released_layout"]
@@ -31,11 +33,14 @@ def fixed_seed() -> None:
 def no_deprecated_names_of_transformers():
     """Fails a test during which transformers logs that a name is deprecated; its warnings are errors by pytest."""
     heard = []
+    old = Version(version("transformers")) < Version("5.24")
 
     class Ear(logging.Handler):
         def emit(self, record):
-            if "deprecated" in record.getMessage():
-                heard.append(record.getMessage())
+            message = record.getMessage()
+            theirs = old and message.startswith("Passing `generation_config` together")  # by their own pipelines
+            if "deprecated" in message and not theirs:
+                heard.append(message)
 
     ear = Ear()
     logging.getLogger("transformers").addHandler(ear)
