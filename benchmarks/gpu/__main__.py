@@ -11,6 +11,7 @@ its own with a limit of time, so that a part that fails or hangs takes no other 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.util
 import json
 import os
@@ -132,10 +133,8 @@ def _run(command: list[str], seconds: float) -> str | None:
     except subprocess.TimeoutExpired:
         return f"stopped after its {seconds:.0f} s"
     finally:
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
         process.wait()
 
 
