@@ -32,7 +32,7 @@ class PlainModel(nn.Module):
         self.vision_tower = AutoModel.from_config(model.config.vision_config)  # with the layers that nothing reads
         self.vision_tower.load_state_dict(model.model.vision_tower.state_dict(), strict=False)
         self.vision_tower.requires_grad_(False)
-        self.projector = model.model.projector
+        self.projector = model.model.multi_modal_projector
         self.language_model = model.model.language_model
         self.lm_head = model.lm_head
         self.loss_function = model.loss_function

@@ -99,6 +99,10 @@ class VisionFeatures:
             return self
         return VisionFeatures(self.query.to(device), self.levels.to(device), self.patch_grid)
 
+    def select(self, tiles: Tensor) -> VisionFeatures:
+        """The features of some tiles, given by their indices (n,)."""
+        return VisionFeatures(self.query[tiles], self.levels[tiles], self.patch_grid)
+
     @property
     def vision_dim(self) -> int:
         """C, the width of one level."""

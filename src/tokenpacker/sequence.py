@@ -149,18 +149,22 @@ def plan_layout(
 
 
 def scatter_image_tokens(embeddings: Tensor, input_ids: Tensor, packed_tokens: Tensor, image_token_id: int) -> Tensor:
-    """(B, S, D) embeddings with the packed tokens (N, T, D) in place of every `image_token_id`, in order.
+    """(B, S, D) embeddings with the packed tokens in place of every `image_token_id`, in order.
+
+    Args:
+        input_ids: (B, S).
+        packed_tokens: (N, T, D), or (K, D) of tiles with different numbers of tokens.
 
     Raises:
-        ValueError: when `input_ids` (B, S) holds another number of placeholders than there are packed tokens.
+        ValueError: when `input_ids` holds another number of placeholders than there are packed tokens.
     """
     is_image = input_ids == image_token_id  # (B, S)
-    num_packed = packed_tokens.shape[0] * packed_tokens.shape[1]
+    num_packed = packed_tokens.shape[:-1].numel()
     if not torch.compiler.is_compiling():  # counting waits for the device and would break a compiled graph
         num_places = int(is_image.sum())
         if num_places != num_packed:
             raise ValueError(
                 f"the prompts hold {num_places} image tokens but the images give {num_packed} packed tokens;"
-                " pass the images of exactly these prompts, at the scale factor the processor counted with"
+                " pass the images of exactly these prompts, with the scale_factors that the processor gave with them"
             )
     return embeddings.masked_scatter(is_image[..., None], packed_tokens.to(embeddings.dtype))

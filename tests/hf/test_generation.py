@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from peft import PromptEncoderConfig, PromptTuningConfig, get_peft_model
 from transformers import TextIteratorStreamer, pipeline
 
 
@@ -60,6 +61,31 @@ def test_the_scale_factor_passes_through_generate(tiny_model, tiny_processor, sa
         inputs = tiny_processor(images, text, scale_factor=scale_factor, return_tensors="pt")
         tokens = tiny_model.generate(**inputs, scale_factor=scale_factor, max_new_tokens=3, num_beams=2)
         assert tokens.shape[1] > inputs["input_ids"].shape[1]
+
+
+@pytest.mark.parametrize("options", [{}, {"num_beams": 3}, {"use_cache": False}], ids=["greedy", "beams", "no cache"])
+def test_embeddings_instead_of_ids_give_the_same_answers(tiny_model, tiny_processor, samples, options):
+    images, text = samples[0]
+    inputs = tiny_processor(images, text, return_tensors="pt")
+    options = {"max_new_tokens": 5, "min_new_tokens": 5, "do_sample": False} | options
+    expected = tiny_model.generate(**inputs, **options)[:, inputs["input_ids"].shape[1] :]
+    embeddings = tiny_model.get_input_embeddings()(inputs.pop("input_ids"))
+    assert torch.equal(tiny_model.generate(inputs_embeds=embeddings, **inputs, **options), expected)
+
+
+@pytest.mark.parametrize("config", [PromptTuningConfig, PromptEncoderConfig], ids=["prompt tuning", "p-tuning"])
+def test_virtual_tokens_of_peft_stand_before_images(make_tiny_model, tiny_processor, samples, config):
+    model = get_peft_model(make_tiny_model(), config(task_type="CAUSAL_LM", num_virtual_tokens=3))
+    images, text = samples[0]
+    inputs = tiny_processor(images, text, return_tensors="pt")
+    output = model(**inputs, labels=inputs["input_ids"])
+    output.loss.backward()
+    learned = [name for name, parameter in model.named_parameters() if parameter.grad is not None]
+    assert learned
+    assert all("prompt_encoder" in name for name in learned)
+    answer = model.eval().generate(**inputs, max_new_tokens=4, min_new_tokens=4, do_sample=False)
+    first = output.logits[0, -1].argmax()
+    assert answer[0, inputs["input_ids"].shape[1]] == first
 
 
 def test_images_are_encoded_once_per_answer(tiny_model, tiny_processor, samples, monkeypatch):

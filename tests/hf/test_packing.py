@@ -278,6 +278,6 @@ def test_a_batch_of_text_gives_the_projector_a_gradient_of_zero(make_tiny_model,
     batch = collate_packed([[make_sample("only"), make_sample("words")]], pad_token_id=0)
     output = model(**batch)
     output.loss.backward()
-    assert all((parameter.grad == 0).all() for parameter in model.model.projector.parameters())
+    assert all((parameter.grad == 0).all() for parameter in model.model.multi_modal_projector.parameters())
     without = {key: value for key, value in batch.items() if key not in ("pixel_values", "tile_index")}
     assert torch.equal(output.logits, model(**without).logits)

@@ -93,7 +93,7 @@ def window_attention(
 
     from tokenpacker.projectors import TokenPacker
 
-    projector = model.model.projector
+    projector = model.model.multi_modal_projector
     if not isinstance(projector, TokenPacker):
         return None
     inputs = processor.image_processor([packed.image], tile_grids=[packed.layout.tile_grid])

@@ -72,7 +72,7 @@ def parts_of(model: TokenPackerForConditionalGeneration) -> dict[str, list[torch
     regions = model.model.region_encoder
     return {
         "vision_tower": [model.model.vision_tower],
-        "projector": [model.model.projector],
+        "projector": [model.model.multi_modal_projector],
         "regions": [] if regions is None else [regions],
         "language_model": [model.model.language_model, model.lm_head],
     }
@@ -178,7 +178,7 @@ def _join_parts(
         image_token_id=tokenizer.convert_tokens_to_ids(IMAGE_TOKEN),
     )
     if trained is not None:
-        model.model.projector.load_state_dict(trained.state_dict())
+        model.model.multi_modal_projector.load_state_dict(trained.state_dict())
     return model, _processor(model.config, tokenizer, settings)
 
 
@@ -306,9 +306,9 @@ def save_projector(
     Args:
         weights: of the whole model, gathered, where processes share them; None takes the model's own.
     """
-    prefix = "model.projector."
+    prefix = "model.multi_modal_projector."
     if weights is None:
-        projector = model.model.projector.state_dict()
+        projector = model.model.multi_modal_projector.state_dict()
     else:
         projector = {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
     projectors.save(model.config.projector, projector, path)

@@ -261,7 +261,7 @@ def _claim_start(config: TrainingConfig, model: torch.nn.Module, output: Path, w
     """Sees that the run still begins with the same weights, by some numbers of each; new ones are left out."""
     digest = hashlib.sha256()
     loaded = config.model.start or config.model.projector_weights
-    new = ".lora_", "" if loaded else ".projector."
+    new = ".lora_", "" if loaded else ".multi_modal_projector."
     for name, parameter in model.named_parameters():
         if not any(mark and mark in name for mark in new):
             some = parameter.detach().flatten()[:: max(1, parameter.numel() // 64)]
