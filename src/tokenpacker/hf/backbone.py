@@ -94,7 +94,8 @@ class TokenPackerModel(TokenPackerPreTrainedModel, LlavaModel):
         (0, P, L).
 
         Args:
-            scale_factor: of all tiles; None takes the projector's own.
+            scale_factor: of all tiles; None takes that of `scale_factors`, or the projector's own. `torch.compile` needs
+                it beside `scale_factors`, as a graph cannot depend on numbers in a tensor.
             scale_factors: (N,), one per tile, as the processor makes them.
             tile_index: (N,), which of the tiles comes when, for tiles (U, 3, h, w) of which each is encoded once.
             region_cells: (R, P, L) weights of the patches of each region's image; see `regions.RegionEncoder`.
@@ -252,8 +253,8 @@ def resolve_scale_factors(scale_factor: int | None, scale_factors: Tensor | None
     Raises:
         ValueError: when one for all is given beside others for each.
     """
-    if scale_factors is None:
-        return scale_factor
+    if scale_factors is None or (scale_factor is not None and torch.compiler.is_compiling()):
+        return scale_factor  # a graph cannot depend on numbers in a tensor
     factors = scale_factors.flatten().tolist()
     if scale_factor is not None and set(factors) - {scale_factor}:
         raise ValueError(
