@@ -153,8 +153,11 @@ def test_the_vision_towers_hidden_states_and_attentions_can_be_asked_for(make_ti
     assert torch.equal(plain.pooler_output, features.pooler_output)
 
 
-def test_another_scale_factor_than_the_processors_names_both_counts(tiny_model, inputs):
+def test_another_scale_factor_than_the_processors_is_refused(tiny_model, inputs):
     places = int((inputs["input_ids"] == tiny_model.config.image_token_id).sum())
+    with pytest.raises(ValueError, match=r"scale_factor=4 was given with inputs .* for scale factors \[2\]; leave"):
+        tiny_model(**inputs, scale_factor=4)
+    inputs = {name: value for name, value in inputs.items() if name != "scale_factors"}
     with pytest.raises(ValueError, match=f"{places} image tokens but the images give {places // 4} packed tokens"):
         tiny_model(**inputs, scale_factor=4)
 

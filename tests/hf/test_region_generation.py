@@ -88,7 +88,7 @@ def test_counts_that_differ_are_named(region_model, inputs, beams):
         answers(model, fewer, num_beams=beams)
     places = int((inputs["input_ids"] == model.config.image_token_id).sum())
     with pytest.raises(ValueError, match=f"the prompts hold {places} image tokens but .*{places * 4} .*scale_factors"):
-        answers(model, inputs, num_beams=beams, scale_factor=1)
+        answers(model, {**inputs, "scale_factors": torch.ones_like(inputs["scale_factors"])}, num_beams=beams)
 
 
 def test_a_model_without_regions_refuses_region_tokens_for_beams(tiny_model, tiny_processor):
