@@ -10,6 +10,8 @@ import binascii
 import os
 import re
 
+from transformers.image_utils import httpx  # newer hub libraries bring it under another name
+
 from tokenpacker.images import ImageError
 
 MAX_BYTES = 2**28  # of a file that comes over the network or as text
@@ -51,8 +53,6 @@ def _decode(text: str) -> bytes:
 
 
 def _download(address: str) -> bytes:
-    import httpx  # transformers needs it too
-
     shown = address if len(address) <= 80 else f"{address[:77]}..."
     content = bytearray()
     try:

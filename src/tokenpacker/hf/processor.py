@@ -11,10 +11,11 @@ from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
 import torch
+from huggingface_hub.dataclasses import validate_typed_dict
 from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 from transformers import BatchFeature, PreTrainedTokenizerBase
-from transformers.processing_utils import MultiModalData, ProcessorMixin, Unpack
+from transformers.processing_utils import MultiModalData, ProcessorMixin, TextKwargs, Unpack
 
 from tokenpacker.hf.chat import chat_template as default_chat_template
 from tokenpacker.hf.chat import check_parts
@@ -307,7 +308,9 @@ class TokenPackerProcessor(ProcessorMixin):
                 raise ValueError(f"{type(self).__name__} takes images and text, no {name}; leave it out")
         check_keywords(kwargs, type(self).__name__)
         try:
-            return super()._merge_kwargs(self.valid_processor_kwargs, tokenizer_init_kwargs, **kwargs)
+            merged = super()._merge_kwargs(self.valid_processor_kwargs, tokenizer_init_kwargs, **kwargs)
+            validate_typed_dict(TextKwargs, merged["text_kwargs"])  # which transformers does for images alone
+            return merged
         except StrictDataclassError as error:
             raise ValueError(" ".join(str(error).split())) from None
 
