@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 from transformers.image_utils import load_image as download_image
 
-from tokenpacker.images import ImageError, ImageSource, image_size, load_image, orientation
+from tokenpacker.images import ImageError, ImageSource, check_files_are_read, image_size, load_image, orientation
 
 DOWNLOAD_TIMEOUT_S = 20.0
 
@@ -29,6 +29,7 @@ def to_source(image: Any) -> ImageSource:
     Files and bytes stay as they are, not yet decoded. Raises ImageError for what is no image at all.
     """
     if isinstance(image, str) and image.startswith(("http://", "https://")):
+        check_files_are_read(image)
         try:
             return download_image(image, timeout=DOWNLOAD_TIMEOUT_S)
         except Exception as error:  # network libraries raise many kinds
