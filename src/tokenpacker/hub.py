@@ -6,6 +6,8 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from tokenpacker.known_models import resolve
+
 HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
 
 
@@ -17,6 +19,8 @@ def is_hub_id(name: str) -> bool:
 def fetch(name: str, files: Sequence[str], remedy: str, revision: str | None = None) -> Path:
     """The folder called `name`, or a copy of that repository's files which match the patterns `files`.
 
+    Carried models and released checkpoints go by their names, too.
+
     Args:
         remedy: ends the message when there is no such model: what the user can do.
         revision: branch, tag or commit on the hub.
@@ -24,6 +28,7 @@ def fetch(name: str, files: Sequence[str], remedy: str, revision: str | None = N
     Raises:
         ValueError: when there is neither a folder nor a repository of this name, or the hub cannot be reached.
     """
+    name = resolve(name)
     folder = Path(name).expanduser()
     if folder.is_dir():
         return folder

@@ -4,6 +4,7 @@ from transformers import AutoModelForImageTextToText
 
 from tokenpacker.hf import TokenPackerForConditionalGeneration
 from tokenpacker.hf.outputs import ImageFeatures
+from tokenpacker.hf.versions import RECOMPUTATION
 
 
 @pytest.fixture(scope="module")
@@ -187,7 +188,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(make_tiny_model, inputs
         return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
     plain = gradients()
-    model.gradient_checkpointing_enable({"use_reentrant": False})
+    getattr(model, f"{RECOMPUTATION}_enable")({"use_reentrant": False})
     for name, gradient in gradients().items():
         torch.testing.assert_close(gradient, plain[name], msg=name)
 

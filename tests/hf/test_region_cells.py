@@ -68,7 +68,7 @@ def test_only_the_part_of_an_image_where_a_region_lies_is_worked_on_with_the_res
     (top, bottom), (left, right) = (
         sorted((a * length, b * length)) for a, b, length in zip(corners[::2], corners[1::2], size, strict=True)
     )
-    bottom, right = max(bottom, top + 0.5), max(right, left + 0.5)
+    bottom, right = max(bottom, top + 1.1), max(right, left + 1.1)  # none of shares
     images = TokenPackerImageProcessor(image_mode=mode, tile_size=tile_size, max_tiles=4)
     canvas = Canvas(images, size, images.choose_grid(size), PATCH_GRID)
     box, outline = (left, top, right, bottom), [[left, top, right, bottom, left, bottom]]
@@ -110,6 +110,23 @@ def test_masks_are_given_for_the_image_as_its_exif_orientation_shows_it(region_m
         processor(turned, "<image><mask>", region_masks=[[mask.T]])
     with pytest.raises(ValueError, match=r"is an RLE of size \[32, 64\] .* as shown, after EXIF rotation"):
         processor(turned, "<image><mask>", region_masks=[[{"size": [32, 64], "counts": [0, 2048]}]])
+
+
+@pytest.mark.parametrize("format", ["PNG", "TIFF", "WEBP"])
+def test_a_turned_file_gives_what_its_upright_picture_gives_in_every_way_it_may_come(
+    region_model, image_of, tmp_path, format
+):
+    _, processor = region_model
+    upright, exif = image_of(64, 32), Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    lossless = {"lossless": True} if format == "WEBP" else {}
+    path = tmp_path / "turned"
+    upright.transpose(Image.Transpose.ROTATE_90).save(path, format, exif=exif, **lossless)
+    regions = {"region_masks": [[(2, 40, 30, 60)]], "return_tensors": "pt"}  # outside of the picture on its side
+    expected = processor(upright, "<image><mask>", **regions)
+    for source in (path, path.read_bytes(), Image.open(path)):
+        inputs = processor(source, "<image><mask>", **regions)
+        assert all(torch.equal(inputs[key], expected[key]) for key in expected)
 
 
 def saved(picture):

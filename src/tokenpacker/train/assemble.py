@@ -51,13 +51,20 @@ def assemble(config: TrainingConfig) -> tuple[TokenPackerForConditionalGeneratio
     if learns_regions(config) and model.model.region_encoder is None:
         torch.manual_seed(config.seed)  # the region encoder's first weights
         add_regions(model, processor, rule=config.model.region_rule or DEFAULT_RULE)
+    return unfreeze(model, config), processor
+
+
+def unfreeze(
+    model: TokenPackerForConditionalGeneration, config: TrainingConfig
+) -> TokenPackerForConditionalGeneration | PeftModel:
+    """The model with the parts that a run trains ready to learn, all else frozen. Raises ImportError as `assemble`."""
     model.requires_grad_(False)
     for part in config.train:
         for module in parts_of(model)[part]:
             module.to(torch.float32).requires_grad_(True)  # what learns needs more than bfloat16's three digits
     if config.liger:
         _use_liger(model)
-    return (model if config.lora is None else _with_lora(model, config.lora)), processor
+    return model if config.lora is None else _with_lora(model, config.lora)
 
 
 def parts_of(model: TokenPackerForConditionalGeneration) -> dict[str, list[torch.nn.Module]]:

@@ -21,6 +21,7 @@ from transformers import PrinterCallback, TrainingArguments, set_seed
 from transformers.integrations import TensorBoardCallback
 from transformers.trainer import TRAINING_ARGS_NAME
 
+from tokenpacker.hf.versions import RECOMPUTATION
 from tokenpacker.train.assemble import assemble, learns_regions, load_processor, merged_model, save_projector
 from tokenpacker.train.batches import only_item
 from tokenpacker.train.checkpoints import (
@@ -151,9 +152,6 @@ def _arguments(config: TrainingConfig, output: Path) -> TrainingArguments:
         )
     _require_trackers(config.report_to)
     has_gpu = torch.cuda.is_available()
-    recomputation = "activation_checkpointing"
-    if recomputation not in TrainingArguments.__dataclass_fields__:  # transformers of before
-        recomputation = "gradient_checkpointing"
     floor = config.optimizer.min_learning_rate_share
     arguments = TrainingArguments(
         use_cpu=not torch.accelerator.is_available(),  # else processes without a GPU would each train alone
@@ -166,7 +164,7 @@ def _arguments(config: TrainingConfig, output: Path) -> TrainingArguments:
         learning_rate=config.optimizer.learning_rate,
         max_grad_norm=config.optimizer.max_grad_norm,
         bf16=config.precision == "bfloat16",
-        **{recomputation: config.checkpointing, f"{recomputation}_kwargs": {"use_reentrant": False}},
+        **{RECOMPUTATION: config.checkpointing, f"{RECOMPUTATION}_kwargs": {"use_reentrant": False}},
         torch_compile=config.compile,
         logging_nan_inf_filter=False,
         save_steps=config.save_every,
