@@ -24,7 +24,12 @@ EXCEPTIONS: dict[str, dict[str, str]] = {
     },
 }
 
-if VERSION.startswith("5.19."):
+RELEASE = tuple(int(part) for part in VERSION.split(".")[:2])
+if RELEASE < (5, 24):
+    EXCEPTIONS["TokenPackerImageProcessingTest"]["test_call_numpy_4_channels"] = (
+        "wants 4 channels without saying do_convert_rgb=False, as later releases of the test do; LLaVA skips it"
+    )
+if RELEASE == (5, 19):
     EXCEPTIONS["TokenPackerImageProcessingTest"]["test_pil_can_load_without_torchvision"] = (
-        "imports the class from a module of transformers itself; later releases of the test do not"
+        "imports the class from a module of transformers itself, which later releases of the test do not"
     )

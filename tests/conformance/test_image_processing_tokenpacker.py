@@ -27,7 +27,7 @@ class TokenPackerImageProcessingTester:
         return {"image_mode": "pad", "tile_size": [18, 18], "image_mean": [0.5, 0.4, 0.3], "image_std": [0.2, 0.3, 0.4]}
 
     def expected_output_image_shape(self, images: list[Any]) -> tuple[int, int, int]:
-        return 3, 18, 18
+        return self.num_channels, 18, 18
 
     def prepare_image_inputs(self, **kwargs: Any) -> list[Any]:
         settings = {"batch_size": self.batch_size, "num_channels": self.num_channels} | kwargs
