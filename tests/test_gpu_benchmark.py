@@ -10,8 +10,9 @@ import pytest
 import torch
 from benchmarks.gpu import __main__ as command
 from benchmarks.gpu import page
-from benchmarks.gpu.measure import fsdp2, projector
+from benchmarks.gpu.inference import projector
 from benchmarks.gpu.run import Run
+from benchmarks.gpu.training import fsdp2
 
 TIMES = {"straightforward": {"device_ms": [2.0, 2.2, 1.8]}, "package": {"device_ms": [1.0, 1.1, 0.9]}}
 MACHINE = {"gpu": "NVIDIA H100", "processor": "x86", "cores": 16, "versions": {"torch": "2.11.0"}}
