@@ -115,6 +115,7 @@ def show_row(
         Path | None,
         typer.Option("--images", metavar="FOLDER", help="Where image paths start.", show_default="the data's folder"),
     ] = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Draw a row of training data: its images, their regions numbered as in the text, and the conversation.
 
@@ -133,4 +134,7 @@ def show_row(
     page = draw_record(records[row - 1])
     out.parent.mkdir(parents=True, exist_ok=True)
     page.save(out)
-    typer.echo(str(out))
+    if as_json:
+        print_json({"page": str(out), "row": row, "rows": len(records)})
+    else:
+        typer.echo(str(out))
