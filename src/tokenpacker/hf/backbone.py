@@ -94,9 +94,9 @@ class TokenPackerModel(TokenPackerPreTrainedModel, LlavaModel):
         (0, P, L).
 
         Args:
-            scale_factor: of all tiles; None takes that of `scale_factors`, or the projector's own. `torch.compile` needs
-                it beside `scale_factors`, as a graph cannot depend on numbers in a tensor.
-            scale_factors: (N,), one per tile, as the processor makes them.
+            scale_factor: of all tiles; None takes those in `scale_factors`, or the projector's own.
+            scale_factors: (N,), one per tile, as the processor makes them. `torch.compile` needs `scale_factor` beside
+                them, as a graph cannot depend on numbers in a tensor.
             tile_index: (N,), which of the tiles comes when, for tiles (U, 3, h, w) of which each is encoded once.
             region_cells: (R, P, L) weights of the patches of each region's image; see `regions.RegionEncoder`.
             region_first_tile: (R,) where the tiles of the region's image begin, in their order of use.
