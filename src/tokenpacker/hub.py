@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
+from tokenpacker.known_models import resolve
+
 HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
 SECONDS = 1.5  # that the hub has to answer anything at all; the libraries would try for half a minute, for each file
 
@@ -29,6 +31,8 @@ def check_name(name: str, remedy: str) -> None:
 def fetch(name: str, files: Sequence[str], remedy: str, revision: str | None = None) -> Path:
     """The folder called `name`, or a copy of that repository's files which match the patterns `files`.
 
+    Carried models and released checkpoints go by their names, too.
+
     Args:
         remedy: ends the message when there is no such model: what the user can do.
         revision: branch, tag or commit on the hub.
@@ -36,6 +40,7 @@ def fetch(name: str, files: Sequence[str], remedy: str, revision: str | None = N
     Raises:
         ValueError: when there is neither a folder nor a repository of this name, or the hub cannot be reached.
     """
+    name = resolve(name)
     check_name(name, remedy)
     folder = Path(name).expanduser()
     if folder.is_dir():

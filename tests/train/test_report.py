@@ -35,7 +35,7 @@ def test_a_preview_counts_what_lora_adds(tiny_model_dir, tiny_model):
         precision="float32",
     )
     shown = preview(config)
-    projector = sum(parameter.numel() for parameter in tiny_model.model.projector.parameters())
+    projector = sum(parameter.numel() for parameter in tiny_model.model.multi_modal_projector.parameters())
     assert shown.parameters["projector"] == {"trainable": projector, "frozen": 0}
     assert shown.samples is None
     low_rank = preview(with_lora(config))

@@ -8,9 +8,9 @@ from typing import Annotated, Any
 import typer
 
 import tokenpacker
-from tokenpacker.carried import carried_model_path, carried_models
 from tokenpacker.cli.options import JsonOption
 from tokenpacker.cli.output import print_json, print_note
+from tokenpacker.known_models import resolve
 
 UNFINISHED = 75  # "try again", as sysexits.h has it: what waits for the model must not start
 ENGINES = Path(tokenpacker.__file__).parent / "train" / "accelerate"
@@ -167,16 +167,9 @@ def _resolved(
     if file is not None:
         config = merged(config, read_config(file))
     start = start or config.model.start
-    options = {"data": {"path": data, "images": images}, "model": {"start": start and _found(start)}}
+    options = {"data": {"path": data, "images": images}, "model": {"start": start and resolve(start)}}
     given = {part: {k: v for k, v in values.items() if v is not None} for part, values in options.items()}
     return changed(merged(config, {part: values for part, values in given.items() if values}), settings)
-
-
-def _found(start: str) -> str:
-    """The path of a carried model that is called by its name; anything else as it is."""
-    if start in carried_models() and not Path(start).exists():
-        return str(carried_model_path(start))
-    return start
 
 
 def _as_yaml(content: dict[str, Any]) -> str:

@@ -5,8 +5,10 @@ from typing import Annotated
 
 import typer
 
+from tokenpacker.cli.arguments import require_existing
+from tokenpacker.cli.errors import keeping
 from tokenpacker.cli.options import JsonOption, MaxRejectsOption
-from tokenpacker.cli.output import print_json
+from tokenpacker.cli.output import check_picture_suffix, print_json
 from tokenpacker.progress import Progress
 
 UNFIT = 1  # exit code where more is rejected than tolerated
@@ -60,9 +62,17 @@ def regions(
 
         tokenpacker data regions vcr train.jsonl --images data/vcr1images --root data --output vcr.jsonl
     """
+    check_share(max_share)
+    if format != "list" or annotations is not None:
+        if annotations is None or images is None or output is None:
+            raise ValueError(
+                "ANNOTATIONS, --images and --output are needed; `tokenpacker data regions --help` shows how"
+            )
+        require_existing("annotations", [annotations])
+        require_existing("--images", [images])
     from tokenpacker.train.regions import FORMATS, convert
 
-    if format == "list" and annotations is None:
+    if annotations is None or images is None or output is None:
         told = {name: {"about": entry.about, "max_regions": entry.max_regions} for name, entry in FORMATS.items()}
         if as_json:
             print_json(told)
@@ -70,10 +80,7 @@ def regions(
             for name, entry in told.items():
                 typer.echo(f"{name:<20} {entry['max_regions']:>2} regions at most; {entry['about']}")
         return
-    if annotations is None or images is None or output is None:
-        raise ValueError("ANNOTATIONS, --images and --output are needed; `tokenpacker data regions --help` shows how")
-    check_share(max_share)
-    with Progress("reading annotations") as progress:
+    with keeping(f"{output} was not written; call it again to start anew"), Progress("rows") as shown:
         result = convert(
             format,
             annotations,
@@ -84,8 +91,8 @@ def regions(
             seed=seed,
             split=split,
             instances=instances,
-            progress=lambda result: progress.update(
-                result.rows, f"rows, {result.regions:,} regions, {sum(result.rejected.values()):,} rejected"
+            progress=lambda so_far: shown.update(
+                so_far.rows, f"{so_far.regions:,} regions, {sum(so_far.rejected.values()):,} rejected"
             ),
         )
     fit = result.rejected_share <= max_share
@@ -109,6 +116,7 @@ def show_row(
         Path | None,
         typer.Option("--images", metavar="FOLDER", help="Where image paths start.", show_default="the data's folder"),
     ] = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Draw a row of training data: its images, their regions numbered as in the text, and the conversation.
 
@@ -116,6 +124,8 @@ def show_row(
 
         tokenpacker data show coco.jsonl --images data --row 7 --out row.png
     """
+    require_existing("data file", [data])
+    check_picture_suffix(out, "--out")
     from tokenpacker.train.pictures import draw_record
     from tokenpacker.train.records import open_records
 
@@ -125,7 +135,10 @@ def show_row(
     page = draw_record(records[row - 1])
     out.parent.mkdir(parents=True, exist_ok=True)
     page.save(out)
-    typer.echo(str(out))
+    if as_json:
+        print_json({"page": str(out), "row": row, "rows": len(records)})
+    else:
+        typer.echo(str(out))
 
 
 def check_share(max_share: float) -> None:

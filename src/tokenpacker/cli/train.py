@@ -14,6 +14,7 @@ from tokenpacker.cli.errors import reports_mistakes
 from tokenpacker.cli.options import JsonOption
 from tokenpacker.cli.output import print_json
 from tokenpacker.cli.recipes import UNFINISHED, engines, list_recipes, tells_what_is_kept, train_recipe
+from tokenpacker.known_models import resolve
 
 OutputOption = Annotated[
     Path, typer.Option("--output", metavar="FOLDER", help="Where the model and its resumable state are written.")
@@ -100,6 +101,7 @@ def tiny_regions(
     """
     from tokenpacker.train.tiny import train_tiny_regions
 
+    start = None if start is None else Path(resolve(str(start)))
     make = partial(train_tiny_regions, output, start=start, seed=seed)
     _make_and_measure(make, output, {"seed": seed}, as_json)
 

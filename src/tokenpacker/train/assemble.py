@@ -52,13 +52,20 @@ def assemble(config: TrainingConfig) -> tuple[TokenPackerForConditionalGeneratio
     if learns_regions(config) and model.model.region_encoder is None:
         torch.manual_seed(config.seed)  # the region encoder's first weights
         add_regions(model, processor, rule=config.model.region_rule or DEFAULT_RULE)
+    return unfreeze(model, config), processor
+
+
+def unfreeze(
+    model: TokenPackerForConditionalGeneration, config: TrainingConfig
+) -> TokenPackerForConditionalGeneration | PeftModel:
+    """The model with the parts that a run trains ready to learn, all else frozen. Raises ImportError as `assemble`."""
     model.requires_grad_(False)
     for part in config.train:
         for module in parts_of(model)[part]:
             module.to(torch.float32).requires_grad_(True)  # what learns needs more than bfloat16's three digits
     if config.liger:
         _use_liger(model)
-    return (model if config.lora is None else _with_lora(model, config.lora)), processor
+    return model if config.lora is None else _with_lora(model, config.lora)
 
 
 def check_models(model: ModelConfig) -> None:
@@ -75,7 +82,7 @@ def parts_of(model: TokenPackerForConditionalGeneration) -> dict[str, list[torch
     regions = model.model.region_encoder
     return {
         "vision_tower": [model.model.vision_tower],
-        "projector": [model.model.projector],
+        "projector": [model.model.multi_modal_projector],
         "regions": [] if regions is None else [regions],
         "language_model": [model.model.language_model, model.lm_head],
     }
@@ -183,7 +190,7 @@ def _join_parts(
         image_token_id=tokenizer.convert_tokens_to_ids(IMAGE_TOKEN),
     )
     if trained is not None:
-        model.model.projector.load_state_dict(trained.state_dict())
+        model.model.multi_modal_projector.load_state_dict(trained.state_dict())
     return model, _processor(model.config, tokenizer, settings)
 
 
@@ -318,9 +325,9 @@ def save_projector(
     Args:
         weights: of the whole model, gathered, where processes share them; None takes the model's own.
     """
-    prefix = "model.projector."
+    prefix = "model.multi_modal_projector."
     if weights is None:
-        projector = model.model.projector.state_dict()
+        projector = model.model.multi_modal_projector.state_dict()
     else:
         projector = {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
     projectors.save(model.config.projector, projector, path)

@@ -22,6 +22,7 @@ from transformers import PrinterCallback, TrainingArguments, set_seed
 from transformers.integrations import TensorBoardCallback
 from transformers.trainer import TRAINING_ARGS_NAME
 
+from tokenpacker.hf.versions import RECOMPUTATION
 from tokenpacker.train.assemble import (
     assemble,
     check_models,
@@ -248,9 +249,6 @@ def _arguments(config: TrainingConfig, output: Path) -> TrainingArguments:
         )
     _require_trackers(config.report_to)
     has_gpu = torch.cuda.is_available()
-    recomputation = "activation_checkpointing"
-    if recomputation not in TrainingArguments.__dataclass_fields__:  # transformers of before
-        recomputation = "gradient_checkpointing"
     floor = config.optimizer.min_learning_rate_share
     arguments = TrainingArguments(
         use_cpu=not torch.accelerator.is_available(),  # else processes without a GPU would each train alone
@@ -263,7 +261,7 @@ def _arguments(config: TrainingConfig, output: Path) -> TrainingArguments:
         learning_rate=config.optimizer.learning_rate,
         max_grad_norm=config.optimizer.max_grad_norm,
         bf16=config.precision == "bfloat16",
-        **{recomputation: config.checkpointing, f"{recomputation}_kwargs": {"use_reentrant": False}},
+        **{RECOMPUTATION: config.checkpointing, f"{RECOMPUTATION}_kwargs": {"use_reentrant": False}},
         torch_compile=config.compile,
         logging_nan_inf_filter=False,
         save_steps=config.save_every,
@@ -359,7 +357,7 @@ def _fingerprint_of_start(config: TrainingConfig, model: torch.nn.Module) -> str
     """Of the weights that a run begins with, by some numbers of each; new ones are left out."""
     digest = hashlib.sha256()
     loaded = config.model.start or config.model.projector_weights
-    new = ".lora_", "" if loaded else ".projector."
+    new = ".lora_", "" if loaded else ".multi_modal_projector."
     for name, parameter in model.named_parameters():
         if not any(mark and mark in name for mark in new):
             some = parameter.detach().flatten()[:: max(1, parameter.numel() // 64)]
