@@ -27,6 +27,7 @@ from benchmarks.side_by_side import Target, Times, arguments, report, time_in_tu
 from tokenpacker.evaluate.shapes import CLIP_LARGE_336
 from tokenpacker.hf import TokenPackerConfig, TokenPackerForConditionalGeneration, TokenPackerProcessor, add_regions
 from tokenpacker.hf.masks import to_mask
+from tokenpacker.hf.outputs import ImageFeatures
 from tokenpacker.train.tokenizer import train_tokenizer
 
 NUM_REGIONS = 64
@@ -118,7 +119,7 @@ def measure(
     plain = {**with_regions, "input_ids": ids.masked_fill(ids == processor.region_token_id, word)}
     pixels = short["pixel_values"]
     features = model.model.vision_features(pixels)
-    packed = model.model.projector(features)
+    packed = model.model.multi_modal_projector(features)
     cells, first_tile = with_regions["region_cells"], with_regions["region_first_tile"]
     tokens = model.model.region_encoder(features, cells, first_tile)
     # The vision tower runs once with and without regions: it is timed once, and what reads its features by itself.
@@ -134,17 +135,20 @@ def measure(
             {
                 SHORT: lambda: prefill(model, short, packed),
                 "none": lambda: prefill(model, plain, packed),
-                "any": lambda: prefill(model, with_regions, packed, region_tokens=tokens),
+                "any": lambda: prefill(model, with_regions, packed, tokens),
             },
             rounds,
         ),
     }
 
 
-def prefill(model: TokenPackerForConditionalGeneration, inputs: Any, packed: Tensor, **regions: Tensor) -> Tensor:
+def prefill(
+    model: TokenPackerForConditionalGeneration, inputs: Any, packed: Tensor, regions: Tensor | None = None
+) -> Tensor:
     """The scores of the first token, the images' and regions' tokens being there."""
     ids = {name: inputs[name] for name in ("input_ids", "attention_mask")}
-    return model(**ids, packed_tokens=packed, **regions, logits_to_keep=1, use_cache=True).logits
+    encoded = {"image": ImageFeatures(pooler_output=packed, region_tokens=regions)}
+    return model(**ids, mm_encoder_outputs=encoded, logits_to_keep=1, use_cache=True).logits
 
 
 def share_added(of: dict[str, Any], form: str, clock: str, prompt: str = "none") -> float:

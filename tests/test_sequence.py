@@ -73,7 +73,7 @@ def test_every_token_names_the_pixels_it_shows():
     views = slice_views(size, layout.tile_grid, tile)
 
     def source(index):
-        return layout.source(index, views, (28, 28), size)
+        return layout.source(index, views, (28, 28), tile, size)
 
     assert source(0).box == (0, 0, 28, 28)
     assert source(144) is None  # the comma
@@ -87,14 +87,79 @@ def test_every_token_names_the_pixels_it_shows():
 
 
 @settings(max_examples=100, deadline=None)
-@given(st.integers(20, 2000), st.integers(20, 2000))
-def test_the_tiles_tokens_together_show_every_pixel_once(height, width):
-    layout = plan_layout((height, width), (336, 336), (12, 12))
+@given(st.integers(20, 2000), st.integers(20, 2000), st.sampled_from([2, 5, 7]))
+def test_the_tiles_tokens_together_show_every_pixel_once(height, width, scale_factor):
+    side = -(-24 // scale_factor)
+    layout = plan_layout((height, width), (336, 336), (side, side))
     views = slice_views((height, width), layout.tile_grid, (336, 336))
-    sources = [layout.source(index, views, (28, 28), (height, width)) for index in range(layout.num_tokens)]
+    window = (14 * scale_factor, 14 * scale_factor)
+    sources = [layout.source(i, views, window, (336, 336), (height, width)) for i in range(layout.num_tokens)]
     boxes = [source.box for source in sources if source and source.box and not source.is_thumbnail]
     area = sum((bottom - top) * (right - left) for top, left, bottom, right in boxes)
     assert area == pytest.approx(height * width)
+
+
+@st.composite
+def mixed_layouts(draw):
+    """A layout whose tiles have different scale factors of 8x8 patches, and these factors."""
+    grid = TileGrid(draw(st.integers(1, 4)), draw(st.integers(1, 4)))
+    factors = draw(st.lists(st.integers(1, 8), min_size=grid.num_tiles, max_size=grid.num_tiles))
+    separators = grid.has_thumbnail or draw(st.booleans())
+    return ImageLayout(grid, [(-(-8 // factor),) * 2 for factor in factors], separators), factors
+
+
+@settings(max_examples=200, deadline=None)
+@given(mixed_layouts())
+def test_tiles_of_different_scale_factors_are_counted_placed_and_found_again(case):
+    layout, factors = case
+    grid, size, tile = layout.tile_grid, (96, 80), (32, 32)
+    views = slice_views(size, grid, tile)
+    expected, ids = [], []  # slowly: tile by tile, token by token
+    for number, factor in enumerate(factors):
+        side = 4 * factor  # a patch has 4x4 pixels
+        for row in range(0, 8, factor):
+            for col in range(0, 8, factor):
+                box = (row * 4, col * 4, min(row * 4 + side, 32), min(col * 4 + side, 32))
+                box = views[number].to_image(box, size)
+                expected.append((number, row // factor, col // factor, box))
+                ids.append(IMAGE)
+        if layout.separators:
+            expected.append(None)
+            in_row = number < grid.rows * grid.cols and (number + 1) % grid.cols
+            ids.append(COMMA if in_row else NEWLINE)
+    assert layout.token_ids(IMAGE, COMMA, NEWLINE) == ids
+    assert layout.num_tokens == len(ids)
+    assert sum(layout.tile_tokens) == ids.count(IMAGE)
+    windows = [(4 * factor, 4 * factor) for factor in factors]
+    found = [layout.source(index, views, windows, tile, size) for index in range(layout.num_tokens)]
+    assert [source and (source.tile, source.row, source.col, source.box) for source in found] == expected
+
+
+def test_a_layout_of_equal_tiles_has_one_token_grid_and_another_says_where_to_look():
+    assert ImageLayout(TileGrid(1, 2), [(2, 3)] * 3) == ImageLayout(TileGrid(1, 2), (2, 3))
+    assert ImageLayout(TileGrid(1, 2), [(2, 3)] * 3).tokens_per_tile == 6
+    mixed = ImageLayout(TileGrid(1, 2), [(2, 3), (1, 1), (2, 3)])
+    assert mixed.tile_tokens == [6, 1, 6]
+    for name in ("token_grid", "tokens_per_tile"):
+        with pytest.raises(ValueError, match="different scale factors; read token_grids, or tile_tokens, of each tile"):
+            getattr(mixed, name)
+
+
+def test_token_grids_of_tiles_must_be_as_many_as_the_tiles_and_fit_the_budget():
+    grids = [(12, 12), (6, 6), (4, 4)]
+    layout = plan_layout((336, 672), (336, 336), grids, max_image_tokens=200)
+    assert (layout.tile_grid, layout.num_tokens) == (TileGrid(1, 2), 145 + 37 + 17)
+    with pytest.raises(ValueError, match="max_image_tokens=198 is too small: the image costs 199 tokens"):
+        plan_layout((336, 672), (336, 336), grids, max_image_tokens=198)
+    with pytest.raises(ValueError, match="2 scale factors were given for the 3 tiles of an image, a grid of 1x2 and"):
+        plan_layout((336, 672), (336, 336), grids[:2])
+
+
+@pytest.mark.parametrize("value", [0, -1, 2.5, float("nan"), "9", True])
+@pytest.mark.parametrize("name", ["max_tiles", "max_image_tokens"])
+def test_limits_that_are_no_number_of_anything_are_refused(name, value):
+    with pytest.raises(ValueError, match=f"{name}={value!r} must be an integer of at least 1"):
+        plan_layout((336, 336), (336, 336), (6, 6), **{name: value})
 
 
 def test_packed_tokens_go_to_their_places_in_order():

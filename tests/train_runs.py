@@ -243,7 +243,7 @@ def _sharded(folder: Path, batches: Sequence[dict[str, Any]], rank: int, size: i
     mesh = torch.distributed.init_device_mesh("cpu", (size,))
     model = TokenPackerForConditionalGeneration.from_pretrained(folder)
     model.model.vision_tower.requires_grad_(False)
-    for part in (model.model.projector, *model.model.language_model.layers, model):
+    for part in (model.model.multi_modal_projector, *model.model.language_model.layers, model):
         fully_shard(part, mesh=mesh)
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
     steps = []

@@ -32,7 +32,7 @@ class PlainModel(nn.Module):
         self.vision_tower = AutoModel.from_config(model.config.vision_config)  # with the layers that nothing reads
         self.vision_tower.load_state_dict(model.model.vision_tower.state_dict(), strict=False)
         self.vision_tower.requires_grad_(False)
-        self.projector = model.model.projector
+        self.projector = model.model.multi_modal_projector
         self.language_model = model.model.language_model
         self.lm_head = model.lm_head
         self.loss_function = model.loss_function
@@ -60,9 +60,14 @@ class PlainModel(nn.Module):
             return pixel_values.new_zeros(0, 1, self.config.text_config.hidden_size)
         hidden_states = self.vision_tower(pixel_values, output_hidden_states=True).hidden_states
         config = self.config
+        rows, cols = config.patch_grid
         return self.projector(
             VisionFeatures.from_hidden_states(
-                hidden_states, config.patch_grid, config.vision_levels, config.vision_query_level
+                hidden_states,
+                (rows, cols),
+                config.vision_levels,
+                config.vision_query_level,
+                num_prefix_tokens=hidden_states[0].shape[1] - rows * cols,
             )
         )
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from tokenpacker.features import VisionFeatures
-from tokenpacker.projectors.base import init_linears, require_positive
+from tokenpacker.projectors.base import init_linears, require_features, require_positive
 from tokenpacker.tiling import TileGrid
 
 RegionRule = Literal["coverage", "centre"]
@@ -87,6 +87,7 @@ class RegionEncoder(nn.Module):
         return self.output_proj(torch.stack(projected).sum(dim=0))  # (R, C) -> (R, D)
 
     def _check(self, features: VisionFeatures, cells: Tensor, first_tile: Tensor) -> None:
+        require_features("the region encoder", features)
         for field in ("vision_dim", "num_levels"):
             given, expected = getattr(features, field), getattr(self.config, field)
             if given != expected:

@@ -100,7 +100,7 @@ def test_a_spread_is_median_and_95th_percentile_in_milliseconds():
 
 def test_the_model_s_own_projector_is_measured_and_others_are_made_beside_it(tiny_model, shapes):
     own, pooled, _ = candidates(shapes, trained=True)
-    assert make_projector(tiny_model, own) is tiny_model.model.projector
+    assert make_projector(tiny_model, own) is tiny_model.model.multi_modal_projector
     assert make_projector(tiny_model, pooled).config.language_dim == 32
 
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from peft import PromptEncoderConfig, PromptTuningConfig, get_peft_model
 from transformers import TextIteratorStreamer, pipeline
 
 
@@ -14,8 +15,10 @@ def samples(image_of):
     ]
 
 
-def new_tokens(model, processor, samples, **kwargs):
-    inputs = processor([images for images, _ in samples], [text for _, text in samples], return_tensors="pt")
+def new_tokens(model, processor, samples, scale_factor=None, **kwargs):
+    images, texts = zip(*samples, strict=True)
+    inputs = processor(list(images), list(texts), scale_factor=scale_factor, return_tensors="pt")
+    kwargs = {"do_sample": False} | kwargs
     return model.generate(**inputs, max_new_tokens=6, min_new_tokens=6, **kwargs)[:, inputs["input_ids"].shape[1] :]
 
 
@@ -54,12 +57,66 @@ def test_several_answers_per_sample_keep_their_images(tiny_model, tiny_processor
     assert torch.equal(several, greedy.repeat_interleave(2, dim=0))
 
 
-def test_the_scale_factor_passes_through_generate(tiny_model, tiny_processor, samples):
+@pytest.mark.parametrize("options", [{}, {"num_beams": 2}, {"use_cache": False}], ids=["greedy", "beams", "no cache"])
+@pytest.mark.parametrize("scale_factor", [1, 4, [[1, 4, 2, 1, 3, 4, 2], 4, [8, 2, 4, 1, 8, 8, 3, 3, 1]]], ids=str)
+def test_the_scale_factor_is_said_once(
+    make_tiny_model, tiny_processor, samples, scale_factor, options
+):
+    model = make_tiny_model()
+    together = new_tokens(model, tiny_processor, samples, scale_factor=scale_factor, **options)
+    for number, (images, text) in enumerate(samples):
+        own = scale_factor
+        if isinstance(scale_factor, list):
+            own = [scale_factor[:1], [], scale_factor[1:]][number]
+        alone = new_tokens(model, tiny_processor, [(images, text)], scale_factor=own, **options)
+        assert torch.equal(together[number], alone[0])
+
+
+def test_tokens_of_mixed_scale_factors_stand_in_their_places(tiny_model, tiny_processor, samples):
     images, text = samples[0]
-    for scale_factor in (1, 4):
-        inputs = tiny_processor(images, text, scale_factor=scale_factor, return_tensors="pt")
-        tokens = tiny_model.generate(**inputs, scale_factor=scale_factor, max_new_tokens=3, num_beams=2)
-        assert tokens.shape[1] > inputs["input_ids"].shape[1]
+    factors = [1, 4, 2, 1, 3, 4, 2]
+    inputs = tiny_processor(images, text, scale_factor=[factors], return_tensors="pt")
+    assert inputs["scale_factors"].tolist() == factors
+    embeddings = tiny_model.get_input_embeddings()(inputs["input_ids"])
+    alone = [  # slowly: tile by tile
+        tiny_model.get_image_features(tile[None], factor).pooler_output[0]
+        for tile, factor in zip(inputs["pixel_values"], factors, strict=True)
+    ]
+    embeddings[inputs["input_ids"] == tiny_processor.image_token_id] = torch.cat(alone)
+    expected = tiny_model(inputs_embeds=embeddings, attention_mask=inputs["attention_mask"]).logits
+    torch.testing.assert_close(tiny_model(**inputs).logits, expected)
+
+
+def test_another_scale_factor_than_that_of_the_inputs_is_refused(tiny_model, tiny_processor, samples):
+    inputs = tiny_processor(*samples[0], scale_factor=4, return_tensors="pt")
+    assert tiny_model.generate(**inputs, scale_factor=4, max_new_tokens=1).shape[0] == 1
+    with pytest.raises(ValueError, match=r"scale_factor=2 was given with inputs .* for scale factors \[4\]; leave"):
+        tiny_model.generate(**inputs, scale_factor=2, max_new_tokens=1)
+
+
+@pytest.mark.parametrize("options", [{}, {"num_beams": 3}, {"use_cache": False}], ids=["greedy", "beams", "no cache"])
+def test_embeddings_instead_of_ids_give_the_same_answers(tiny_model, tiny_processor, samples, options):
+    images, text = samples[0]
+    inputs = tiny_processor(images, text, return_tensors="pt")
+    options = {"max_new_tokens": 5, "min_new_tokens": 5, "do_sample": False} | options
+    expected = tiny_model.generate(**inputs, **options)[:, inputs["input_ids"].shape[1] :]
+    embeddings = tiny_model.get_input_embeddings()(inputs.pop("input_ids"))
+    assert torch.equal(tiny_model.generate(inputs_embeds=embeddings, **inputs, **options), expected)
+
+
+@pytest.mark.parametrize("config", [PromptTuningConfig, PromptEncoderConfig], ids=["prompt tuning", "p-tuning"])
+def test_virtual_tokens_of_peft_stand_before_images(make_tiny_model, tiny_processor, samples, config):
+    model = get_peft_model(make_tiny_model(), config(task_type="CAUSAL_LM", num_virtual_tokens=3))
+    images, text = samples[0]
+    inputs = tiny_processor(images, text, return_tensors="pt")
+    output = model(**inputs, labels=inputs["input_ids"])
+    output.loss.backward()
+    learned = [name for name, parameter in model.named_parameters() if parameter.grad is not None]
+    assert learned
+    assert all("prompt_encoder" in name for name in learned)
+    answer = model.eval().generate(**inputs, max_new_tokens=4, min_new_tokens=4, do_sample=False)
+    first = output.logits[0, -1].argmax()
+    assert answer[0, inputs["input_ids"].shape[1]] == first
 
 
 def test_images_are_encoded_once_per_answer(tiny_model, tiny_processor, samples, monkeypatch):

@@ -145,7 +145,7 @@ def test_settings_survive_saving(tmp_path):
         ({"image_mode": "hd"}, "image_mode='hd' is unknown; use one of slice, pad, square"),
         ({"thumbnail_source": "padded"}, "thumbnail_source='padded' is unknown"),
         ({"grid_list": "paper"}, "grid_list='paper' is unknown; use 'all' or 'released'"),
-        ({"max_tiles": 0}, "max_tiles=0 must be at least 1"),
+        ({"max_tiles": 0}, "max_tiles=0 must be an integer of at least 1"),
         ({"tile_size": (336,)}, r"tile_size=\(336,\) must be \(height, width\), each at least 1"),
     ],
 )

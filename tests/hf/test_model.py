@@ -3,6 +3,8 @@ import torch
 from transformers import AutoModelForImageTextToText
 
 from tokenpacker.hf import TokenPackerForConditionalGeneration
+from tokenpacker.hf.outputs import ImageFeatures
+from tokenpacker.hf.versions import RECOMPUTATION
 
 
 @pytest.fixture(scope="module")
@@ -15,7 +17,7 @@ def test_packed_tokens_stand_where_the_markers_are(tiny_model, tiny_processor, i
     output = tiny_model(**inputs)
     packed = tiny_model.get_image_features(inputs["pixel_values"]).pooler_output
     assert packed.shape == (inputs["pixel_values"].shape[0], 16, 32)
-    assert torch.equal(output.image_hidden_states, packed)
+    assert torch.equal(output.packed_tokens, packed)
     embeddings = tiny_model.get_input_embeddings()(inputs["input_ids"])
     embeddings[inputs["input_ids"] == tiny_processor.image_token_id] = packed.flatten(0, 1)
     expected = tiny_model(inputs_embeds=embeddings, attention_mask=inputs["attention_mask"]).logits
@@ -25,7 +27,10 @@ def test_packed_tokens_stand_where_the_markers_are(tiny_model, tiny_processor, i
 def test_packed_tokens_can_be_given_instead_of_pixels(tiny_model, inputs):
     packed = tiny_model.get_image_features(inputs["pixel_values"]).pooler_output
     without = {key: value for key, value in inputs.items() if key != "pixel_values"}
-    assert torch.equal(tiny_model(**without, packed_tokens=packed).logits, tiny_model(**inputs).logits)
+    assert torch.equal(
+        tiny_model(**without, mm_encoder_outputs={"image": ImageFeatures(pooler_output=packed)}).logits,
+        tiny_model(**inputs).logits,
+    )
 
 
 def test_a_tokens_loss_reaches_its_own_images_pixels_only(tiny_model, tiny_processor, image_of):
@@ -88,10 +93,10 @@ def test_a_projector_that_is_not_in_the_file_is_initialised(tiny_model, tmp_path
     tiny_model.save_pretrained(tmp_path, state_dict=state)
     again, info = AutoModelForImageTextToText.from_pretrained(tmp_path, output_loading_info=True)
     assert all("projector" in key for key in info["missing_keys"])
-    weight = again.model.projector.key_mlp[0].weight
+    weight = again.model.multi_modal_projector.key_mlp[0].weight
     expected = 0.02 * (1024 / tiny_model.config.vision_config.hidden_size) ** 0.5
     assert 0.8 * expected < weight.std() < 1.2 * expected
-    assert (again.model.projector.key_mlp[0].bias == 0).all()
+    assert (again.model.multi_modal_projector.key_mlp[0].bias == 0).all()
 
 
 def test_a_model_is_made_from_pretrained_parts(make_tiny_model, inputs):
@@ -116,18 +121,44 @@ def test_device_map_places_the_parts(tiny_model_dir, inputs, tiny_model):
     torch.testing.assert_close(placed(**inputs.to(placed.device)).logits.cpu(), tiny_model(**inputs).logits)
 
 
-def test_mixed_images_and_embeddings_are_refused(tiny_model, inputs):
+def test_images_find_their_places_among_embeddings(tiny_model, inputs):
     embeddings = tiny_model.get_input_embeddings()(inputs["input_ids"])
     with pytest.raises(ValueError, match="exactly one of input_ids and inputs_embeds"):
         tiny_model(inputs_embeds=embeddings, input_ids=inputs["input_ids"])
-    with pytest.raises(ValueError, match="images need input_ids to find their places"):
-        tiny_model(inputs_embeds=embeddings, pixel_values=inputs["pixel_values"])
+    given = {name: value for name, value in inputs.items() if name != "input_ids"}
+    assert torch.equal(tiny_model(inputs_embeds=embeddings, **given).logits, tiny_model(**inputs).logits)
+    with pytest.raises(ValueError, match=r"hold \d+ image tokens but the images give 16 packed tokens"):
+        tiny_model(inputs_embeds=embeddings, pixel_values=inputs["pixel_values"][:1])
 
 
-def test_another_scale_factor_than_the_processors_names_both_counts(tiny_model, inputs):
+def test_without_return_dict_every_forward_gives_a_tuple(tiny_model, inputs):
+    whole = tiny_model(**inputs, return_dict=False)
+    assert isinstance(whole, tuple)
+    assert torch.equal(whole[0], tiny_model(**inputs).logits)
+    base = tiny_model.model(**inputs, return_dict=False)
+    assert isinstance(base, tuple)
+    assert torch.equal(base[0], tiny_model.model(**inputs).last_hidden_state)
+    features = tiny_model.get_image_features(inputs["pixel_values"], return_dict=False)
+    assert torch.equal(features[0], tiny_model.get_image_features(inputs["pixel_values"]).last_hidden_state)
+
+
+def test_the_vision_towers_hidden_states_and_attentions_can_be_asked_for(make_tiny_model, inputs):
+    model = make_tiny_model()
+    model.set_attn_implementation("eager")
+    features = model.get_image_features(inputs["pixel_values"], output_hidden_states=True, output_attentions=True)
+    assert len(features.hidden_states) == model.config.num_vision_layers + 1
+    assert len(features.attentions) == model.config.num_vision_layers
+    assert torch.equal(features.hidden_states[5][:, 1:], features.last_hidden_state)
+    plain = model.get_image_features(inputs["pixel_values"])
+    assert plain.hidden_states is None
+    assert torch.equal(plain.pooler_output, features.pooler_output)
+
+
+def test_fewer_packed_tokens_than_places_are_refused_with_both_counts(tiny_model, inputs):
     places = int((inputs["input_ids"] == tiny_model.config.image_token_id).sum())
+    inputs = {**inputs, "scale_factors": inputs["scale_factors"] * 2}
     with pytest.raises(ValueError, match=f"{places} image tokens but the images give {places // 4} packed tokens"):
-        tiny_model(**inputs, scale_factor=4)
+        tiny_model(**inputs)
 
 
 def test_tiles_of_another_size_are_refused(tiny_model):
@@ -158,6 +189,17 @@ def test_gradient_checkpointing_gives_the_same_gradients(make_tiny_model, inputs
         return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
     plain = gradients()
-    model.gradient_checkpointing_enable({"use_reentrant": False})
+    getattr(model, f"{RECOMPUTATION}_enable")({"use_reentrant": False})
     for name, gradient in gradients().items():
         torch.testing.assert_close(gradient, plain[name], msg=name)
+
+
+def test_the_forward_compiles_into_one_graph(make_tiny_model, inputs):
+    model = make_tiny_model()
+    assert model._can_compile_fullgraph
+    compiled = torch.compile(model.forward, fullgraph=True, backend="eager")
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(**inputs, scale_factor=2).logits, model(**inputs).logits)
+        compiled = torch.compile(model.get_image_features, fullgraph=True, backend="eager")
+        packed = compiled(inputs["pixel_values"], scale_factor=4).pooler_output
+        torch.testing.assert_close(packed, model.get_image_features(inputs["pixel_values"], 4).pooler_output)

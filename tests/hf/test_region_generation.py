@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 import torch
 
+from tokenpacker.hf.outputs import ImageFeatures
+
 REGION_INPUTS = ("region_cells", "region_first_tile")
 
 
@@ -59,7 +61,7 @@ def test_a_scale_factor_of_one_call_leaves_the_regions_as_they_are(region_model,
     inputs = processor(**prompt, scale_factor=scale_factor, return_tensors="pt")
     usual = processor(**prompt, return_tensors="pt")
     output = model(**inputs, scale_factor=scale_factor)
-    assert output.image_hidden_states.shape[1] == 64 / scale_factor**2
+    assert output.packed_tokens.shape[1] == 64 / scale_factor**2
     assert torch.equal(output.region_hidden_states, model(**usual).region_hidden_states)
     found = answers(model, inputs, scale_factor=scale_factor, min_new_tokens=None, max_new_tokens=3)
     assert found[0, 0] == output.logits[0, -1].argmax()
@@ -85,23 +87,25 @@ def test_counts_that_differ_are_named(region_model, inputs, beams):
     with pytest.raises(ValueError, match=r"the prompts hold 3 region tokens but .*2 "):
         answers(model, fewer, num_beams=beams)
     places = int((inputs["input_ids"] == model.config.image_token_id).sum())
-    with pytest.raises(ValueError, match=f"the prompts hold {places} image tokens but .*{places * 4} .*scale factor"):
-        answers(model, inputs, num_beams=beams, scale_factor=1)
+    with pytest.raises(ValueError, match=f"the prompts hold {places} image tokens but .*{places * 4} .*scale_factors"):
+        answers(model, {**inputs, "scale_factors": inputs["scale_factors"] // 2}, num_beams=beams)
 
 
 def test_a_model_without_regions_refuses_region_tokens_for_beams(tiny_model, tiny_processor):
     text = tiny_processor(text="what is <mask>?", return_tensors="pt")
     with pytest.raises(ValueError, match="the model does not know regions"):
-        answers(tiny_model, {**text, "region_tokens": torch.zeros(1, 32)}, num_beams=2)
+        answers(tiny_model, {**text, **encoded(region_tokens=torch.zeros(1, 32))}, num_beams=2)
 
 
-def test_region_tokens_stand_beside_packed_tokens_not_beside_tiles(region_model, question):
+def encoded(**fields):
+    return {"mm_encoder_outputs": {"image": ImageFeatures(**fields)}}
+
+
+def test_encoded_images_and_regions_do_not_stand_beside_tiles(region_model, question):
     model, _ = region_model
-    without = {name: value for name, value in question.items() if name not in REGION_INPUTS}
-    with pytest.raises(ValueError, match="region_tokens were given with pixel_values; give regions as region_cells"):
-        model(**without, region_tokens=torch.zeros(1, 32))
-    with pytest.raises(ValueError, match="pass pixel_values or packed_tokens, not both"):
-        model(**question, packed_tokens=torch.zeros(7, 16, 32))
+    for fields in ({"region_tokens": torch.zeros(1, 32)}, {"pooler_output": torch.zeros(7, 16, 32)}):
+        with pytest.raises(ValueError, match="pass pixel_values or mm_encoder_outputs, not both"):
+            model(**question, **encoded(**fields))
 
 
 @pytest.mark.parametrize("name", ["region_cells", "region_first_tile", "tile_index"])
@@ -134,8 +138,8 @@ def test_no_regions_and_no_tiles_give_no_tokens(region_model):
 @pytest.mark.parametrize("beams", [1, 2])
 def test_inputs_that_contradict_each_other_are_refused_with_and_without_beams(region_model, question, beams):
     model, _ = region_model
-    with pytest.raises(ValueError, match="pass pixel_values or packed_tokens, not both"):
-        answers(model, {**question, "packed_tokens": torch.zeros(7, 16, 32)}, num_beams=beams)
+    with pytest.raises(ValueError, match="pass pixel_values or mm_encoder_outputs, not both"):
+        answers(model, {**question, **encoded(pooler_output=torch.zeros(7, 16, 32))}, num_beams=beams)
     without = {name: value for name, value in question.items() if name != "pixel_values"}
     with pytest.raises(ValueError, match="region_cells was given without pixel_values"):
         answers(model, without, num_beams=beams)

@@ -16,6 +16,7 @@ from transformers import (
 )
 
 from tokenpacker.hf import TokenPackerForConditionalGeneration, TokenPackerProcessor, add_regions
+from tokenpacker.hf.outputs import CACHE, ImageFeatures
 from tokenpacker.hf.region_setup import add_region_token
 
 
@@ -67,7 +68,7 @@ def test_region_tokens_stand_where_their_markers_are(region_model, batch):
     assert regions.shape == (3, 32)
     assert torch.equal(output.region_hidden_states, regions)
     embeddings = model.get_input_embeddings()(inputs["input_ids"])
-    embeddings[inputs["input_ids"] == processor.image_token_id] = output.image_hidden_states.flatten(0, 1)
+    embeddings[inputs["input_ids"] == processor.image_token_id] = output.packed_tokens.flatten(0, 1)
     embeddings[inputs["input_ids"] == processor.region_token_id] = regions
     expected = model(inputs_embeds=embeddings, attention_mask=inputs["attention_mask"]).logits
     torch.testing.assert_close(output.logits, expected)
@@ -113,7 +114,7 @@ def test_packed_and_region_tokens_can_be_given_instead_of_pixels(region_model, b
     expected = model(**inputs).logits
     names = ("pixel_values", "region_cells", "region_first_tile")
     images = model.get_image_features(**{name: inputs.pop(name) for name in names})
-    given = model(**inputs, packed_tokens=images.pooler_output, region_tokens=images.region_tokens)
+    given = model(**inputs, mm_encoder_outputs={"image": images})
     assert torch.equal(given.logits, expected)
 
 
@@ -124,8 +125,9 @@ def test_a_cached_image_can_be_asked_about_with_region_tokens_alone(region_model
     ids, regions = inputs["input_ids"], {name: inputs[name] for name in ("region_cells", "region_first_tile")}
     tokens = model.get_region_features(inputs["pixel_values"], **regions)
     prefix = int((ids == processor.image_token_id).nonzero()[-1, 1]) + 1
-    cache = model(input_ids=ids[:, :prefix], pixel_values=inputs["pixel_values"], use_cache=True).past_key_values
-    rest = model(input_ids=ids[:, prefix:], region_tokens=tokens, past_key_values=cache).logits
+    cache = model(input_ids=ids[:, :prefix], pixel_values=inputs["pixel_values"], use_cache=True)[CACHE]
+    later = {"mm_encoder_outputs": {"image": ImageFeatures(region_tokens=tokens)}, CACHE: cache}
+    rest = model(input_ids=ids[:, prefix:], **later).logits
     # float32 attention over a cache sums in another order
     torch.testing.assert_close(rest, expected[:, prefix:], atol=1e-5, rtol=1e-5)
 
@@ -214,7 +216,9 @@ def test_a_model_without_regions_reads_mask_as_text_and_refuses_regions(tiny_mod
     with pytest.raises(ValueError, match=r"the model does not know regions; .* with tokenpacker\.hf\.add_regions"):
         tiny_model(**plain, region_cells=torch.ones(1, 1, 64), region_first_tile=torch.tensor([0]))
     with pytest.raises(ValueError, match="the model does not know regions"):
-        tiny_model(input_ids=plain["input_ids"], region_tokens=torch.ones(1, 32))
+        tiny_model(
+            input_ids=plain["input_ids"], mm_encoder_outputs={"image": ImageFeatures(region_tokens=torch.ones(1, 32))}
+        )
 
 
 BOX = (0, 0, 9, 9)
@@ -230,8 +234,9 @@ def test_inputs_that_exclude_each_other_are_refused(region_model, batch):
         model(**without, region_cells=inputs["region_cells"])
     with pytest.raises(ValueError, match="region_cells was given without pixel_values"):
         model(input_ids=inputs["input_ids"], region_cells=inputs["region_cells"])
-    with pytest.raises(ValueError, match="region_tokens were given with pixel_values"):
-        model(**without, region_tokens=torch.zeros(3, 32))
+    encoded = {"image": ImageFeatures(region_tokens=torch.zeros(3, 32))}
+    with pytest.raises(ValueError, match="pass pixel_values or mm_encoder_outputs, not both"):
+        model(**without, mm_encoder_outputs=encoded)
 
 
 def test_the_mask_token_takes_a_byte_that_no_text_contains(tiny_tokenizer, tmp_path):

@@ -9,6 +9,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
+from tokenpacker.hf import TokenPackerImageProcessor, TokenPackerProcessor
 from tokenpacker.hf.tokenizer import encode_as_trained, load_llama_tokenizer
 
 VARIANTS = ("slow", "slow_legacy", "fast")
@@ -147,6 +148,42 @@ def test_generated_ids_read_as_they_did(golden, tokenizer, reloaded):
 def test_any_text_survives_encoding_and_decoding(tokenizer, text):
     text = text.replace("▁", " ")
     assert tokenizer.decode(tokenizer(text).input_ids, skip_special_tokens=True) == text
+
+
+region_texts = st.lists(st.one_of(st.sampled_from([*MARKS[1:], "<mask>"]), words, st.text(max_size=6)), max_size=8)
+
+
+@pytest.fixture(scope="module")
+def region_processor(folder, variant):
+    tokenizer = load_llama_tokenizer(folder, variant, region_token=True)
+    images = TokenPackerImageProcessor(image_mode="pad", tile_size=(32, 32))
+    projector = {"name": "mlp", "vision_dim": 8, "language_dim": 8}
+    return TokenPackerProcessor(images, tokenizer, patch_grid=(2, 2), projector_config=projector)
+
+
+@property_test
+@given(region_texts)
+@example(["what ", "<mask>", "of", "</s>", "the"])
+@example(["<mask>", " a", "<mask>", "USER: hi"])
+def test_a_prompt_gets_the_ids_of_training_whether_it_brings_its_start_token_or_not(region_processor, image_of, parts):
+    text = "<image>" + "".join(parts)
+    regions = [[[0, 0, 8, 8]] * text.count("<mask>")]
+    bare, started, by_template = (
+        region_processor(image_of(8, 8), prompt, region_masks=regions, **options)["input_ids"][0]
+        for prompt, options in ((text, {}), ("<s>" + text, {}), ("<s>" + text, {"add_special_tokens": False}))
+    )
+    trained = encode_as_trained(region_processor.tokenizer, text)
+    mark = region_processor.image_token_id
+    assert bare == started == by_template == [1, mark, mark, mark, *trained]
+    told = region_processor(image_of(8, 8), text, region_masks=regions, return_offsets_mapping=True)
+    assert told["input_ids"][0] == bare
+    assert len(told["offset_mapping"][0]) == len(bare)
+
+
+def test_a_start_token_is_not_added_where_none_is_wanted(region_processor):
+    assert region_processor(text="the", add_special_tokens=False)["input_ids"] == [
+        encode_as_trained(region_processor.tokenizer, "the")
+    ]
 
 
 def test_the_image_mark_takes_the_id_of_a_byte_that_no_text_contains(tokenizer, processor):

@@ -41,10 +41,10 @@ def test_it_comes_back_from_its_folder(model, tmp_path):
 
 
 def test_it_is_drawn_as_a_fresh_one_where_its_weights_are_missing(model, tmp_path):
-    others = {name: tensor for name, tensor in model.state_dict().items() if ".projector." not in name}
+    others = {name: tensor for name, tensor in model.state_dict().items() if ".multi_modal_projector." not in name}
     model.save_pretrained(tmp_path, state_dict=others)
-    drawn = AutoModelForImageTextToText.from_pretrained(tmp_path).model.projector
-    for name, parameter in model.model.projector.named_parameters():
+    drawn = AutoModelForImageTextToText.from_pretrained(tmp_path).model.multi_modal_projector
+    for name, parameter in model.model.multi_modal_projector.named_parameters():
         deviation, expected = (weights.std(correction=0).item() for weights in (drawn.get_parameter(name), parameter))
         # of a few dozen weights or more, the deviations of two draws agree within a third
         assert deviation == pytest.approx(expected, rel=0.33, abs=1e-6), name

@@ -60,7 +60,7 @@ def test_each_part_has_its_rate(config):
 
 def test_what_learns_is_float32_and_what_is_frozen_bfloat16(config):
     model, _ = assemble(replace(config, precision="bfloat16"))
-    assert {p.dtype for p in model.model.projector.parameters()} == {torch.float32}
+    assert {p.dtype for p in model.model.multi_modal_projector.parameters()} == {torch.float32}
     assert {p.dtype for p in model.model.vision_tower.parameters()} == {torch.bfloat16}
 
 
@@ -68,7 +68,7 @@ def test_lora_trains_updates_and_the_projector(config):
     model, _ = assemble(replace(config, lora=LoraConfig(rank=4, alpha=8)))
     learning = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     assert any("lora_A" in name for name in learning)
-    assert all("lora_" in name or ".projector." in name for name in learning)
+    assert all("lora_" in name or ".multi_modal_projector." in name for name in learning)
     assert not any("vision_tower" in name for name in learning)
 
 

@@ -101,7 +101,7 @@ def test_each_parameter_belongs_to_a_part():
     assert part_of("model.vision_tower.encoder.layers.0.weight") == "vision_tower"
     assert part_of("model.spare_vision_layers.0.weight") == "vision_tower"
     assert part_of("base_model.model.model.region_encoder.output_proj.weight") == "regions"
-    assert part_of("base_model.model.model.projector.query_proj.weight") == "projector"
+    assert part_of("base_model.model.model.multi_modal_projector.query_proj.weight") == "projector"
     assert part_of("module.lm_head.weight") == part_of("model.language_model.norm.weight") == "language_model"
 
 

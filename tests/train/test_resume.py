@@ -185,12 +185,12 @@ def test_a_lora_run_resumes_its_updates_and_its_projector(run_config, tiny_model
     before = tiny_model.state_dict()
     after = TokenPackerForConditionalGeneration.from_pretrained(killed / "model").state_dict()
     changed = {name for name, tensor in after.items() if not tensor.equal(before[name])}
-    assert {name for name in changed if ".projector." not in name} == {
+    assert {name for name in changed if ".multi_modal_projector." not in name} == {
         name for name in before if "language_model" in name and "_proj." in name
     }
-    assert any(".projector." in name for name in changed)
+    assert any(".multi_modal_projector." in name for name in changed)
     projector = load_file(killed / "projector.safetensors")
-    assert all(tensor.equal(after[f"model.projector.{name}"]) for name, tensor in projector.items())
+    assert all(tensor.equal(after[f"model.multi_modal_projector.{name}"]) for name, tensor in projector.items())
 
 
 @pytest.fixture

@@ -78,4 +78,4 @@ def _attention_weights(setting: Setting, sample: Sample) -> torch.Tensor:
     model = setting.model.model
     tiles = setting.processor.image_processor(sample.image, return_tensors="pt")["pixel_values"]
     features = model.vision_features(tiles.to(model.device))
-    return model.projector.attention_weights(features, setting.scale_factor)
+    return model.multi_modal_projector.attention_weights(features, setting.scale_factor)

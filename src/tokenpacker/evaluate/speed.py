@@ -96,7 +96,7 @@ def _time_question(asker: Asker, sample: Sample, max_new_tokens: int) -> tuple[i
         lambda: model.generate(
             input_ids=input_ids,
             attention_mask=torch.ones_like(input_ids),
-            packed_tokens=features.pooler_output,
+            mm_encoder_outputs={"image": features},
             max_new_tokens=max_new_tokens,
             do_sample=False,
             num_beams=1,

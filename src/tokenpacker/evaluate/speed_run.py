@@ -23,7 +23,7 @@ from tokenpacker.evaluate.flops import Flops, FlopTable
 from tokenpacker.evaluate.machine import PeakMemory, synchronize
 from tokenpacker.evaluate.shapes import Candidate, Shapes
 from tokenpacker.evaluate.speed_rows import Counted, Protocol, SpeedRow, Times
-from tokenpacker.hf.outputs import CACHE
+from tokenpacker.hf.outputs import CACHE, ImageFeatures
 from tokenpacker.projectors import Projector
 from tokenpacker.sequence import ImageLayout
 
@@ -92,7 +92,7 @@ class Runner:
         return self.model.generate(
             input_ids=self.input_ids,
             attention_mask=torch.ones_like(self.input_ids),
-            packed_tokens=packed,
+            mm_encoder_outputs={"image": ImageFeatures(pooler_output=packed)},
             min_new_tokens=num_tokens,
             max_new_tokens=num_tokens,
             do_sample=False,
@@ -180,7 +180,7 @@ def measure_rows(
 
 def make_projector(model: PreTrainedModel, candidate: Candidate) -> Projector:
     """The model's own projector, or a fresh one beside it on its device and of its type."""
-    own = model.model.projector
+    own = model.model.multi_modal_projector
     if candidate.trained:
         return own
     like = next(own.parameters())

@@ -11,6 +11,8 @@ A message without text ends at its colon, and nothing follows it: released weigh
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from typing import Any
 
 VICUNA_SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. "
@@ -26,13 +28,19 @@ CHAT_FORMATS = {"v1": VICUNA_SYSTEM, "vicuna_v1": VICUNA_SYSTEM, "llava_v1": LLA
 BARE = "bare"
 """Vicuna's format without a system text."""
 
+PART_TYPES = ("text", "image", "image_url")
+"""What a message's content may be made of, as transformers and OpenAI's API write it."""
+
 AFTER_END_MARK = "USER:"  # what the end mark of an answer is followed by
 
 _RENDER = """\
 {%- macro render(content) -%}
 {%- if content is string -%}{{ content }}{%- else -%}
 {%- for part in content -%}
-{%- if part.type == 'image' -%}{{ IMAGE_MARK + '\\n' }}{%- elif part.type == 'text' -%}{{ part.text }}{%- endif -%}
+{%- if part.type in ['image', 'image_url'] -%}{{ IMAGE_MARK + '\\n' }}
+{%- elif part.type == 'text' -%}{{ part.text }}
+{%- else -%}{{ raise_exception("a part of type '" ~ part.type ~ "' cannot be read; use text, image, image_url") }}
+{%- endif -%}
 {%- endfor -%}
 {%- endif -%}
 {%- endmacro -%}
@@ -85,3 +93,25 @@ def chat_template(default_system: str | None = None, *, format: str = BARE, imag
     image_mark = "<im_start><image><im_end>" if image_start_end else "<image>"
     template = _RENDER + (_PLAIN if format == PLAIN else _VICUNA)
     return template.replace("DEFAULT_SYSTEM", json.dumps(system)).replace("IMAGE_MARK", json.dumps(image_mark))
+
+
+def check_parts(conversation: Any) -> None:
+    """Raises ValueError for a part of a message, or of the messages of several conversations, that is no known type.
+
+    transformers would look for its files first, and templates of others drop it.
+    """
+    for entry in getattr(conversation, "messages", conversation):
+        if isinstance(entry, (list, tuple)) or hasattr(entry, "messages"):
+            check_parts(entry)
+            continue
+        content = _value(entry, "content")
+        for part in content if isinstance(content, (list, tuple)) else []:
+            kind = _value(part, "type")
+            if kind not in PART_TYPES:
+                shown = f"type {kind!r}" if isinstance(kind, str) else f"the form {type(part).__name__} without a type"
+                raise ValueError(f"a part of {shown} cannot be read; use one of {', '.join(PART_TYPES)}")
+
+
+def _value(thing: Any, name: str) -> Any:
+    """Of a dict or of an object, both of which transformers takes."""
+    return thing.get(name) if isinstance(thing, Mapping) else getattr(thing, name, None)

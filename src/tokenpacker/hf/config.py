@@ -20,8 +20,9 @@ class TokenPackerConfig(PreTrainedConfig):
         vision_config: config (or its dict) of any transformers ViT with `hidden_size`, `num_hidden_layers`,
             `image_size` and `patch_size`.
         text_config: config (or its dict) of any decoder-only language model.
-        projector_config: dict of a registered projector, such as `{"name": "token-packer", "scale_factor": 2}`. The
-            widths and the number of levels are taken from the other arguments and need not be given.
+        multi_modal_projector_config: dict of a registered projector, such as `{"name": "token-packer",
+            "scale_factor": 2}`. The widths and the number of levels are taken from the other arguments and need not be
+            given. `projector_config` is its short name, and its name in older files.
         vision_levels: hidden states that keys and values come from, 1 being the first layer's output; negative
             numbers count from the last layer's output, which is -1. None spreads four levels as the paper does.
         vision_query_level: hidden state that the coarse query comes from; None takes the last of `vision_levels`.
@@ -39,12 +40,13 @@ class TokenPackerConfig(PreTrainedConfig):
 
     model_type = "tokenpacker"
     sub_configs = {"vision_config": AutoConfig, "text_config": AutoConfig}  # noqa: RUF012 - transformers' convention
+    attribute_map = {"projector_config": "multi_modal_projector_config"}  # noqa: RUF012 - transformers' convention
 
     def __init__(
         self,
         vision_config: PreTrainedConfig | dict[str, Any] | None = None,
         text_config: PreTrainedConfig | dict[str, Any] | None = None,
-        projector_config: dict[str, Any] | None = None,
+        multi_modal_projector_config: dict[str, Any] | None = None,
         vision_levels: list[int] | None = None,
         vision_query_level: int | None = None,
         image_token_id: int = 32000,
@@ -64,8 +66,12 @@ class TokenPackerConfig(PreTrainedConfig):
         self.image_token_id = image_token_id
         self.keep_spare_vision_layers = keep_spare_vision_layers
         self.released = released
-        given = self._check_widths("projector_config", projector_config or {"name": "token-packer"})
-        self.projector_config = config_from_dict(given | self._widths).to_dict()
+        short = kwargs.pop("projector_config", None)
+        if short is not None and multi_modal_projector_config is not None:
+            raise ValueError("projector_config is a short name of multi_modal_projector_config; pass one of the two")
+        projector = multi_modal_projector_config or short or {"name": "token-packer"}
+        self._check_widths("multi_modal_projector_config", projector)
+        self.multi_modal_projector_config = config_from_dict(projector | self._widths).to_dict()
         self.region_config: dict[str, Any] | None = None
         self.region_token_id = region_token_id
         if region_config is not None:
@@ -97,11 +103,10 @@ class TokenPackerConfig(PreTrainedConfig):
         self.region_config = RegionConfig(**self._widths).to_dict()
         self.region_token_id = region_token_id
 
-    def _check_widths(self, name: str, given: dict[str, Any]) -> dict[str, Any]:
+    def _check_widths(self, name: str, given: dict[str, Any]) -> None:
         for key, value in self._widths.items():
             if given.get(key, value) != value:
                 raise ValueError(f"{name} has {key}={given[key]} but the model's parts need {value}")
-        return given
 
     @property
     def _widths(self) -> dict[str, int]:
@@ -115,7 +120,7 @@ class TokenPackerConfig(PreTrainedConfig):
     @property
     def projector(self) -> ProjectorConfig:
         """The projector's own config, which counts tokens without weights."""
-        return config_from_dict(self.projector_config)
+        return config_from_dict(self.multi_modal_projector_config)
 
     @property
     def regions(self) -> RegionConfig | None:

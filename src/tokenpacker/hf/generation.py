@@ -1,6 +1,6 @@
 """How images and regions pass through `generate`: once with the prompt, encoded once for all beams.
 
-Shapes: B samples, S sequence length, T tokens of all samples, D language width.
+Shapes: B samples, S sequence length, K packed tokens of all samples, D language width.
 """
 
 from __future__ import annotations
@@ -11,28 +11,40 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, GenerationMixin, LogitsProcessorList, SuppressTokensLogitsProcessor
 
-from tokenpacker.hf.backbone import refuse_beside_tiles, refuse_without_tiles
+from tokenpacker.hf.backbone import find_encoded
+from tokenpacker.hf.outputs import ImageFeatures
 
-# Of the prompt; generation needs them once. The last two are what the others become.
-IMAGE_INPUTS = (
-    "pixel_values",
-    "tile_index",
-    "region_cells",
-    "region_first_tile",
-    "packed_tokens",
-    "region_tokens",
-)
-TOKENS = IMAGE_INPUTS[-2:]
+TILE_INPUTS = ("tile_index", "region_cells", "region_first_tile")
+IMAGE_INPUTS = ("pixel_values", "scale_factor", "scale_factors", *TILE_INPUTS)
+"""What belongs to the images of a prompt; generation needs it once."""
+ENCODED = "mm_encoder_outputs"
 
 
 class ImageGenerationMixin(GenerationMixin):
     """`generate` for a model whose prompts hold images and regions."""
 
-    def prepare_inputs_for_generation(self, input_ids: Tensor, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    def generate(self, inputs: Tensor | None = None, **kwargs: Any) -> Any:
+        """As of every model in transformers; inputs about images that contradict each other are refused.
+
+        transformers drops what belongs to pixels without a word where there are no pixels.
+        """
+        tiles = {name: kwargs.get(name) for name in TILE_INPUTS}
+        find_encoded(kwargs.get(ENCODED), kwargs.get("pixel_values"), tiles)
+        return super().generate(inputs, **kwargs)
+
+    def prepare_inputs_for_generation(
+        self,
+        input_ids: Tensor,
+        inputs_embeds: Tensor | None = None,
+        is_first_iteration: bool | None = False,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
         """Images enter with the prompt; later steps find them in the cache."""
-        if kwargs.get("use_cache", True) and not kwargs.get("is_first_iteration", False):
-            kwargs = {key: value for key, value in kwargs.items() if key not in IMAGE_INPUTS}
-        return super().prepare_inputs_for_generation(input_ids, *args, **kwargs)
+        if kwargs.get("use_cache", True) and not is_first_iteration:
+            kwargs = {name: value for name, value in kwargs.items() if name not in (*IMAGE_INPUTS, ENCODED)}
+        return super().prepare_inputs_for_generation(
+            input_ids, inputs_embeds=inputs_embeds, is_first_iteration=is_first_iteration, **kwargs
+        )
 
     def _get_logits_processor(
         self, generation_config: GenerationConfig, *args: Any, **kwargs: Any
@@ -55,41 +67,41 @@ class ImageGenerationMixin(GenerationMixin):
         is_encoder_decoder: bool = False,
         input_ids: Tensor | None = None,
         **model_kwargs: Any,
-    ) -> tuple[Tensor, dict[str, Any]]:
-        """Repeats each sample for beams and multiple answers.
+    ) -> tuple[Any, dict[str, Any]]:
+        """Repeats each sample for beams and multiple answers, its images and regions as a group.
 
-        A sample's images and regions must follow it as a group, and are encoded once, not once per beam.
+        Before transformers 5.19 images are encoded here, once for all beams; later versions did so already. Their own
+        expansion knows nothing of regions.
         """
-        images = {name: model_kwargs.pop(name) for name in IMAGE_INPUTS if model_kwargs.get(name) is not None}
-        if expand_size > 1:
-            images = self._repeat_images(images, input_ids, expand_size, model_kwargs.get("scale_factor"))
+        if expand_size == 1:
+            return input_ids, model_kwargs
+        images = {name: model_kwargs.pop(name, None) for name in IMAGE_INPUTS}
+        tiles = {name: images[name] for name in TILE_INPUTS}
+        encoded = find_encoded(model_kwargs.pop(ENCODED, None), images["pixel_values"], tiles)
+        if images["pixel_values"] is not None:
+            encoded = self.get_image_features(**images, return_dict=True)
+        if encoded is not None:
+            embeds = model_kwargs.get("inputs_embeds")
+            ids: Any = input_ids if embeds is None else self.model.find_placeholders(embeds)
+            encoded = self._repeat_images(encoded, ids, expand_size)
         input_ids, model_kwargs = super()._expand_inputs_for_generation(
             expand_size=expand_size, is_encoder_decoder=is_encoder_decoder, input_ids=input_ids, **model_kwargs
         )
-        return input_ids, model_kwargs | images
+        return input_ids, model_kwargs if encoded is None else model_kwargs | {ENCODED: {"image": encoded}}
 
-    def _repeat_images(
-        self, images: dict[str, Tensor], input_ids: Tensor | None, times: int, scale_factor: int | None
-    ) -> dict[str, Tensor]:
-        if "pixel_values" in images:
-            refuse_beside_tiles(images.get("packed_tokens"), images.get("region_tokens"))
-            encoded = self.get_image_features(scale_factor=scale_factor, **images)
-            images = {"packed_tokens": encoded.pooler_output, "region_tokens": encoded.region_tokens}
-        else:
-            refuse_without_tiles(**{name: value for name, value in images.items() if name not in TOKENS})
-        repeated = {}
-        if images.get("packed_tokens") is not None:
-            tokens = images["packed_tokens"].flatten(0, 1)
-            repeated["packed_tokens"] = _repeat(tokens, input_ids == self.config.image_token_id, times, "image")[None]
-        if images.get("region_tokens") is not None:
+    def _repeat_images(self, images: ImageFeatures, input_ids: Tensor, times: int) -> ImageFeatures:
+        packed, regions = images.pooler_output, images.region_tokens
+        if packed is not None:
+            tokens = packed.flatten(0, 1) if isinstance(packed, Tensor) else torch.cat(list(packed))  # (K, D)
+            packed = _repeat(tokens, input_ids == self.config.image_token_id, times, "image")
+        if regions is not None:
             self.model.require_region_encoder()
-            is_region = input_ids == self.config.region_token_id
-            repeated["region_tokens"] = _repeat(images["region_tokens"], is_region, times, "region")
-        return repeated
+            regions = _repeat(regions, input_ids == self.config.region_token_id, times, "region")
+        return ImageFeatures(pooler_output=packed, region_tokens=regions)
 
 
 def _repeat(tokens: Tensor, places: Tensor, times: int, kind: str) -> Tensor:
-    """Tokens (T, D) of all samples in order, those of each sample repeated; `places` (B, S) tells whose they are.
+    """Tokens (K, D) of all samples in order, those of each sample repeated; `places` (B, S) tells whose they are.
 
     Raises:
         ValueError: for another number of tokens than places. Afterwards a multiple might fit the beams by chance.
@@ -98,6 +110,6 @@ def _repeat(tokens: Tensor, places: Tensor, times: int, kind: str) -> Tensor:
     if sum(counts) != tokens.shape[0]:
         raise ValueError(
             f"the prompts hold {sum(counts)} {kind} tokens but {tokens.shape[0]} were given; pass images and regions of"
-            " exactly these prompts, at the scale factor the processor counted with"
+            " exactly these prompts, with the scale_factors that the processor gave with them"
         )
     return torch.cat([sample for sample in tokens.split(counts) for _ in range(times)])

@@ -10,7 +10,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import Cache, PreTrainedModel
+from transformers import Cache, LlavaForConditionalGeneration, PreTrainedModel
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs, can_return_tuple
 
 from tokenpacker import projectors
 from tokenpacker.hf.backbone import TokenPackerModel
@@ -18,18 +20,18 @@ from tokenpacker.hf.config import TokenPackerConfig
 from tokenpacker.hf.generation import ImageGenerationMixin
 from tokenpacker.hf.outputs import ImageFeatures, TokenPackerCausalLMOutput
 from tokenpacker.hf.pretrained import TokenPackerPreTrainedModel
-from tokenpacker.hf.vision_encoder import encoder_layers
+from tokenpacker.hf.vision_encoder import cut_tower
 from tokenpacker.regions import RegionEncoder
 from tokenpacker.sequence import IGNORED
 
 
-class TokenPackerForConditionalGeneration(TokenPackerPreTrainedModel, ImageGenerationMixin):
+class TokenPackerForConditionalGeneration(
+    TokenPackerPreTrainedModel, ImageGenerationMixin, LlavaForConditionalGeneration
+):
     """The model that answers: `TokenPackerModel` and the language model's head."""
 
-    _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}  # noqa: RUF012
-
     def __init__(self, config: TokenPackerConfig):
-        super().__init__(config)
+        TokenPackerPreTrainedModel.__init__(self, config)
         self.model = TokenPackerModel(config)
         text_config = config.text_config
         self.lm_head = nn.Linear(text_config.hidden_size, text_config.vocab_size, bias=False)
@@ -41,7 +43,8 @@ class TokenPackerForConditionalGeneration(TokenPackerPreTrainedModel, ImageGener
     ) -> TokenPackerForConditionalGeneration:
         """A model around a vision tower and a causal language model, the projector freshly initialised.
 
-        The parts are taken over, not copied; the tower's layers above the last used level are removed.
+        The parts are taken over, not copied; the tower's layers above the last used level and its
+        pooling head are removed.
 
         Args:
             config_kwargs: further arguments of `TokenPackerConfig`.
@@ -58,38 +61,24 @@ class TokenPackerForConditionalGeneration(TokenPackerPreTrainedModel, ImageGener
         config = TokenPackerConfig(*parts, **config_kwargs)
         with torch.device("meta"):
             model = cls(config)
-        del encoder_layers(vision_tower)[config.num_vision_layers :]
-        model.model.vision_tower = vision_tower
+        model.model.vision_tower = cut_tower(vision_tower, config.num_vision_layers)
         model.model.language_model = language_model.base_model
-        model.model.projector = projectors.build(config.projector).to(head.weight.device, head.weight.dtype)
+        model.model.multi_modal_projector = projectors.build(config.projector).to(head.weight.device, head.weight.dtype)
         if config.regions is not None:
             model.model.region_encoder = RegionEncoder(config.regions).to(head.weight.device, head.weight.dtype)
         model.lm_head = head
         model.generation_config = language_model.generation_config
         return model
 
-    def get_input_embeddings(self) -> nn.Module:
-        """The language model's token embedding."""
-        return self.model.get_input_embeddings()
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        """Puts another token embedding into the language model."""
-        self.model.set_input_embeddings(value)
-
-    def get_output_embeddings(self) -> nn.Module:
-        """The language model's head."""
-        return self.lm_head
-
-    def get_image_features(self, pixel_values: Tensor, scale_factor: int | None = None, **kwargs: Any) -> ImageFeatures:
+    def get_image_features(self, pixel_values: Tensor, *args: Any, **kwargs: Any) -> ImageFeatures:
         """As `TokenPackerModel.get_image_features`."""
-        return self.model.get_image_features(pixel_values, scale_factor, **kwargs)
+        return self.model.get_image_features(pixel_values, *args, **kwargs)
 
-    def get_region_features(
-        self, pixel_values: Tensor, region_cells: Tensor, region_first_tile: Tensor, **kwargs: Any
-    ) -> Tensor:
+    def get_region_features(self, pixel_values: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """As `TokenPackerModel.get_region_features`."""
-        return self.model.get_region_features(pixel_values, region_cells, region_first_tile, **kwargs)
+        return self.model.get_region_features(pixel_values, *args, **kwargs)
 
+    @can_return_tuple
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -99,16 +88,16 @@ class TokenPackerForConditionalGeneration(TokenPackerPreTrainedModel, ImageGener
         cache: Cache | None = None,
         past_key_values: Cache | None = None,
         inputs_embeds: Tensor | None = None,
-        packed_tokens: Tensor | None = None,
         scale_factor: int | None = None,
+        scale_factors: Tensor | None = None,
         tile_index: Tensor | None = None,
         region_cells: Tensor | None = None,
         region_first_tile: Tensor | None = None,
-        region_tokens: Tensor | None = None,
+        mm_encoder_outputs: dict[str, ImageFeatures] | None = None,
         labels: Tensor | None = None,
         logits_to_keep: int | Tensor = 0,
         only_learned: bool = False,
-        **kwargs: Any,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> TokenPackerCausalLMOutput:
         """As `TokenPackerModel.forward`, with logits, and a loss where `labels` (B, S) are given (-100 is ignored).
 
@@ -129,12 +118,13 @@ class TokenPackerForConditionalGeneration(TokenPackerPreTrainedModel, ImageGener
             cache=cache,
             past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
-            packed_tokens=packed_tokens,
             scale_factor=scale_factor,
+            scale_factors=scale_factors,
             tile_index=tile_index,
             region_cells=region_cells,
             region_first_tile=region_first_tile,
-            region_tokens=region_tokens,
+            mm_encoder_outputs=mm_encoder_outputs,
+            return_dict=True,
             **kwargs,
         )
         states = outputs.last_hidden_state

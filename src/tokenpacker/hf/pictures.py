@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import ExifTags, Image
+import torch
+from PIL import Image, ImageOps
 from torch import Tensor
-from transformers.image_utils import load_image as download_image
 
-from tokenpacker.images import ImageError, ImageSource, image_size, load_image
-
-DOWNLOAD_TIMEOUT_S = 20.0
+from tokenpacker.hf.addresses import read_text
+from tokenpacker.images import ImageError, ImageSource, image_size, load_image, orientation
 
 
 def to_rgb(image: Any) -> Image.Image:
@@ -23,18 +22,24 @@ def to_rgb(image: Any) -> Image.Image:
     return read_picture(to_source(image))
 
 
-def to_source(image: Any) -> ImageSource:
+def to_source(image: Any, data_format: str | None = None) -> ImageSource:
     """Any image that transformers users pass, as something that `image_size` and `read_picture` take.
 
-    Files and bytes stay as they are, not yet decoded. Raises ImageError for what is no image at all.
+    Files and bytes stay as they are, not yet decoded.
+
+    Args:
+        data_format: "channels_first" or "channels_last" of an array; told from its shape when None.
+
+    Raises:
+        ImageError: for what is no image at all, and as `addresses.read_text`.
     """
-    if isinstance(image, str) and image.startswith(("http://", "https://")):
-        try:
-            return download_image(image, timeout=DOWNLOAD_TIMEOUT_S)
-        except Exception as error:  # network libraries raise many kinds
-            raise ImageError(f"{image} cannot be downloaded ({error}); save the picture and pass its path") from error
-    if isinstance(image, (np.ndarray, Tensor)):
-        return _array_to_picture(np.asarray(image))
+    if isinstance(image, str):
+        return read_text(image)
+    if isinstance(image, Tensor):
+        image = image.detach().cpu()
+        image = (image.float() if image.dtype == torch.bfloat16 else image).numpy()  # NumPy has no bfloat16
+    if isinstance(image, np.ndarray):
+        return _array_to_picture(image, data_format)
     return image
 
 
@@ -57,13 +62,20 @@ def read_picture(source: ImageSource, at_least: tuple[int, int] | None = None) -
     return load_image(source) if picture is None else picture
 
 
+def read_unconverted(source: ImageSource) -> Image.Image:
+    """A picture, upright, with the channels that it has. Raises ImageError as `load_image`."""
+    image_size(source)  # names what cannot be read, and what is too large
+    if isinstance(source, Image.Image):
+        return ImageOps.exif_transpose(source)
+    with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+        return ImageOps.exif_transpose(image)
+
+
 def _is_ready(picture: Image.Image) -> bool:
     """Whether `load_image` would change nothing, so that its copies can be spared."""
     if type(picture) is not Image.Image or picture.mode != "RGB" or picture.has_transparency_data:
         return False
-    with suppress(Exception):  # damaged metadata
-        return picture.getexif().get(ExifTags.Base.Orientation, 1) == 1
-    return False
+    return orientation(picture) == 1
 
 
 def _read_reduced_jpeg(source: str | Path | bytes, at_least: tuple[int, int]) -> Image.Image | None:
@@ -79,8 +91,11 @@ def _read_reduced_jpeg(source: str | Path | bytes, at_least: tuple[int, int]) ->
     return None
 
 
-def _array_to_picture(array: np.ndarray) -> Image.Image:
-    if array.ndim == 3 and array.shape[2] not in (1, 3, 4) and array.shape[0] in (1, 3, 4):
+def _array_to_picture(array: np.ndarray, data_format: str | None) -> Image.Image:
+    if data_format not in (None, "channels_first", "channels_last"):
+        raise ImageError(f"input_data_format={data_format!r} is unknown; use 'channels_first' or 'channels_last'")
+    first = array.ndim == 3 and array.shape[2] not in (1, 3, 4) and array.shape[0] in (1, 3, 4)
+    if array.ndim == 3 and (first if data_format is None else data_format == "channels_first"):
         array = np.moveaxis(array, 0, 2)  # (C, H, W) -> (H, W, C)
     if array.dtype != np.uint8 or array.ndim not in (2, 3) or array.size == 0:
         raise ImageError(

@@ -6,20 +6,29 @@ patches of a tile.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
+import torch
+from huggingface_hub.dataclasses import validate_typed_dict
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 from transformers import BatchFeature, PreTrainedTokenizerBase
-from transformers.processing_utils import ProcessorMixin
+from transformers.processing_utils import MultiModalData, ProcessorMixin, TextKwargs, Unpack
 
 from tokenpacker.hf.chat import chat_template as default_chat_template
+from tokenpacker.hf.chat import check_parts
 from tokenpacker.hf.config import TokenPackerConfig
-from tokenpacker.hf.image_processor import TokenPackerImageProcessor
+from tokenpacker.hf.image_processor import ABOUT_ARRAYS, TokenPackerImageProcessor, flatten
+from tokenpacker.hf.keywords import TokenPackerProcessorKwargs, check_keywords
+from tokenpacker.hf.markers import check_images, check_regions, check_text, count_marks
 from tokenpacker.hf.masks import split_regions
 from tokenpacker.hf.pictures import to_source
+from tokenpacker.hf.prompts import ImageTokens, encode_prompts
 from tokenpacker.hf.region_cells import Canvas, region_entries, region_tensors
-from tokenpacker.hf.tokenizer import REGION_TOKEN, encode_as_trained
+from tokenpacker.hf.scale_factors import per_image, per_tile, token_grids
+from tokenpacker.hf.tokenizer import REGION_TOKEN
 from tokenpacker.images import image_size
 from tokenpacker.projectors import config_from_dict
 from tokenpacker.regions import RegionRule, check_rule
@@ -31,6 +40,8 @@ RowSeparator = Literal["newline", "unknown"]
 
 class TokenPackerProcessor(ProcessorMixin):
     """Tokenizer, image processor and the projector's count in one.
+
+    What it decides about an image travels with the inputs: `model.generate(**processor(images, text, scale_factor=3))`.
 
     Args:
         image_processor: a `TokenPackerImageProcessor`.
@@ -48,6 +59,8 @@ class TokenPackerProcessor(ProcessorMixin):
     Raises:
         ValueError: when the tokenizer lacks the image token or the row separator, and for an unknown rule.
     """
+
+    valid_processor_kwargs = TokenPackerProcessorKwargs
 
     def __init__(
         self,
@@ -129,51 +142,64 @@ class TokenPackerProcessor(ProcessorMixin):
         token_id = self.tokenizer.convert_tokens_to_ids(REGION_TOKEN)
         return None if token_id in (None, self.tokenizer.unk_token_id) else token_id
 
+    @property
+    def _patch_grid(self) -> tuple[int, int]:
+        return self.patch_grid[0], self.patch_grid[1]
+
+    @property
+    def model_input_names(self) -> list[str]:
+        """What the model's forward takes of the processor's output; of regions, where the tokenizer knows them."""
+        regions = [] if self.region_token_id is None else ["region_cells", "region_first_tile"]
+        return [*super().model_input_names, "scale_factors", *regions]
+
+    @property
+    def unused_input_names(self) -> list[str]:
+        """What the image processor tells about images, and the model needs not know."""
+        return ["tile_grids", "image_sizes", "image_layouts"]
+
     def image_layout(
         self,
         image_size: tuple[int, int],
         *,
-        scale_factor: int | None = None,
+        scale_factor: int | Sequence[int] | None = None,
         max_image_tokens: int | None = None,
-        max_tiles: int | None = None,
-        image_mode: str | None = None,
+        **options: Any,
     ) -> ImageLayout:
         """The token sequence that an image of (height, width) gets; None takes the processor's own setting.
 
+        Args:
+            scale_factor: of all tiles, or a list with one for each tile, the thumbnail's last.
+            options: of the image processor.
+
         Raises:
-            ValueError: for a scale factor that cannot be and a budget too small for one tile.
+            ValueError: for a scale factor that cannot be, as many as there are not tiles, a budget too small for one
+                tile, and an unknown option.
         """
+        images = self.image_processor.with_options(**options)
         return plan_layout(
-            image_size,
-            (self.image_processor.tile_size[0], self.image_processor.tile_size[1]),
-            config_from_dict(self.projector_config).token_grid((self.patch_grid[0], self.patch_grid[1]), scale_factor),
-            sliced=(image_mode or self.image_processor.image_mode) == "slice",
-            max_tiles=self.image_processor.max_tiles if max_tiles is None else max_tiles,
+            (image_size[0], image_size[1]),
+            (images.tile_size[0], images.tile_size[1]),
+            token_grids(config_from_dict(self.projector_config), self._patch_grid, scale_factor),
+            sliced=images.image_mode == "slice",
+            max_tiles=images.max_tiles,
             max_image_tokens=max_image_tokens,
-            grid_list=self.image_processor.grid_list,
+            grid_list=images.grid_list,
         )
 
     def __call__(
         self,
         images: Any = None,
         text: str | Sequence[str] | None = None,
-        *,
         region_masks: Any = None,
-        scale_factor: int | None = None,
-        max_image_tokens: int | None = None,
-        max_tiles: int | None = None,
-        image_mode: str | None = None,
-        padding: Any = None,
-        max_length: int | None = None,
-        pad_to_multiple_of: int | None = None,
-        return_tensors: str | None = None,
-        **tokenizer_kwargs: Any,
+        **kwargs: Unpack[TokenPackerProcessorKwargs],
     ) -> BatchFeature:
-        """`input_ids` and `attention_mask` (B, S), and `pixel_values` (N, 3, h, w) where there are images.
+        """`input_ids` and `attention_mask` (B, S); with images `pixel_values` (N, 3, h, w) and `scale_factors` (N,).
 
         With regions also `region_cells` (R, P, L), the weights of each patch of each tile of the region's image, and
-        `region_first_tile` (R,), where the tiles of that image begin. A `scale_factor` given here must be given to the
-        model too.
+        `region_first_tile` (R,), where the tiles of that image begin. The model takes all of it as `**inputs`.
+
+        A start token that the text begins with, as chat templates write it, is not added again, and all else is
+        tokenized as without it. Tokenizers of released weights encode as in training: see `encode_as_trained`.
 
         Args:
             images: for one prompt an image or a list of images; for several prompts a list of lists, or a flat list
@@ -183,58 +209,47 @@ class TokenPackerProcessor(ProcessorMixin):
                 masks or (R, 4) boxes; for one image also a lone region. A prompt's `<mask>` markers take the regions of
                 its images in order. See `hf.masks` for the forms of a region; coordinates are those of the image as
                 shown, after EXIF rotation.
-            max_image_tokens: budget per image, separators included.
-            padding: as for tokenizers; several prompts are padded by default when tensors are asked for.
+            kwargs: transformers' own, flat or in `text_kwargs` and `images_kwargs`; to the latter belong the options of
+                `TokenPackerImageProcessor` and two more. `max_image_tokens` is a budget per image, separators included.
+                `scale_factor` is one number for all images, or a list with one entry per image of all prompts in order:
+                a number, None for the projector's own, or a list with one number per tile, row by row, the thumbnail's
+                last. Several prompts are padded by default when tensors are asked for.
 
         Raises:
-            ValueError: when markers and images or regions differ in number, for masks that cannot be, and as
-                `image_layout`.
+            ValueError: for unknown keywords, when markers and images or regions differ in number, for masks that cannot
+                be, and as `image_layout`.
         """
-        if text is None:
-            raise ValueError("the processor needs text; for images alone use processor.image_processor")
-        prompts = [text] if isinstance(text, str) else list(text)
-        groups = self._group_images(images, prompts)
-        regions = self._group_regions(region_masks, [len(group) for group in groups], prompts)
-        pictures = [[to_source(image) for image in group] for group in groups]
-        plan: dict[str, Any] = {
-            "scale_factor": scale_factor,
-            "max_image_tokens": max_image_tokens,
-            "max_tiles": max_tiles,
-            "image_mode": image_mode,
-        }
-        layouts = [[self.image_layout(image_size(picture), **plan) for picture in group] for group in pictures]
-        if any(layouts) and tokenizer_kwargs.get("truncation"):
-            raise ValueError("truncation would cut images apart; leave it out and bound them with max_image_tokens")
+        # `ProcessorMixin.__call__` writes each image's tokens into the prompt and tokenizes that text. Released weights
+        # need exact ids, which no text gives: a separator would be tokenized together with what stands beside it. So
+        # the same steps are taken here, and images are put in among the ids.
+        check_text(images, text, self.image_token)
+        merged = self._merge_kwargs(tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs)
+        images, prompts, *_ = self.prepare_inputs_layout(images=images, text=text)
+        self.validate_inputs(images=images, text=prompts)
+        regions = self._group_regions(region_masks, 0 if images is None else len(flatten(images)), prompts or [])
+        processed, replacements = self._process_images(images, **merged["images_kwargs"])
+        layouts = processed["image_layouts"]
+        data = {} if prompts is None else self._process_text(prompts, layouts, replacements, merged)
+        if any(map(split_regions, regions)):
+            sizes, grids = processed["image_sizes"].tolist(), [layout.tile_grid for layout in layouts]
+            data |= self.region_inputs(regions, sizes, grids, merged["images_kwargs"].get("image_mode"))
+        data |= {name: value for name, value in processed.items() if name not in self.unused_input_names}
+        tensors = merged["text_kwargs"].get("return_tensors")
+        return BatchFeature(data, tensor_type=tensors, skip_tensor_conversion=self.skip_tensor_conversion)
 
-        encoded = self._encode(prompts, tokenizer_kwargs)
-        rows = [
-            self._expand(dict(zip(encoded, values, strict=True)), layout)
-            for values, layout in zip(zip(*encoded.values(), strict=True), layouts, strict=True)
-        ]
-        batch = {key: [row[key] for row in rows] for key in encoded}
-        if padding is None:
-            padding = return_tensors is not None and len(prompts) > 1
-        padded = self.tokenizer.pad(
-            batch,
-            padding=padding,
-            max_length=max_length,
-            pad_to_multiple_of=pad_to_multiple_of,
-            return_tensors=return_tensors,
-        )
-        data = dict(padded)
-        if any(layouts):
-            grids = [layout.tile_grid for group in layouts for layout in group]
-            features = self.image_processor(pictures, tile_grids=grids, image_mode=image_mode)
-            data["pixel_values"] = features["pixel_values"]
-            if any(map(split_regions, regions)):
-                sizes = [(height, width) for height, width in features["image_sizes"].tolist()]
-                data |= self.region_inputs(regions, sizes, grids, image_mode)
-        return BatchFeature(data)
+    def apply_chat_template(self, conversation: Any, *args: Any, **kwargs: Any) -> Any:
+        """As in transformers; a part of a type that the model does not read is refused.
+
+        Raises:
+            ValueError: for such a part.
+        """
+        check_parts(conversation)
+        return super().apply_chat_template(conversation, *args, **kwargs)
 
     def region_inputs(
         self,
         region_masks: Any,
-        image_sizes: Sequence[tuple[int, int]],
+        image_sizes: Sequence[Sequence[int]],
         tile_grids: Sequence[TileGrid],
         image_mode: str | None = None,
     ) -> dict[str, Tensor]:
@@ -248,90 +263,122 @@ class TokenPackerProcessor(ProcessorMixin):
             ValueError: when entries and images differ in number, and for masks that cannot be.
         """
         entries = region_entries(region_masks, len(image_sizes))
-        patch_grid = (self.patch_grid[0], self.patch_grid[1])
-        canvases = [
-            Canvas(self.image_processor, size, grid, patch_grid, image_mode)
-            for size, grid in zip(image_sizes, tile_grids, strict=True)
-        ]
-        return region_tensors(entries, image_sizes, canvases, patch_grid[0] * patch_grid[1], self.region_rule)
+        sizes = [(height, width) for height, width in image_sizes]
+        images = self.image_processor.with_options(image_mode=image_mode)
+        canvases = [Canvas(images, size, grid, self._patch_grid) for size, grid in zip(sizes, tile_grids, strict=True)]
+        return region_tensors(entries, sizes, canvases, math.prod(self.patch_grid), self.region_rule)
 
-    def _encode(self, prompts: list[str], tokenizer_kwargs: dict[str, Any]) -> dict[str, Any]:
-        """Ids and masks, not yet padded; a start token that the chat template has written is not added again."""
-        start = self.tokenizer.bos_token
-        if start and all(prompt.startswith(start) for prompt in prompts):
-            tokenizer_kwargs = tokenizer_kwargs | {"add_special_tokens": False}
-            if set(tokenizer_kwargs) == {"add_special_tokens"} and self.tokenizer.init_kwargs.get("llama_variant"):
-                # Released weights need this: see `encode_as_trained` for what one call cannot tell.
-                texts = [prompt.removeprefix(start) for prompt in prompts]
-                ids = [[self.tokenizer.bos_token_id, *encode_as_trained(self.tokenizer, text)] for text in texts]
-                return {"input_ids": ids, "attention_mask": [[1] * len(row) for row in ids]}
-        return dict(self.tokenizer(prompts, **tokenizer_kwargs))
+    def replace_image_token(self, image_inputs: Any, image_idx: int, **kwargs: Any) -> str:
+        """The tokens of an image as text, for engines that ask for one; a call gives the exact ids.
+
+        Args:
+            image_inputs: what `_process_images` or the image processor gives.
+            kwargs: as for `image_layout`, where the image processor alone was called.
+        """
+        if "image_layouts" in image_inputs:
+            layout = image_inputs["image_layouts"][image_idx]
+        else:
+            layout = self.image_layout(image_inputs["image_sizes"][image_idx].tolist(), **kwargs)
+        return "".join(layout.token_ids(*self._image_token_texts))
+
+    def _get_num_multimodal_tokens(self, image_sizes: Any = None, **kwargs: Any) -> MultiModalData:
+        """What a call makes of images of (height, width): the tokens of each, and the rows of `pixel_values`."""
+        if image_sizes is None:
+            return MultiModalData()
+        options = self._merge_kwargs(**kwargs)["images_kwargs"]
+        layouts = self._layouts([(height, width) for height, width in image_sizes], options)
+        return MultiModalData(
+            num_image_tokens=[layout.num_tokens for layout in layouts],
+            num_image_patches=[layout.tile_grid.num_tiles for layout in layouts],
+        )
+
+    def validate_inputs(self, images: Any = None, text: Any = None, **kwargs: Any) -> None:
+        """Raises ValueError where there is no input, or marks and images differ in number."""
+        if images is None and text is None:
+            raise ValueError(f"You need to provide at least one input to call {type(self).__name__}")
+        if text is not None:
+            check_images(images, text, self.image_token)
+
+    def _merge_kwargs(
+        self, ModelProcessorKwargs: Any = None, tokenizer_init_kwargs: Any = None, **kwargs: Any
+    ) -> dict[str, Any]:
+        """As in transformers, but a name that is not known is refused. Raises ValueError for it and for wrong types."""
+        for name in ("videos", "audio"):
+            if kwargs.pop(name, None) is not None:
+                raise ValueError(f"{type(self).__name__} takes images and text, no {name}; leave it out")
+        check_keywords(kwargs, type(self).__name__)
+        try:
+            merged = super()._merge_kwargs(self.valid_processor_kwargs, tokenizer_init_kwargs, **kwargs)
+            validate_typed_dict(TextKwargs, merged["text_kwargs"])  # which transformers does for images alone
+            return merged
+        except StrictDataclassError as error:
+            raise ValueError(" ".join(str(error).split())) from None
+
+    def _process_images(self, images: Any, **kwargs: Any) -> tuple[dict[str, Any], list[str]]:
+        """Inputs of the model with `image_layouts` beside them, and the text that stands for each image."""
+        if images is None or not flatten(images):
+            return {"image_layouts": []}, []
+        options = {name: value for name, value in kwargs.items() if name not in ("scale_factor", "max_image_tokens")}
+        data_format = options.pop("input_data_format", None)
+        sources = [to_source(image, data_format) for image in flatten(images)]
+        layouts = self._layouts([image_size(source) for source in sources], kwargs)
+        processed = dict(self.image_processor(sources, tile_grids=[lay.tile_grid for lay in layouts], **options))
+        entries = per_image(kwargs.get("scale_factor"), len(sources))
+        factors = per_tile(config_from_dict(self.projector_config), self._patch_grid, entries, layouts)
+        if factors is not None:
+            processed["scale_factors"] = torch.tensor(factors, dtype=torch.int64)
+        processed["image_layouts"] = layouts
+        return processed, [self.replace_image_token(processed, index) for index in range(len(layouts))]
+
+    def _layouts(self, sizes: Sequence[tuple[int, int]], images_kwargs: dict[str, Any]) -> list[ImageLayout]:
+        options = {name: value for name, value in images_kwargs.items() if name not in ABOUT_ARRAYS}
+        entries = per_image(options.pop("scale_factor", None), len(sizes))
+        planned = zip(sizes, entries, strict=True)
+        return [self.image_layout(size, scale_factor=entry, **options) for size, entry in planned]
+
+    def _process_text(
+        self, text: list[str], layouts: Sequence[ImageLayout], replacements: list[str], merged: dict[str, Any]
+    ) -> dict[str, Any]:
+        options = dict(merged["text_kwargs"])
+        wants_types, wants_offsets = (
+            bool(options.pop(name, False) or merged.get(name))  # in text_kwargs before transformers 5.24
+            for name in ("return_mm_token_type_ids", "return_text_replacement_offsets")
+        )
+        if "padding" not in options:
+            options["padding"] = options.get("return_tensors") is not None and len(text) > 1
+        ids = (self.image_token_id, self.tile_separator_id, self.row_separator_id)
+        tokens = [ImageTokens(layout.token_ids(*ids), layout.token_ids(*self._image_token_texts)) for layout in layouts]
+        remaining = iter(tokens)
+        images = [[next(remaining) for _ in range(count_marks(self.image_token, prompt))] for prompt in text]
+        data = encode_prompts(
+            self.tokenizer, text, images, self.image_token_id, options, offsets_in_expanded_text=wants_offsets
+        )
+        if not wants_types:
+            del data["mm_token_type_ids"]
+        if wants_offsets:
+            _, offsets = self.get_text_with_replacements(list(text), replacements)
+            for entries, shown in zip(offsets, images, strict=True):
+                for entry, image in zip(entries, shown, strict=True):
+                    entry["token_ids"] = image.ids  # exact, where encoding the replacement is not
+            data["text_replacement_offsets"] = offsets
+        return data
 
     @property
-    def model_input_names(self) -> list[str]:
-        """What the model's forward takes of the processor's output."""
-        return ["input_ids", "attention_mask", "pixel_values", "region_cells", "region_first_tile"]
+    def _image_token_texts(self) -> tuple[str, str, str]:
+        row_separator = self.tokenizer.unk_token if self.row_separator == "unknown" else "\n"
+        return self.image_token, ",", row_separator
 
-    def _group_images(self, images: Any, prompts: list[str]) -> list[list[Any]]:
-        """The images of each prompt; raises ValueError where markers and images differ in number."""
-        markers = [prompt.count(self.image_token) for prompt in prompts]
-        if images is None:
-            images = []
-        elif not isinstance(images, (list, tuple)):
-            images = [images]
-        nested = [isinstance(entry, (list, tuple)) for entry in images]
-        if any(nested):
-            if not all(nested) or len(images) != len(prompts):
-                raise ValueError(f"{len(images)} lists of images for {len(prompts)} prompts; pass one list per prompt")
-            groups = [list(group) for group in images]
-        else:
-            self._check_markers(sum(markers), len(images), "the prompt" if len(prompts) == 1 else "the prompts")
-            remaining = iter(images)
-            groups = [[next(remaining) for _ in range(count)] for count in markers]
-        for number, (count, group) in enumerate(zip(markers, groups, strict=True), start=1):
-            self._check_markers(count, len(group), "the prompt" if len(prompts) == 1 else f"prompt {number}")
-        return groups
-
-    def _group_regions(self, region_masks: Any, num_images: list[int], prompts: list[str]) -> list[Any]:
-        """The regions of each image in order; raises ValueError where a prompt's markers and regions differ."""
-        entries = region_entries(region_masks, sum(num_images))
-        if self.region_token_id is None:
-            if any(map(split_regions, entries)):
-                raise ValueError(
-                    f"region_masks were given but the tokenizer has no token {REGION_TOKEN!r}; use a model"
-                    " that has learned regions; tokenpacker.hf.add_regions gives another what it needs to learn them"
-                )
-            return entries
-        start = 0
-        for number, (prompt, count) in enumerate(zip(prompts, num_images, strict=True), start=1):
-            num_markers = prompt.count(REGION_TOKEN)
-            num_regions = sum(len(split_regions(entry)) for entry in entries[start : start + count])
-            start += count
-            if num_markers != num_regions:
-                where = "the prompt" if len(prompts) == 1 else f"prompt {number}"
-                raise ValueError(
-                    f"{where} needs as many {REGION_TOKEN} markers as regions: {num_markers} markers, {num_regions}"
-                    f" regions; write {REGION_TOKEN} once for each region, and give its mask in region_masks"
-                )
-        return entries
-
-    def _check_markers(self, num_markers: int, num_images: int, where: str) -> None:
-        if num_markers != num_images:
+    def _group_regions(self, region_masks: Any, num_images: int, prompts: Sequence[str]) -> list[Any]:
+        """The regions of each image in order; raises ValueError where a prompt's marks and regions differ."""
+        entries = region_entries(region_masks, num_images)
+        if self.region_token_id is not None:
+            check_regions(entries, prompts, self.image_token)
+        elif any(map(split_regions, entries)):
             raise ValueError(
-                f"{where} needs as many {self.image_token} markers as images: {num_markers} markers, {num_images}"
-                f" images; write {self.image_token} once for each image"
+                f"region_masks were given but the tokenizer has no token {REGION_TOKEN!r}; use a model"
+                " that has learned regions; tokenpacker.hf.add_regions gives another what it needs to learn them"
             )
-
-    def _expand(self, row: dict[str, list[Any]], layouts: list[ImageLayout]) -> dict[str, list[Any]]:
-        """One tokenized prompt with each image marker replaced by its image's tokens; other values are repeated."""
-        separators = self.tile_separator_id, self.row_separator_id
-        expansions = iter(layout.token_ids(self.image_token_id, *separators) for layout in layouts)
-        expanded: dict[str, list[Any]] = {key: [] for key in row}
-        for position, token_id in enumerate(row["input_ids"]):
-            ids = next(expansions) if token_id == self.image_token_id else [token_id]
-            for key, values in row.items():
-                expanded[key] += ids if key == "input_ids" else [values[position]] * len(ids)
-        return expanded
+        return entries
 
 
 def _check_row_separator(name: RowSeparator, tokenizer: PreTrainedTokenizerBase) -> RowSeparator:

@@ -8,7 +8,13 @@ import torch
 from transformers import BitsAndBytesConfig
 
 # By their full names: bitsandbytes would quantise a projector that is only called `projector` in silence.
-KEPT_WHOLE = ("model.vision_tower", "model.spare_vision_layers", "model.projector", "model.region_encoder", "lm_head")
+KEPT_WHOLE = (
+    "model.vision_tower",
+    "model.spare_vision_layers",
+    "model.multi_modal_projector",
+    "model.region_encoder",
+    "lm_head",
+)
 
 
 def four_bit_config(compute_dtype: torch.dtype = torch.bfloat16, **options: Any) -> BitsAndBytesConfig:

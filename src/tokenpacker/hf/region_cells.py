@@ -84,7 +84,6 @@ class Canvas:
     Args:
         grid: of tiles.
         patch_grid: (rows, cols) of patches in a tile.
-        mode: of the image processor; None takes its own.
     """
 
     def __init__(
@@ -93,12 +92,11 @@ class Canvas:
         image_size: tuple[int, int],
         grid: TileGrid,
         patch_grid: tuple[int, int],
-        mode: Any = None,
     ) -> None:
         self.grid = grid
         self.tile_size = (images.tile_size[0], images.tile_size[1])
         self.patch_size = (self.tile_size[0] // patch_grid[0], self.tile_size[1] // patch_grid[1])
-        self.view: TileView = images.tile_views(image_size, grid, mode)[0]  # the other tiles continue the first one
+        self.view: TileView = images.tile_views(image_size, grid)[0]  # the other tiles continue the first one
         # Where patches begin on the canvas, rows and columns. What is left at a tile's edge is in no patch.
         self.starts = [
             (torch.arange(tiles)[:, None] * tile + torch.arange(patches) * patch).flatten()

@@ -44,7 +44,7 @@ def add_regions(
         model.resize_token_embeddings(token_id + 1)
     config.set_regions(token_id)
     assert config.regions is not None
-    weight = next(model.model.projector.parameters())
+    weight = next(model.model.multi_modal_projector.parameters())
     model.model.region_encoder = RegionEncoder(config.regions).to(weight.device, weight.dtype)
 
 

@@ -1,4 +1,4 @@
-"""Tiles to vision features, through any transformers ViT: only the needed layers run, only the needed levels are kept.
+"""Tiles to vision features, through any transformers ViT: only the needed layers run.
 
 Shapes: N tiles, (h, w) patch grid, L = h*w, C vision width, P leading tokens that are no patches (CLS, registers).
 """
@@ -9,20 +9,37 @@ import copy
 from collections.abc import Sequence
 
 import torch
+import transformers
+from packaging import version
 from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutput
+from transformers.utils.output_capturing import maybe_install_capturing_hooks
 
 from tokenpacker.features import VisionFeatures
 from tokenpacker.hf.config import TokenPackerConfig
 
+SELECTS_HIDDEN_STATES = version.parse(transformers.__version__) >= version.parse("5.24")
+"""Whether `output_hidden_states` takes indices. Older versions count them otherwise, or keep all states anyway."""
+
+TOWER_STATES = ("output_hidden_states", "output_attentions")
+"""What of a vision tower can be asked for besides its features."""
+
 
 def build_vision_tower(config: TokenPackerConfig) -> PreTrainedModel:
     """A freshly initialised vision tower that ends at the last level that is used."""
-    vision_config = copy.deepcopy(config.vision_config)
-    vision_config.num_hidden_layers = config.num_vision_layers
-    if hasattr(vision_config, "vision_use_head"):
-        vision_config.vision_use_head = False  # SigLIP's pooling head: nothing here reads it
-    return AutoModel.from_config(vision_config)
+    return cut_tower(AutoModel.from_config(config.vision_config), config.num_vision_layers)
+
+
+def cut_tower(tower: PreTrainedModel, num_layers: int) -> PreTrainedModel:
+    """The vision tower itself, without the layers above the last level that is used and without a pooling head."""
+    del encoder_layers(tower)[num_layers:]
+    for module in list(tower.modules()):
+        if getattr(module, "use_head", False):  # SigLIP's
+            module.use_head = False
+            del module.head
+    maybe_install_capturing_hooks(tower)  # otherwise at the first call, which could then not be compiled
+    return tower
 
 
 def build_spare_layers(config: TokenPackerConfig) -> nn.ModuleList:
@@ -45,60 +62,62 @@ def encoder_layers(tower: nn.Module) -> nn.ModuleList:
 
 
 def encode_tiles(
-    tower: nn.Module,
+    tower: PreTrainedModel,
     pixel_values: Tensor,
     patch_grid: tuple[int, int],
     levels: Sequence[int],
     query_level: int,
     max_tiles: int | None = None,
-) -> VisionFeatures:
-    """Vision features of tiles (N, 3, h, w); P leading tokens are dropped.
+    **kwargs: bool,
+) -> tuple[VisionFeatures, BaseModelOutput]:
+    """Vision features of tiles (N, 3, h, w), and the tower's `hidden_states` and `attentions` if asked for.
 
-    Where neither the tower nor the pixels are differentiated, nothing of the tower is kept for a backward pass, and at
-    most `max_tiles` pass through it at a time: its peak memory does not grow with N. None takes all at once.
+    The levels are the tower's `hidden_states`, asked for by index: transformers 5.24 keeps only those, older versions
+    keep all until the call ends. Where neither the tower nor the pixels are differentiated, nothing of the tower is
+    kept for a backward pass, and at most `max_tiles` pass through it at a time: its peak memory does not grow with N.
+
+    Args:
+        max_tiles: None takes all tiles at once, as does a call for the tower's attentions or hidden states.
+        kwargs: those of `TOWER_STATES` that are asked for.
 
     Raises:
         ValueError: when the tower gives fewer tokens than the patch grid has.
     """
     learns = pixel_values.requires_grad or any(parameter.requires_grad for parameter in tower.parameters())
-    if learns and torch.is_grad_enabled():
-        return _encode(tower, pixel_values, patch_grid, levels, query_level)
+    kwargs |= {name: True for name in TOWER_STATES if getattr(tower.config, name, False)}
     chunks = (pixel_values,)
-    if max_tiles is not None and pixel_values.shape[0] > max_tiles:
+    if max_tiles is not None and pixel_values.shape[0] > max_tiles and not learns and not any(kwargs.values()):
         chunks = pixel_values.split(max_tiles)
-    with torch.no_grad():
-        parts = [_encode(tower, chunk, patch_grid, levels, query_level) for chunk in chunks]
+    with torch.set_grad_enabled(learns and torch.is_grad_enabled()):
+        parts = [_encode(tower, chunk, patch_grid, levels, query_level, **kwargs) for chunk in chunks]
         if len(parts) == 1:
             return parts[0]
-        query = torch.cat([part.query for part in parts])  # (N, L, C)
-        return VisionFeatures(query, torch.cat([part.levels for part in parts]), patch_grid)
+        query = torch.cat([features.query for features, _ in parts])  # (N, L, C)
+        all_levels = torch.cat([features.levels for features, _ in parts])  # (N, L, M*C)
+        return VisionFeatures(query, all_levels, patch_grid), parts[0][1]
 
 
 def _encode(
-    tower: nn.Module, pixel_values: Tensor, patch_grid: tuple[int, int], levels: Sequence[int], query_level: int
-) -> VisionFeatures:
-    """One pass through the tower.
+    tower: PreTrainedModel,
+    pixel_values: Tensor,
+    patch_grid: tuple[int, int],
+    levels: Sequence[int],
+    query_level: int,
+    **kwargs: bool,
+) -> tuple[VisionFeatures, BaseModelOutput]:
+    """One pass through the tower. Tokens before the patches, such as CLS and registers, are dropped."""
+    asked = kwargs.pop("output_hidden_states", False)
+    wanted = True if asked or not SELECTS_HIDDEN_STATES else sorted({*levels, query_level})
+    output = tower(pixel_values, output_hidden_states=wanted, return_dict=True, **kwargs)
+    num_patches = patch_grid[0] * patch_grid[1]
 
-    Levels are caught as the layers give them, so the other hidden states are freed at once. They are what
-    `output_hidden_states=True` would put at these indices.
-    """
-    layers = encoder_layers(tower)
-    caught: dict[int, Tensor] = {}
+    def patch_tokens(level: int) -> Tensor:
+        tokens = output.hidden_states[level]  # (N, P + L, C)
+        if tokens.shape[1] < num_patches:
+            raise ValueError(f"level {level} has {tokens.shape[1]} tokens, fewer than patch_grid={patch_grid} needs")
+        return tokens[:, tokens.shape[1] - num_patches :]
 
-    def catcher(level: int):
-        def catch(_module: nn.Module, _inputs: tuple, output: Tensor | tuple) -> None:
-            caught[level] = output[0] if isinstance(output, tuple) else output  # (N, P + L, C)
-
-        return catch
-
-    wanted = sorted({*levels, query_level})
-    hooks = [layers[level - 1].register_forward_hook(catcher(level)) for level in wanted]
-    try:
-        tower(pixel_values)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    hidden_states = [caught[level] for level in wanted]
-    return VisionFeatures.from_hidden_states(
-        hidden_states, patch_grid, [wanted.index(level) for level in levels], wanted.index(query_level)
-    )
+    all_levels = torch.cat([patch_tokens(level) for level in levels], dim=-1)  # (N, L, M*C)
+    features = VisionFeatures(patch_tokens(query_level), all_levels, patch_grid)
+    states = output.hidden_states if asked else None
+    return features, BaseModelOutput(hidden_states=states, attentions=output.attentions)

@@ -277,6 +277,7 @@ def test_merging_is_what_peft_does(lora_folder, base_folder):
 
 
 def test_the_processor_encodes_as_training_did_with_start_and_end_marks(make_complete):
+    from tokenpacker.hf.prompts import ImageTokens, encode_prompts
     from tokenpacker.train.labels import prepare_example
 
     def widen(tensors):
@@ -295,5 +296,7 @@ def test_the_processor_encodes_as_training_did_with_start_and_end_marks(make_com
             ],
             tokenize=False,
         )
-        given = processor._encode([prompt], {})["input_ids"][0]
+        mark = processor.image_token_id
+        given = encode_prompts(processor.tokenizer, [prompt], [[ImageTokens([mark], ["<image>"])]], mark, {})
+        given = given["input_ids"][0]
         assert given == list(trained.input_ids)

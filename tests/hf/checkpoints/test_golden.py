@@ -11,6 +11,7 @@ import torch
 from golden_pictures import synthetic
 from tokenpacker.hf import load_released
 from tokenpacker.hf.checkpoints import names
+from tokenpacker.hf.outputs import ImageFeatures
 from tokenpacker.train.labels import collate, expand, prepare_example
 
 GENERATION = ("pad", "slice_2x3", "slice_1x1", "slice_1x2_sf3", "slice_2x1_sf4")
@@ -41,7 +42,7 @@ def encode(model, pixel_values, scale_factor, arrays, tiles=slice(None)):
         features = model.model.vision_features(pixel_values)
     assert_near(features.query[:, ::48, ::64], arrays["clip_last"][tiles], FEATURES)
     assert_near(features.levels[:, ::96, ::128], arrays["clip_multi"][tiles], FEATURES)
-    packed = model.model.projector(features, scale_factor)
+    packed = model.model.multi_modal_projector(features, scale_factor)
     assert_near(packed[:, ::12, ::4].detach(), arrays["projected"][tiles], FEATURES)
     return packed
 
@@ -63,12 +64,12 @@ def test_logits_and_greedy_tokens_are_the_originals(released, cases, golden, nam
     assert list(inputs["input_ids"].shape) == case["expanded_shape"][:2]
     with torch.no_grad():
         packed = encode(model, inputs.pop("pixel_values"), scale_factor, arrays)
-        logits = model(**inputs, packed_tokens=packed).logits[0]
+        logits = model(**inputs, mm_encoder_outputs={"image": ImageFeatures(pooler_output=packed)}).logits[0]
     assert_near(logits[::24, ::11], arrays["logits_lattice"][0], LOGITS)
     assert_near(logits[-8:], arrays["logits_last8"][0], LOGITS)
     generated = model.generate(
         **inputs,
-        packed_tokens=packed,
+        mm_encoder_outputs={"image": ImageFeatures(pooler_output=packed)},
         max_new_tokens=16,
         do_sample=False,
         output_scores=True,
@@ -107,7 +108,7 @@ def test_loss_gradients_and_logits_of_a_batch_are_the_originals(released, cases,
     model.model.vision_tower.requires_grad_(False)
     model.zero_grad()
     packed = encode(model, pixels, case["scale_factor"], arrays, sorted(shown))
-    output = model(**batch, packed_tokens=packed)
+    output = model(**batch, mm_encoder_outputs={"image": ImageFeatures(pooler_output=packed)})
     output.loss.backward()
     assert output.loss.item() == pytest.approx(case["loss"], abs=1e-5)
     compared = 0

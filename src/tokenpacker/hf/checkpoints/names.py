@@ -2,7 +2,8 @@
 
 Released: `model.*` and `lm_head` of a LLaMA, `model.mm_projector.*`, the CLIP tower below a doubled prefix, and beside
 `model` the `mask_extractor.*` of a model with regions.
-Here: `model.language_model.*`, `lm_head`, `model.projector.*`, `model.vision_tower.*`, `model.region_encoder.*`.
+Here: `model.language_model.*`, `lm_head`, `model.multi_modal_projector.*`, `model.vision_tower.*`,
+`model.region_encoder.*`.
 The attention's query, key and value projections are one matrix there and three here.
 """
 
@@ -16,7 +17,7 @@ from torch import Tensor
 RELEASED_TOWER = "model.vision_tower.vision_tower."
 RELEASED_PROJECTOR = "model.mm_projector."
 RELEASED_REGIONS = "mask_extractor."
-TOWER, PROJECTOR, LANGUAGE_MODEL = "model.vision_tower.", "model.projector.", "model.language_model."
+TOWER, PROJECTOR, LANGUAGE_MODEL = "model.vision_tower.", "model.multi_modal_projector.", "model.language_model."
 REGIONS = "model.region_encoder."
 SPARE_LAYERS = "model.spare_vision_layers."  # kept for the way back, never run
 

@@ -1,0 +1,66 @@
+"""Which scale factor each tile gets; the processor counts with it, and hands it on to the model.
+
+A scale factor is given as one number for all images, or as a list with one entry per image: a number, None for the
+projector's own, or a list with one number per tile, row by row, the thumbnail's last.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any
+
+from tokenpacker.projectors import ProjectorConfig
+from tokenpacker.sequence import ImageLayout, TokenGrid
+
+
+def per_image(scale_factor: Any, num_images: int) -> list[Any]:
+    """One entry per image. Raises ValueError for a list of another number of them."""
+    if hasattr(scale_factor, "tolist"):  # an array or tensor
+        scale_factor = scale_factor.tolist()
+    if not isinstance(scale_factor, (list, tuple)):
+        return [scale_factor] * num_images
+    if len(scale_factor) != num_images:
+        raise ValueError(
+            f"scale_factor has {len(scale_factor)} entries for {num_images} images; give one number for all, or a list"
+            " with one entry per image: a number, or a list with one number per tile"
+        )
+    return list(scale_factor)
+
+
+def token_grids(config: ProjectorConfig, patch_grid: TokenGrid, entry: Any) -> TokenGrid | list[TokenGrid]:
+    """(rows, cols) of packed tokens of all tiles of an image, or of each. Raises ValueError as `config.token_grid`."""
+    if isinstance(entry, (list, tuple)):
+        return [config.token_grid(patch_grid, factor) for factor in entry]
+    return config.token_grid(patch_grid, entry)
+
+
+def per_tile(
+    config: ProjectorConfig, patch_grid: TokenGrid, entries: Sequence[Any], layouts: Sequence[ImageLayout]
+) -> list[int] | None:
+    """The scale factor of each tile of all images, in order; None for a projector whose tokens have none.
+
+    The content of tiles, when it is to decide, decides here and in `token_grids`.
+    """
+    factors: list[int] = []
+    for entry, layout in zip(entries, layouts, strict=True):
+        if isinstance(entry, (list, tuple)):
+            factors += entry
+            continue
+        factor = own_scale_factor(config, patch_grid) if entry is None else entry
+        if factor is None:
+            return None
+        factors += [factor] * layout.tile_grid.num_tiles
+    return factors
+
+
+def own_scale_factor(config: ProjectorConfig, patch_grid: TokenGrid) -> int | None:
+    """The projector's own; of one that names none, the one that gives its tokens, and None where there is no such."""
+    own: int | None = getattr(config, "scale_factor", None)
+    if own is not None:
+        return own
+    token_grid = config.token_grid(patch_grid)
+    implied = -(-patch_grid[0] // token_grid[0])
+    with suppress(ValueError):
+        return implied if config.token_grid(patch_grid, implied) == token_grid else None
+    return None
