@@ -1,6 +1,6 @@
 """The transformers layer. Importing it registers the model with transformers' Auto classes."""
 
-from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
 
 # By its full path: transformers 5.16 hides the public name where torchvision is missing.
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
@@ -15,7 +15,7 @@ from tokenpacker.hf.model import TokenPackerForConditionalGeneration
 from tokenpacker.hf.processor import TokenPackerProcessor
 from tokenpacker.hf.quantization import four_bit_config
 from tokenpacker.hf.region_setup import add_regions
-from tokenpacker.hf.tokenizer import load_llama_tokenizer
+from tokenpacker.hf.tokenizer import ReleasedLlamaTokenizer, load_llama_tokenizer
 
 AutoConfig.register(TokenPackerConfig.model_type, TokenPackerConfig, exist_ok=True)
 AutoModel.register(TokenPackerConfig, TokenPackerModel, exist_ok=True)
@@ -26,6 +26,7 @@ AutoImageProcessor.register(
     fast_image_processor_class=TokenPackerImageProcessor,
     exist_ok=True,
 )
+AutoTokenizer.register(TokenPackerConfig, fast_tokenizer_class=ReleasedLlamaTokenizer, exist_ok=True)
 AutoProcessor.register(TokenPackerConfig, TokenPackerProcessor, exist_ok=True)
 
 __all__ = [
