@@ -203,3 +203,16 @@ def test_the_answers_can_be_told_from_the_rest(tiny_processor, image_of):
     ids, mask = inputs["input_ids"], inputs["assistant_masks"]
     ids, mask = (ids[0], mask[0]) if isinstance(ids[0], list) else (ids, mask)
     assert tiny_processor.decode([token for token, kept in zip(ids, mask, strict=True) if kept]) == "yes</s>"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a\udcff", r"^the prompt has U\+DCFF at character 2, which is half a character .* in UTF-8, or take it out$"),
+        (["fine", "\ud83d"], r"^prompt 2 has U\+D83D at character 1, which is half a character"),
+        ([b"bytes"], "^the prompt is given as bytes; pass a string"),
+    ],
+)
+def test_what_is_no_text_is_named_before_a_tokenizer_sees_it(tiny_processor, text, message):
+    with pytest.raises(ValueError, match=message):
+        tiny_processor(text=text)

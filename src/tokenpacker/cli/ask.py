@@ -50,7 +50,9 @@ def ask(
     if os.path.isfile(question):  # pathlib would raise on a long question
         raise ValueError(f"the last argument, {question}, is a file; write the images first and then the question")
     from tokenpacker.images import load_image
+    from tokenpacker.text import check_text
 
+    check_text(question, "the question")
     with image_notes_on_stderr():
         pictures = [load_image(image) for image in images]
     marked = [read_region(region, len(images)) for region in regions or []]

@@ -24,6 +24,7 @@ from tokenpacker.images import image_size
 from tokenpacker.projectors import config_from_dict
 from tokenpacker.regions import RegionRule, check_rule
 from tokenpacker.sequence import ImageLayout, plan_layout
+from tokenpacker.text import check_text
 from tokenpacker.tiling import TileGrid
 
 RowSeparator = Literal["newline", "unknown"]
@@ -193,6 +194,8 @@ class TokenPackerProcessor(ProcessorMixin):
         if text is None:
             raise ValueError("the processor needs text; for images alone use processor.image_processor")
         prompts = [text] if isinstance(text, str) else list(text)
+        for number, prompt in enumerate(prompts, start=1):
+            check_text(prompt, "the prompt" if len(prompts) == 1 else f"prompt {number}")
         groups = self._group_images(images, prompts)
         regions = self._group_regions(region_masks, [len(group) for group in groups], prompts)
         pictures = [[to_source(image) for image in group] for group in groups]

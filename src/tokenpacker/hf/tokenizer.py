@@ -27,6 +27,7 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from tokenpacker.hf.chat import AFTER_END_MARK
 from tokenpacker.hf.tokenizer_files import max_length, read_added, read_json, read_vocabulary, special_names
+from tokenpacker.text import check_text
 
 Variant = Literal["slow", "slow_legacy", "fast"]
 IMAGE_TOKEN, REGION_TOKEN = "<image>", "<mask>"
@@ -141,8 +142,9 @@ def encode_as_trained(tokenizer: PreTrainedTokenizerBase, text: str, *, image_ma
             without an image.
 
     Raises:
-        ValueError: when another tokenizer would have to read `<image>` as text.
+        ValueError: when another tokenizer would have to read `<image>` as text, and for what is no Unicode text.
     """
+    check_text(text)
     variant = tokenizer.init_kwargs.get("llama_variant")
     if variant is None:
         if not image_marks and IMAGE_TOKEN in text:
