@@ -59,9 +59,7 @@ def test_several_answers_per_sample_keep_their_images(tiny_model, tiny_processor
 
 @pytest.mark.parametrize("options", [{}, {"num_beams": 2}, {"use_cache": False}], ids=["greedy", "beams", "no cache"])
 @pytest.mark.parametrize("scale_factor", [1, 4, [[1, 4, 2, 1, 3, 4, 2], 4, [8, 2, 4, 1, 8, 8, 3, 3, 1]]], ids=str)
-def test_the_scale_factor_is_said_once(
-    make_tiny_model, tiny_processor, samples, scale_factor, options
-):
+def test_the_scale_factor_is_said_once(make_tiny_model, tiny_processor, samples, scale_factor, options):
     model = make_tiny_model()
     together = new_tokens(model, tiny_processor, samples, scale_factor=scale_factor, **options)
     for number, (images, text) in enumerate(samples):
