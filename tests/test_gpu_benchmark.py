@@ -9,8 +9,7 @@ import time
 import pytest
 import torch
 from benchmarks.gpu import __main__ as command
-from benchmarks.gpu import page
-from benchmarks.gpu.inference import projector
+from benchmarks.gpu import inference, page
 from benchmarks.gpu.run import Run
 from benchmarks.gpu.training import fsdp2
 
@@ -65,11 +64,12 @@ def test_the_small_benchmark_writes_figures_and_their_tables(tmp_path):
 
 
 @pytest.mark.slow
-def test_projector_and_shards_are_measured_beside_what_they_are_compared_with(run, tmp_path):
-    projector(run)
+def test_projector_and_shards_are_measured_beside_what_they_are_compared_with(run, monkeypatch):
+    monkeypatch.setattr(inference, "MODES", inference.MODES[:1])  # the compiler takes half a minute
+    inference.projector(run)
     rows = run.found["rows"]
-    assert [(row["batch"], row["backward"]) for row in rows] == 2 * [(1, False), (1, True)]
-    assert [list(row["modes"]) for row in rows] == 2 * [["plain"]] + 2 * [["compiled"]]
+    assert [(row["batch"], row["backward"]) for row in rows] == [(1, False), (1, True)]
+    assert [list(row["modes"]) for row in rows] == [["plain"], ["plain"]]
     run.found["rows"] = []
     fsdp2(run)
     whole, sharded = run.found["rows"]
