@@ -2,17 +2,25 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+# What meets transformers directly, run on each version; the golden conversions (minutes) run on the lock only.
+VERSIONS_TEST = python -m pytest -m "not slow" tests/hf tests/projectors/test_in_a_model.py tests/evaluate/test_run.py \
+	tests/cli/test_app.py tests/cli/test_ask.py tests/train/test_engine.py
 
-.PHONY: help demo test lint format clean
+.PHONY: help demo test test-versions lint format lock upgrade clean
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.base ## watch the carried model answer questions; writes demo/report.html
 	@$(BIN)/python -m tokenpacker.demo
 
 test: $(VENV)/.dev ## run the tests
 	@$(BIN)/python -m pytest
+
+test-versions: test-floor test-5.19 $(VENV)/.dev ## run the tests that meet transformers on its floor, on 5.19 and on the lock
+	@$(BIN)/$(VERSIONS_TEST)
+
+test-%: .venvs/%/.dev # on the versions in locks/%.lock: `make test-floor`
+	@.venvs/$*/bin/$(VERSIONS_TEST)
 
 lint: $(VENV)/.dev ## check style, format and types
 	@$(BIN)/ruff check .
@@ -23,21 +31,62 @@ format: $(VENV)/.dev ## bring the code into shape
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
-clean: ## remove the virtual environment and all caches
-	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache .hypothesis demo
+lock: .venvs/uv/.ready ## write requirements.lock and locks/ from pyproject.toml; keeps the versions that still fit
+	@$(COMPILE) -o requirements.lock
+	@echo 'transformers==5.19.*' | $(COMPILE) - -o locks/5.19.lock
+	@$(COMPILE) --resolution lowest-direct --fork-strategy fewest -o locks/floor.lock
 
-# torch comes first and alone: what is installed after it then keeps that build.
-$(VENV)/.torch: constraints.txt
-	@echo "setting up $(VENV) (the first time takes a few minutes)"
-	@$(PYTHON) -c 'import sys; sys.exit("Python 3.10 or newer is needed" if sys.version_info < (3, 10) else 0)'
-	@$(PYTHON) -m venv $(VENV)
-	@$(PIP) torch
+upgrade: COMPILE += --upgrade
+upgrade: lock ## the same with the newest versions that pyproject.toml allows
+
+COMPILE = .venvs/uv/bin/uv pip compile --quiet --universal --python-version 3.10 --all-extras --no-annotate \
+	--custom-compile-command 'make lock' pyproject.toml requirements.in
+
+.venvs/uv/.ready:
+	@$(PYTHON) -m venv $(@D)
+	@$(@D)/bin/python -m pip install -q --disable-pip-version-check uv==0.13.9
 	@touch $@
 
+clean: ## remove the virtual environments and all caches
+	rm -rf $(VENV) .venvs .cache .pytest_cache .ruff_cache .mypy_cache .hypothesis demo
+
+# Constraints hold for the build of the package too, and so stand in the environment; pip 25.3 reads the second there.
+define install
+	@PIP_CONSTRAINT=$(LOCK) PIP_BUILD_CONSTRAINT=$(LOCK) $(@D)/bin/python -m pip install -q --disable-pip-version-check
+endef
+
+LOCK = requirements.lock
+.venvs/%: LOCK = locks/$(notdir $(@D)).lock
+
+# torch comes first and alone: what is installed after it then keeps that build.
+define virtual_environment
+	@echo "setting up $(@D) (the first time takes a few minutes)"
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.10 or newer is needed" if sys.version_info < (3, 10) else 0)'
+	@$(PYTHON) -m venv $(@D)
+	$(install) torch
+	@touch $@
+endef
+
+$(VENV)/.torch: requirements.lock
+	$(virtual_environment)
+
 $(VENV)/.base: $(VENV)/.torch pyproject.toml
-	@$(PIP) -e '.[evaluate]'
+	$(install) -e '.[evaluate]'
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.torch pyproject.toml
-	@$(PIP) -e '.[dev]'
+	$(install) -e '.[dev]'
 	@touch $@ $(VENV)/.base
+
+.PRECIOUS: .venvs/%/.torch .venvs/%/.dev
+.venvs/%/.torch: locks/%.lock
+	$(virtual_environment)
+
+.venvs/%/.dev: .venvs/%/.torch pyproject.toml
+	$(install) -e '.[dev]'
+	@touch $@
+
+.PHONY: test-conformance
+test-conformance: $(VENV)/.dev ## run transformers' own common tests on our classes
+	@$(BIN)/python tests/conformance/fetch.py
+	@$(BIN)/python -m pytest tests/conformance

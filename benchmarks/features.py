@@ -59,7 +59,7 @@ def main() -> None:
 def all_hidden_states(tower: CLIPVisionModel, pixels: torch.Tensor) -> VisionFeatures:
     """Features by the tower's own means."""
     hidden_states = tower(pixels, output_hidden_states=True).hidden_states
-    return VisionFeatures.from_hidden_states(hidden_states, PATCH_GRID, LEVELS)
+    return VisionFeatures.from_hidden_states(hidden_states, PATCH_GRID, LEVELS, num_prefix_tokens=1)
 
 
 def show(figures: dict[str, Any], file: Path | None) -> None:

@@ -32,7 +32,7 @@ class Straightforward(nn.Module):
         super().__init__()
         self.packer = packer
         attention = packer.attention
-        self.attention = nn.MultiheadAttention(VISION_DIM, attention.num_heads)
+        self.attention = nn.MultiheadAttention(packer.config.vision_dim, attention.num_heads)
         parts = (attention.query_proj, attention.key_proj, attention.value_proj)
         with torch.no_grad():
             self.attention.in_proj_weight.copy_(torch.cat([part.weight for part in parts]))
@@ -55,7 +55,7 @@ def _windows(tokens: Tensor, scale: int) -> Tensor:
     """(N, L, C) -> (s*s, N*T, C)."""
     rows, cols = (length // scale for length in PATCH_GRID)
     image = tokens.unflatten(1, (rows, scale, cols, scale))  # (N, rows, s, cols, s, C)
-    return image.permute(2, 4, 0, 1, 3, 5).reshape(scale * scale, -1, VISION_DIM)
+    return image.permute(2, 4, 0, 1, 3, 5).reshape(scale * scale, -1, tokens.shape[2])
 
 
 def main() -> None:

@@ -99,24 +99,51 @@ def test_16_bit_grey_is_scaled_not_clipped(format):
     assert np.array_equal(loaded[0, :, 0], np.arange(256))
 
 
-@pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_orientation_is_honoured(orientation):
-    turns = {
-        1: lambda a: a,
-        2: np.fliplr,
-        3: lambda a: np.rot90(a, 2),
-        4: np.flipud,
-        5: lambda a: a.swapaxes(0, 1),
-        6: lambda a: np.rot90(a, -1),
-        7: lambda a: np.rot90(a, 2).swapaxes(0, 1),
-        8: np.rot90,
-    }
+TURNS = {
+    1: lambda a: a,
+    2: np.fliplr,
+    3: lambda a: np.rot90(a, 2),
+    4: np.flipud,
+    5: lambda a: a.swapaxes(0, 1),
+    6: lambda a: np.rot90(a, -1),
+    7: lambda a: np.rot90(a, 2).swapaxes(0, 1),
+    8: np.rot90,
+}
+
+
+def oriented(orientation: int) -> Image.Exif:
     exif = Image.Exif()
     exif[0x0112] = orientation
-    content = encoded(picture(), "PNG", exif=exif)
-    expected = Image.fromarray(np.ascontiguousarray(turns[orientation](np.asarray(picture()))))
-    assert_close(load_image(content), expected, 0)
-    assert image_size(content) == (expected.height, expected.width)
+    return exif
+
+
+def xmp(orientation: int) -> bytes:
+    return b'<x:xmpmeta><rdf:Description tiff:Orientation="%d"/></x:xmpmeta>' % orientation
+
+
+@pytest.mark.parametrize("format", ["PNG", "TIFF", "packed TIFF", "TIFF with XMP", "WEBP", "JPEG", "MPO"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_honoured_from_a_path_bytes_and_a_pillow_image_alike(tmp_path, orientation, format):
+    options = {
+        "TIFF": {"exif": oriented(orientation)},
+        "packed TIFF": {"exif": oriented(orientation), "compression": "tiff_lzw"},
+        "TIFF with XMP": {"tiffinfo": {700: xmp(orientation)}},
+        "WEBP": {"exif": oriented(orientation), "lossless": True},
+        "JPEG": {"exif": oriented(orientation), "quality": 98, "subsampling": 0},
+        "MPO": {"exif": oriented(orientation), "quality": 98, "subsampling": 0},
+    }.get(format, {"exif": oriented(orientation)})
+    content = encoded(picture(), next(name for name in format.split() if name.isupper() and name != "XMP"), **options)
+    expected = Image.fromarray(np.ascontiguousarray(TURNS[orientation](np.asarray(picture()))))
+    path = tmp_path / "turned"
+    path.write_bytes(content)
+    decoded = Image.open(path)
+    decoded.load()
+    for source in (path, content, Image.open(path), decoded, decoded.copy()):
+        assert image_size(source) == (expected.height, expected.width)
+        loaded = load_image(source)
+        assert_close(loaded, expected, 6 if "quality" in options else 0)
+        assert image_size(loaded) == (expected.height, expected.width)  # not turned again
+        assert_close(load_image(loaded), loaded, 0)
 
 
 def with_late_metadata(png: bytes) -> bytes:
@@ -128,9 +155,7 @@ def with_late_metadata(png: bytes) -> bytes:
 
 
 def test_exif_data_behind_the_pixels_of_a_png_are_honoured():
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    content = with_late_metadata(encoded(picture(40, 60), "PNG", exif=exif))
+    content = with_late_metadata(encoded(picture(40, 60), "PNG", exif=oriented(6)))
     assert content.index(b"IDAT") < content.index(b"eXIf")
     assert image_size(content) == (60, 40)
     assert load_image(content).size == (40, 60)
@@ -210,6 +235,50 @@ def test_things_that_are_no_images_name_their_type():
 def test_floating_point_and_wide_integer_pixels_are_refused():
     assert "floating-point pixels" in one_line_error(Image.fromarray(np.full((2, 2), np.nan, dtype=np.float32)))
     assert "beyond 0..65535" in one_line_error(Image.fromarray(np.full((2, 2), 70000, dtype=np.int32)))
+
+
+def png_chunk(kind: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+
+LARGE_TEXTS = {
+    "a packed text": png_chunk(b"zTXt", b"Comment\0\0" + zlib.compress(b"words " * 400_000)),
+    "an international text": png_chunk(b"iTXt", b"Comment\0\1\0\0\0" + zlib.compress(b"words " * 400_000)),
+    "many texts": b"".join(png_chunk(b"tEXt", b"Comment\0" + b"w" * 2**23) for _ in range(9)),
+    "one text": png_chunk(b"tEXt", b"Comment\0" + b"w" * (2**26 + 1)),
+    "a colour profile": png_chunk(b"iCCP", b"press\0\0" + zlib.compress(bytes(2_700_000))),
+    "a text that unpacks to much": png_chunk(b"zTXt", b"Comment\0\0" + zlib.compress(bytes(2**26), 1)),
+}
+
+
+@pytest.mark.parametrize("text", LARGE_TEXTS)
+@pytest.mark.parametrize("before", [b"IDAT", b"IEND"])
+def test_a_png_with_large_texts_is_read_and_turned_as_it_says(tmp_path, text, before):
+    content = encoded(picture(), "PNG", exif=oriented(6))
+    place = content.index(before) - 4
+    content = content[:place] + LARGE_TEXTS[text] + content[place:]
+    path = tmp_path / "commented.png"
+    path.write_bytes(content)
+    expected = Image.fromarray(np.ascontiguousarray(TURNS[6](np.asarray(picture()))))
+    for source in (path, content):
+        assert image_size(source) == (60, 40)
+        assert_close(load_image(source), expected, 0)
+
+
+def test_the_orientation_in_a_small_text_is_kept_beside_a_large_one():
+    orientation = png_chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + xmp(6))
+    content = encoded(picture(), "PNG")
+    place = content.index(b"IDAT") - 4
+    for texts in (LARGE_TEXTS["a packed text"] + orientation, orientation + LARGE_TEXTS["a packed text"]):
+        assert load_image(content[:place] + texts + content[place:]).size == (40, 60)
+
+
+def test_a_png_with_large_texts_is_still_refused_for_too_many_pixels_and_damage():
+    text = LARGE_TEXTS["a packed text"]
+    huge = png_header(20000, 20000)
+    assert "178,956,970 pixels allowed" in one_line_error(huge[:33] + text + huge[33:])
+    content = encoded(picture(200, 300), "PNG")
+    assert "damaged" in one_line_error(content[:33] + text + content[33 : len(content) // 2])
 
 
 def test_damaged_metadata_does_not_spoil_the_picture():

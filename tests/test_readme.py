@@ -19,7 +19,19 @@ ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL)
 PYTHON = [code for language, code in BLOCKS if language == "python"]
+
+
+def shown_in(console: str) -> list[tuple[str, str]]:
+    """Commands of a `console` block, the lines with a `$` before them, with what the block shows below each."""
+    parts = re.split(r"^\$ ", console, flags=re.MULTILINE)[1:]
+    return [(command, shown) for command, _, shown in (part.partition("\n") for part in parts)]
+
+
+SHOWN = [pair for language, code in BLOCKS if language == "console" for pair in shown_in(code)]
 COMMANDS = [line for language, code in BLOCKS if language == "sh" for line in code.splitlines() if line.strip()]
+COMMANDS += [command for command, shown in SHOWN if not shown]
+SHOWN = [(command, shown) for command, shown in SHOWN if shown]
+AS_SHOWN = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE  # `...` stands for times and for what may be long
 WIDE = {**os.environ, "COLUMNS": "200"}  # narrow terminals would break long options
 STAND_INS = {  # small checkpoints of the same kind, for what the README takes from the hub or from a training
     "sunshine-lwt/TokenPacker-HD-7b-9patch-144token": "complete",
@@ -59,21 +71,46 @@ def test_a_python_block_does_what_it_shows(checkout, stand_ins, monkeypatch, cod
     test = doctest.DocTestParser().get_doctest(code, {}, "README", None, 0)
     assert test.examples, "a python block without >>> proves nothing"
     report = []
-    runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
+    runner = doctest.DocTestRunner(optionflags=AS_SHOWN)
     runner.run(test, out=report.append)
     assert runner.summarize(verbose=False).failed == 0, "".join(report)
 
 
 @pytest.mark.parametrize("command", [line for line in COMMANDS if not line.startswith((*INSTALLING, *LONG))])
 def test_a_command_runs(checkout, stand_ins, command):
+    printed_by(command, stand_ins)
+
+
+@pytest.mark.parametrize(("command", "shown"), SHOWN, ids=[command for command, _ in SHOWN])
+def test_a_command_prints_what_is_shown(checkout, stand_ins, command, shown):
+    printed = printed_by(command, stand_ins)
+    example, checker = doctest.Example(command, shown), doctest.OutputChecker()
+    assert checker.check_output(shown, printed, AS_SHOWN), checker.output_difference(example, printed, AS_SHOWN)
+
+
+def test_a_console_block_is_read_as_commands_with_their_outputs():
+    block = '$ tokenpacker ask sign.png "$?"\nking\n\n370 tokens\n$ tokenpacker chat\n'
+    assert shown_in(block) == [('tokenpacker ask sign.png "$?"', "king\n\n370 tokens\n"), ("tokenpacker chat", "")]
+
+
+def printed_by(command: str, stand_ins: dict[str, str]) -> str:
+    """What a command that must succeed prints for its reader, on standard output and error."""
     words = [stand_ins.get(word, word) for word in shlex.split(command, comments=True)]
     assert words[0] == "tokenpacker"
     if "4bit" in words:
         pytest.importorskip("bitsandbytes", reason="--dtype 4bit needs bitsandbytes")
     if "packer-hd-7b" in words and words[2] not in stand_ins.values():
         convert(next(iter(stand_ins.values())), "packer-hd-7b")  # as the first command of that section does
-    done = subprocess.run([sys.executable, "-m", *words], capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
+    done = subprocess.run(
+        [sys.executable, "-m", *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=300,
+        env=WIDE,
+    )
+    assert done.returncode == 0, done.stdout
+    return done.stdout
 
 
 @pytest.mark.parametrize("command", [line for line in COMMANDS if line.startswith(LONG)])

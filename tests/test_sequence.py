@@ -73,7 +73,7 @@ def test_every_token_names_the_pixels_it_shows():
     views = slice_views(size, layout.tile_grid, tile)
 
     def source(index):
-        return layout.source(index, views, (28, 28), size)
+        return layout.source(index, views, (28, 28), tile, size)
 
     assert source(0).box == (0, 0, 28, 28)
     assert source(144) is None  # the comma
@@ -87,11 +87,13 @@ def test_every_token_names_the_pixels_it_shows():
 
 
 @settings(max_examples=100, deadline=None)
-@given(st.integers(20, 2000), st.integers(20, 2000))
-def test_the_tiles_tokens_together_show_every_pixel_once(height, width):
-    layout = plan_layout((height, width), (336, 336), (12, 12))
+@given(st.integers(20, 2000), st.integers(20, 2000), st.sampled_from([2, 5, 7]))
+def test_the_tiles_tokens_together_show_every_pixel_once(height, width, scale_factor):
+    side = -(-24 // scale_factor)
+    layout = plan_layout((height, width), (336, 336), (side, side))
     views = slice_views((height, width), layout.tile_grid, (336, 336))
-    sources = [layout.source(index, views, (28, 28), (height, width)) for index in range(layout.num_tokens)]
+    window = (14 * scale_factor, 14 * scale_factor)
+    sources = [layout.source(i, views, window, (336, 336), (height, width)) for i in range(layout.num_tokens)]
     boxes = [source.box for source in sources if source and source.box and not source.is_thumbnail]
     area = sum((bottom - top) * (right - left) for top, left, bottom, right in boxes)
     assert area == pytest.approx(height * width)
@@ -117,7 +119,7 @@ def test_tiles_of_different_scale_factors_are_counted_placed_and_found_again(cas
         side = 4 * factor  # a patch has 4x4 pixels
         for row in range(0, 8, factor):
             for col in range(0, 8, factor):
-                box = (row * 4, col * 4, row * 4 + side, col * 4 + side)
+                box = (row * 4, col * 4, min(row * 4 + side, 32), min(col * 4 + side, 32))
                 box = views[number].to_image(box, size)
                 expected.append((number, row // factor, col // factor, box))
                 ids.append(IMAGE)
@@ -129,7 +131,7 @@ def test_tiles_of_different_scale_factors_are_counted_placed_and_found_again(cas
     assert layout.num_tokens == len(ids)
     assert sum(layout.tile_tokens) == ids.count(IMAGE)
     windows = [(4 * factor, 4 * factor) for factor in factors]
-    found = [layout.source(index, views, windows, size) for index in range(layout.num_tokens)]
+    found = [layout.source(index, views, windows, tile, size) for index in range(layout.num_tokens)]
     assert [source and (source.tile, source.row, source.col, source.box) for source in found] == expected
 
 

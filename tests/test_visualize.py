@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from tokenpacker.sequence import ImageLayout
-from tokenpacker.tiling import choose_tile_grid, slice_views
+from tokenpacker.tiling import TileGrid, choose_tile_grid, slice_views
 from tokenpacker.visualize import PANEL, PackedImage, draw_attention, draw_page, draw_tiles, draw_tokens
 
 TILE, PATCHES = (32, 32), (8, 8)
@@ -68,6 +68,37 @@ def test_every_shape_gets_a_page(image_of, size, scale_factor):
     page = draw_page(image, "picture.png", 0, even(scale_factor, heads=16))
     assert page.width > 3 * PANEL
     assert draw_page(image, "picture.png").width < 3 * PANEL
+
+
+def white_beside_blue() -> Image.Image:
+    """Two tiles side by side, each of one colour."""
+    image = Image.new("RGB", (64, 32), "white")
+    image.paste("blue", (32, 0, 64, 32))
+    return image
+
+
+def test_a_window_at_the_edge_of_a_tile_does_not_reach_into_the_next_tile():
+    image = packed(white_beside_blue(), scale_factor=5)  # 8 patches: windows of 5 and 3
+    assert image.layout.tile_grid == TileGrid(1, 2)
+    token = 1  # in the upper right corner of the white tile
+    assert image.window_patches(image.source(token)) == (5, 3)
+    assert image.source(token).box == (0, 20, 20, 32)
+    weights = np.zeros((2, 5, 3))
+    weights[:, 0, 0] = 1
+    panel = draw_attention(image, token, weights)
+    row, cell = PANEL // 4 + 10, PANEL / 2 / 5
+    colours = [panel.getpixel((round(PANEL / 4 + cell * (col + 0.2)), row)) for col in range(5)]
+    assert colours[0][2] < 100  # the wash
+    assert colours[1] == colours[2] == (255, 255, 255)
+    assert colours[3] == colours[4] == (140, 140, 255)  # the next tile, pale: no part of the window
+    frame = draw_tokens(image)
+    assert frame.getpixel((PANEL * 6 // 16, 20)) == (255, 255, 255)
+
+
+def test_weights_of_patches_that_do_not_exist_are_refused():
+    image = packed(white_beside_blue(), scale_factor=5)
+    with pytest.raises(ValueError, match="weights are of 5x5 patches, but the window of token 1 has 5x3"):
+        draw_attention(image, 1, even(5))
 
 
 def test_a_separator_has_nothing_to_show(image_of):

@@ -60,9 +60,14 @@ class PlainModel(nn.Module):
             return pixel_values.new_zeros(0, 1, self.config.text_config.hidden_size)
         hidden_states = self.vision_tower(pixel_values, output_hidden_states=True).hidden_states
         config = self.config
+        rows, cols = config.patch_grid
         return self.projector(
             VisionFeatures.from_hidden_states(
-                hidden_states, config.patch_grid, config.vision_levels, config.vision_query_level
+                hidden_states,
+                (rows, cols),
+                config.vision_levels,
+                config.vision_query_level,
+                num_prefix_tokens=hidden_states[0].shape[1] - rows * cols,
             )
         )
 

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree  # where `torch.export` sends those who bring a type of their own
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,10 @@ class VisionFeatures:
     def __post_init__(self) -> None:
         height, width = self.patch_grid
         for name, tensor in (("query", self.query), ("levels", self.levels)):
+            if not isinstance(tensor, Tensor):
+                raise ValueError(
+                    f"{name} is given as {type(tensor).__name__}; pass a tensor (tiles, patches, channels)"
+                )
             if tensor.dim() != 3:
                 raise ValueError(
                     f"{name} has shape {tuple(tensor.shape)}; expected three dimensions (tiles, patches, channels)"
@@ -67,28 +73,33 @@ class VisionFeatures:
         patch_grid: tuple[int, int],
         levels: Sequence[int] = (12, 16, 22, 23),
         query_level: int | None = None,
+        num_prefix_tokens: int = 0,
     ) -> VisionFeatures:
-        """Features from an encoder's hidden states, each (N, P + L, C) with P leading non-patch tokens such as CLS.
+        """Features from an encoder's hidden states, each (N, P + L, C) with P leading tokens that are no patches.
 
         Args:
             levels: indices into `hidden_states`; the default is the paper's choice for CLIP-L/336.
             query_level: index of the query's level; the last of `levels` when None.
+            num_prefix_tokens: P. SigLIP has none, CLIP one (CLS), DINOv2 with registers five (CLS and four registers).
 
         Raises:
-            ValueError: when a level does not exist or has fewer tokens than the patch grid.
+            ValueError: when a level does not exist or has another number of tokens than P + L.
         """
-        num_patches = patch_grid[0] * patch_grid[1]
+        height, width = patch_grid
         query_level = levels[-1] if query_level is None else query_level
 
         def patch_tokens(level: int) -> Tensor:
             if not -len(hidden_states) <= level < len(hidden_states):
                 raise ValueError(f"level {level} does not exist; the encoder gave {len(hidden_states)} hidden states")
             tokens = hidden_states[level]
-            if tokens.shape[1] < num_patches:
+            if tokens.dim() != 3 or tokens.shape[1] != num_prefix_tokens + height * width:
                 raise ValueError(
-                    f"level {level} has {tokens.shape[1]} tokens, fewer than patch_grid={patch_grid} needs"
+                    f"level {level} has the shape {tuple(tokens.shape)}, but num_prefix_tokens={num_prefix_tokens} and"
+                    f" patch_grid={height}x{width} need (tiles, {num_prefix_tokens + height * width}, channels); say in"
+                    " num_prefix_tokens how many tokens come before the patches (1 for CLIP's CLS), or correct"
+                    " patch_grid"
                 )
-            return tokens[:, tokens.shape[1] - num_patches :]
+            return tokens[:, num_prefix_tokens:]
 
         stacked = torch.cat([patch_tokens(level) for level in levels], dim=-1)
         return cls(patch_tokens(query_level), stacked, patch_grid)
@@ -112,3 +123,28 @@ class VisionFeatures:
     def num_levels(self) -> int:
         """M, how many levels `levels` holds."""
         return self.levels.shape[2] // self.query.shape[2]
+
+
+def _flatten(features: VisionFeatures) -> tuple[list[Tensor], list[int]]:
+    return [features.query, features.levels], list(features.patch_grid)  # the grid is no input: programs depend on it
+
+
+def _flatten_with_keys(features: VisionFeatures) -> tuple[list[tuple[Any, Tensor]], list[int]]:
+    tensors, grid = _flatten(features)
+    return [(pytree.GetAttrKey(name), tensor) for name, tensor in zip(("query", "levels"), tensors, strict=True)], grid
+
+
+def _unflatten(values: Any, patch_grid: Any) -> VisionFeatures:
+    features = object.__new__(VisionFeatures)  # unchecked: tracers put other things than tensors in, too
+    vars(features).update(zip(("query", "levels", "patch_grid"), (*values, tuple(patch_grid)), strict=True))
+    return features
+
+
+pytree.register_pytree_node(
+    VisionFeatures,
+    _flatten,
+    _unflatten,
+    serialized_type_name="tokenpacker.VisionFeatures",
+    flatten_with_keys_fn=_flatten_with_keys,
+)
+torch.serialization.add_safe_globals([VisionFeatures])  # exported programs are saved with their example inputs

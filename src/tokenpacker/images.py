@@ -6,6 +6,7 @@ Needs Pillow and NumPy, not torch. What happens to unusual pictures:
 - Transparency is composited on white.
 - 16-bit grey is scaled from its full range 0..65535 to 0..255, never clipped.
 - Of a file with several frames (GIF, APNG, TIFF) the first is used, and an `ImageNote` warning says so.
+- Texts and colour profiles of a PNG that Pillow finds too large to unpack are left out; nothing here needs them.
 - CMYK, palette and the other 8-bit modes are converted by Pillow's formulas; ICC profiles are not applied.
 """
 
@@ -17,18 +18,34 @@ import struct
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import IO
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
-from PIL.PngImagePlugin import PngImageFile
+from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL.PngImagePlugin import MAX_TEXT_MEMORY, PngImageFile, PngStream
+from PIL.TiffImagePlugin import TiffImageFile
 
 # Pillow's own hard limit; a picture this large takes 2 GiB as float32 RGB.
 MAX_PIXELS = 178_956_970
-PNG_SIGNATURE_LENGTH = 8
-PNG_METADATA = (b"eXIf", b"tEXt", b"zTXt", b"iTXt")
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+PNG_TEXTS = (b"tEXt", b"zTXt", b"iTXt")
+PNG_METADATA = (b"eXIf", *PNG_TEXTS)
+# EXIF orientation -> what brings the picture upright.
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+ORIENTATION_PLACES = ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp")  # where Pillow keeps it
 _SHRINK = "shrink it first, for example with `convert IN -resize 4000x4000 OUT`"
+
+_FILES_ARE_READ: ContextVar[bool] = ContextVar("files_are_read", default=True)
 
 ImageSource = str | Path | bytes | Image.Image
 
@@ -41,6 +58,31 @@ class ImageNote(UserWarning):
     """Something about an image that the user should know, though it is used."""
 
 
+@contextmanager
+def no_files() -> Iterator[None]:
+    """Within this context no image and no mask is read from a path or an address, whichever function is called.
+
+    For servers and others that pass on what a stranger sent: a path would be one on their own machine. Bytes, arrays
+    and Pillow images are taken as ever. It holds for the thread or the asyncio task that enters it, so enter it where
+    the processor is called:
+
+        with no_files():
+            inputs = processor(images=images, text=prompt, region_masks=regions)
+    """
+    token = _FILES_ARE_READ.set(False)
+    try:
+        yield
+    finally:
+        _FILES_ARE_READ.reset(token)
+
+
+def check_files_are_read(name: str) -> None:
+    """Raises ImageError within `no_files`; to be called with a path or an address before it is opened."""
+    if not _FILES_ARE_READ.get():
+        shown = name if len(name) <= 80 else f"{name[:77]}..."
+        raise ImageError(f"{shown!r} is a path or an address, and none is read here; pass the bytes of the file")
+
+
 def load_image(source: ImageSource) -> Image.Image:
     """An RGB image, upright, 8 bits a channel.
 
@@ -50,31 +92,35 @@ def load_image(source: ImageSource) -> Image.Image:
     Raises:
         ImageError: when there is no such file, it is no image, is damaged, or has more than `MAX_PIXELS` pixels.
     """
-    with _open(source) as (name, image):
+    with open_image(source) as (name, image):
         try:
             _note_frames(name, image)
-            image.load()
-            return _to_rgb(name, _upright(image))
+            return _to_rgb(name, upright(image))
         except (ImageError, MemoryError):
             raise
         except (
             Exception
         ) as error:  # decoders fail in many ways on damaged files: OSError, SyntaxError, struct.error ...
-            raise ImageError(
-                f"{name} cannot be decoded ({_one_line(error)}); the file is damaged, save it anew"
-            ) from error
+            remedy = "the file is damaged, save it anew"
+            if isinstance(source, Image.Image):
+                remedy = "pass its file's path, which may say more, or save it anew"
+            raise ImageError(f"{name} cannot be decoded ({_one_line(error)}); {remedy}") from error
 
 
 def image_size(source: ImageSource) -> tuple[int, int]:
     """(height, width) that `load_image` would give, from the file's header alone. Raises ImageError as `load_image`."""
-    with _open(source) as (_, image):
-        width, height = image.size
-        return (width, height) if _orientation(image) >= 5 else (height, width)
+    with open_image(source) as (_, image):
+        width, height = _stored_size(image)
+        return (width, height) if orientation(image) >= 5 else (height, width)
 
 
 @contextmanager
-def _open(source: ImageSource) -> Iterator[tuple[str, Image.Image]]:
-    """The name for messages and the image, not yet decoded; a file stays open within the context."""
+def open_image(source: ImageSource) -> Iterator[tuple[str, Image.Image]]:
+    """The name for messages and the image, not yet decoded; a file stays open within the context.
+
+    Raises:
+        ImageError: as `load_image`, for what is known before decoding.
+    """
     if isinstance(source, Image.Image):
         _check_size("the image", source)
         yield "the image", source
@@ -94,6 +140,7 @@ def _open(source: ImageSource) -> Iterator[tuple[str, Image.Image]]:
 
 
 def _open_path(name: str) -> IO[bytes]:
+    check_files_are_read(name)
     if re.match(r"[a-z][a-z0-9+.-]+://|data:", name, re.IGNORECASE):
         shown = name if len(name) <= 80 else f"{name[:77]}..."
         raise ImageError(f"{shown} is an address, and none is fetched; download the image and give its path")
@@ -120,7 +167,7 @@ def _open_file(name: str, file: IO[bytes]) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our limit is the one below
-            image = Image.open(file)
+            image = Image.open(_readable(file))
     except Image.DecompressionBombError:
         raise ImageError(f"{name} has more than the {MAX_PIXELS:,} pixels allowed; {_SHRINK}") from None
     except UnidentifiedImageError:
@@ -150,40 +197,96 @@ def _note_frames(name: str, image: Image.Image) -> None:
         warnings.warn(f"{name} holds {frames} frames; only {used} is used", ImageNote, stacklevel=3)
 
 
-def _orientation(image: Image.Image) -> int:
+def _stored_size(image: Image.Image) -> tuple[int, int]:
+    """(width, height) before turning; of a TIFF file, newer versions of Pillow tell the size after it."""
+    if isinstance(image, TiffImageFile) and image.tile:  # not yet decoded, which turns it
+        return image.tag_v2[ExifTags.Base.ImageWidth], image.tag_v2[ExifTags.Base.ImageLength]
+    return image.size
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """The image turned as its EXIF orientation says, in its own mode; the image itself where it stands upright."""
+    image.load()  # turns a TIFF, and removes its orientation
+    turn = TURNS.get(orientation(image))
+    if turn is None:
+        return image
+    image = image.transpose(turn)
+    for place in ORIENTATION_PLACES:
+        image.info.pop(place, None)
+    return image
+
+
+def orientation(image: Image.Image) -> int:
     """EXIF orientation 1..8, 1 where there is none or the metadata is damaged (every viewer shows such files)."""
     try:
         # A PNG's own `getexif` decodes all pixels first, as metadata may follow them; they rarely do.
         is_plain = isinstance(image, PngImageFile) and image.fp is not None and not _has_late_metadata(image.fp)
         exif = Image.Image.getexif(image) if is_plain else image.getexif()
-        value = exif.get(0x0112, 1)
+        value = exif.get(ExifTags.Base.Orientation, 1)
     except Exception:
         return 1
-    return value if value in range(1, 9) else 1
+    return value if value in TURNS else 1
 
 
 def _has_late_metadata(png: IO[bytes]) -> bool:
     """Whether a chunk that may hold EXIF data follows the pixels of a PNG file."""
     place = png.tell()
     try:
-        png.seek(PNG_SIGNATURE_LENGTH)
         pixels_begun = False
-        while len(header := png.read(8)) == 8:
-            length, kind = struct.unpack(">I4s", header)
+        for kind, _, _ in _png_chunks(png):
             if pixels_begun and kind in PNG_METADATA:
                 return True
             pixels_begun = pixels_begun or kind == b"IDAT"
-            png.seek(length + 4, io.SEEK_CUR)  # its content and its checksum
         return False
     finally:
         png.seek(place)
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    try:
-        return ImageOps.exif_transpose(image)
-    except Exception:
-        return image
+def _readable(file: IO[bytes]) -> IO[bytes]:
+    """The file; of a PNG with texts or a colour profile that Pillow refuses for their size, a copy without these.
+
+    Pillow's limits protect from texts that unpack to gigabytes. It refuses the whole picture for them.
+    """
+    signature = file.read(len(PNG_SIGNATURE))
+    refused = _refused_chunks(file) if signature == PNG_SIGNATURE else []
+    file.seek(0)
+    if not refused:
+        return file
+    content, kept, start = file.read(), io.BytesIO(), 0
+    for place, length in refused:
+        kept.write(content[start : place - 8])
+        start = place + length + 4
+    kept.write(content[start:])
+    kept.seek(0)
+    return kept
+
+
+def _refused_chunks(png: IO[bytes]) -> list[tuple[int, int]]:
+    """(place, length) of the content of each text and colour profile of a PNG that Pillow cannot take."""
+    reader, refused = PngStream(png), []
+    for kind, place, length in _png_chunks(png):
+        if kind not in (b"iCCP", *PNG_TEXTS):
+            continue
+        try:
+            if length > MAX_TEXT_MEMORY:
+                raise ValueError("not even read")
+            reader.call(kind, place, length)
+        except (ValueError, SyntaxError):  # too large; packed in a way that no version of PNG knows
+            refused.append((place, length))
+        except Exception:  # cut off: Pillow will say so
+            break
+    return refused
+
+
+def _png_chunks(png: IO[bytes]) -> Iterator[tuple[bytes, int, int]]:
+    """(kind, place of its content, length of that) of each chunk of a PNG file; its position is there meanwhile."""
+    place = len(PNG_SIGNATURE) + 8
+    png.seek(place - 8)
+    while len(header := png.read(8)) == 8:
+        length, kind = struct.unpack(">I4s", header)
+        yield kind, place, length
+        place += length + 12  # its checksum, and the next header
+        png.seek(place - 8)
 
 
 def _to_rgb(name: str, image: Image.Image) -> Image.Image:

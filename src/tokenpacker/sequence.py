@@ -119,6 +119,7 @@ class ImageLayout:
         index: int,
         views: list[TileView],
         window_sizes: tuple[float, float] | Sequence[tuple[float, float]],
+        tile_size: tuple[int, int],
         image_size: tuple[int, int],
     ) -> TokenSource | None:
         """What the image token at `index` shows; None for a separator. The inverse of `token_ids`.
@@ -127,6 +128,7 @@ class ImageLayout:
             views: one per tile, as `tiling.slice_views` gives them.
             window_sizes: (height, width) in tile pixels of one packed token's window, scale factor times patch size;
                 one for all tiles or one per tile.
+            tile_size: (height, width) of a tile, where windows at the edge are cut off.
             image_size: (height, width) of the original image.
 
         Raises:
@@ -139,7 +141,8 @@ class ImageLayout:
         height, width = _one_per_tile(window_sizes, self.tile_grid)[tile]
         row, col = divmod(place, self.token_grids[tile][1])
         top, left = row * height, col * width
-        box = views[tile].to_image((top, left, top + height, left + width), image_size)
+        bottom, right = min(top + height, tile_size[0]), min(left + width, tile_size[1])
+        box = views[tile].to_image((top, left, bottom, right), image_size)
         return TokenSource(tile, row, col, tile == self.tile_grid.rows * self.tile_grid.cols, box)
 
 

@@ -91,7 +91,16 @@ class PackedImage:
 
     def source(self, token: int) -> TokenSource | None:
         """What a token shows; None for a separator. Raises IndexError as `ImageLayout.source`."""
-        return self.layout.source(token, self.views, self.window_size, (self.image.height, self.image.width))
+        size = (self.image.height, self.image.width)
+        return self.layout.source(token, self.views, self.window_size, self.tile_size, size)
+
+    def window_patches(self, source: TokenSource) -> tuple[int, int]:
+        """(rows, cols) of the patches behind a token; fewer than s where the tile ends."""
+        rows, cols = (
+            min(self.scale_factor, patches - place * self.scale_factor)
+            for patches, place in zip(self.patch_grid, (source.row, source.col), strict=True)
+        )
+        return rows, cols
 
     def window_box(self, tile: int, row: int, col: int) -> Box:
         """The box of one token's window, cut off where the tile ends."""
@@ -111,7 +120,7 @@ def draw_page(
 
     Args:
         token: index in the image's token sequence; not a separator.
-        weights: (H, s, s), that token's attention over its window, when the projector attends.
+        weights: (H, rows, cols), that token's attention over the patches of its window, when the projector attends.
     """
     grid, side = packed.layout.tile_grid, packed.scale_factor
     (tile_height, tile_width), (token_rows, token_cols) = packed.tile_size, packed.layout.token_grid
@@ -124,7 +133,7 @@ def draw_page(
         ),
     ]
     if weights is not None and token is not None:
-        explanation = f"over its {side} x {side} patches: mean of the heads, then each head"
+        explanation = f"over its {weights.shape[1]} x {weights.shape[2]} patches: mean of the heads, then each head"
         panels.append((f"Attention of token {token}", explanation, draw_attention(packed, token, weights)))
     height = PANEL_TOP + max(picture.height for *_, picture in panels) + MARGIN
     page = Image.new("RGB", (len(panels) * (PANEL + MARGIN) + MARGIN, height), PAPER)
@@ -195,34 +204,45 @@ def draw_tokens(packed: PackedImage, chosen: int | None = None) -> Image.Image:
 
 
 def draw_attention(packed: PackedImage, token: int, weights: np.ndarray) -> Image.Image:
-    """A token's window with its surroundings, and the attention (H, s, s) of each patch: all heads, then each."""
+    """A token's window with its surroundings, and the attention (H, rows, cols) of its patches: all heads, then each.
+
+    Raises:
+        ValueError: for a separator, and for weights of another number of patches than the window has.
+    """
     source = packed.source(token)
     if source is None:
         raise ValueError(f"token {token} is a separator and shows nothing; choose a neighbour")
+    if weights.shape[1:] != packed.window_patches(source):
+        (rows, cols), given = packed.window_patches(source), "x".join(map(str, weights.shape[1:]))
+        raise ValueError(f"the weights are of {given} patches, but the window of token {token} has {rows}x{cols}")
     num_heads = len(weights)
     head_rows, step = -(-num_heads // HEADS_PER_ROW), HEAD + HEAD_GAP
     panel = Image.new("RGB", (PANEL, PANEL + 12 + head_rows * step - HEAD_GAP), PAPER)
     panel.paste(_window_with_surroundings(packed, source, weights.mean(axis=0)), (0, 0))
     for head in range(num_heads):
         row, col = divmod(head, HEADS_PER_ROW)
-        picture = _heat(Image.new("RGB", (HEAD, HEAD), PADDING), weights[head])
+        size = tuple(max(1, HEAD * patches // packed.scale_factor) for patches in weights.shape[:0:-1])
+        picture = _heat(Image.new("RGB", size, PADDING), weights[head])
         panel.paste(picture, (col * step, PANEL + 12 + row * step))
     return panel
 
 
 def _window_with_surroundings(packed: PackedImage, source: TokenSource, weights: np.ndarray) -> Image.Image:
-    """The window in the middle, its patches labelled by weight (s, s), and half a window of pale picture around it."""
+    """The window in the middle, its patches labelled by weight (rows, cols), and pale picture around it.
+
+    Half a window is around a whole one; more where the tile ends within it.
+    """
     (height, width), view = packed.window_size, packed.views[source.tile]
     top, left = source.row * height, source.col * width
     around = _to_image(view, (top - height / 2, left - width / 2, top + height * 1.5, left + width * 1.5))
     picture = Image.new("RGB", (PANEL, PANEL), PADDING)
     _paste(picture, packed.image, around, (0, 0, PANEL, PANEL))
-    start, inner = PANEL // 4, PANEL // 2
-    window = picture.crop((start, start, start + inner, start + inner))
+    start, cell = PANEL // 4, PANEL / 2 / packed.scale_factor
+    rows, cols = weights.shape
+    window = picture.crop((start, start, start + round(cols * cell), start + round(rows * cell)))
     picture = Image.blend(picture, Image.new("RGB", picture.size, PAPER), 0.55)
     picture.paste(_heat(window, weights), (start, start))
     draw = ImageDraw.Draw(picture)
-    cell = inner / len(weights)
     font = _font(int(max(10, min(22, cell / 3))))
     for (row, col), weight in np.ndenumerate(weights):
         y, x = start + row * cell, start + col * cell
@@ -302,7 +322,7 @@ def _mean_colour(image: Image.Image, box: tuple[float, ...], ratio: tuple[float,
 
 
 def _heat(image: Image.Image, weights: np.ndarray) -> Image.Image:
-    """The image under a wash of the accent colour: faint at even attention (s, s), strongest from three times even."""
+    """The image under a wash of the accent colour: faint at even attention (rows, cols), full at three times."""
     strength = (np.minimum(weights * weights.size / 3, 1) * 0.8 * 255).astype(np.uint8)
     mask = Image.fromarray(strength).resize(image.size, Image.Resampling.NEAREST)
     return Image.composite(Image.new("RGB", image.size, ACCENT), image, mask)

@@ -45,15 +45,33 @@ def test_clear_forgets_images_and_history(run_json, chat, picture):
 def test_a_mistake_is_told_and_the_conversation_goes_on(run, chat, picture):
     lines = f"/image no.png\n/image\n<image> what?\n/image {picture}\nwhat?\n"
     result = run(*chat, input=lines)
-    assert result.exit_code == 0
+    assert result.exit_code == 2, "a script must see that lines failed"
     assert "error: no.png does not exist; check the path" in result.stderr
     assert "error: /image needs a path, for example /image photo.jpg" in result.stderr
     assert "1 markers, 0 images" in result.stderr
     assert result.stderr.count("first token after") == 1
 
 
-def test_an_unknown_command_shows_the_commands(run, chat):
-    assert run(*chat, input="/help\n").stderr.count("/image PATH adds an image") == 2
+def test_help_shows_the_commands_again(run, chat):
+    result = run(*chat, input="/help\n")
+    assert result.exit_code == 0
+    assert result.stderr.count("/image PATH adds an image") == 2
+
+
+def test_an_unknown_command_is_named_with_the_nearest_one(run, chat):
+    result = run(*chat, input="/imge photo.jpg\n/xyzzy\n")
+    assert result.exit_code == 2
+    assert "error: /imge is no command; did you mean /image?" in result.stderr
+    assert "error: /xyzzy is no command; /help lists the commands" in result.stderr
+    assert result.stderr.count("/image PATH adds an image") == 1
+
+
+def test_a_line_that_is_no_text_is_refused_and_the_next_ones_are_answered(conversation, capsys):
+    session = Session(conversation, quiet=True)
+    for line in ("what is caf\udce9?\n", "what?\n"):
+        assert session.handle(line)
+    assert "'what is caf\\udce9?\\n' holds bytes that are no UTF-8 text" in capsys.readouterr().err
+    assert [turn.get("question") for turn in session.turns] == [None, "what?"]
 
 
 def test_ctrl_c_stops_an_answer_and_keeps_what_was_said(conversation):

@@ -83,6 +83,16 @@ def test_a_stopped_comparison_ends_with_75(run, started, tmp_path, monkeypatch):
     assert "call it again and it goes on" in result.stderr
 
 
+def test_ctrl_c_outside_of_the_trainings_says_what_is_kept(run, started, tmp_path, monkeypatch):
+    def interrupted(*_arguments, **_options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(everything, "compare", interrupted)
+    result = run("compare", "--output", tmp_path, "--foundation", tmp_path)
+    assert (result.exit_code, result.stdout) == (75, "")
+    assert result.stderr == f"stopped; what is finished stands in {tmp_path}: call it again and it goes on\n"
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [

@@ -31,6 +31,28 @@ def test_without_a_choice_a_token_that_shows_the_picture_is_taken(run_json, show
     assert 0 <= left < right <= 90
 
 
+def test_the_default_token_is_none_of_a_blank_part(run_json, tiny_model_dir, tmp_path):
+    image = Image.new("RGB", (90, 60), "white")
+    image.paste("black", (70, 40, 74, 44))
+    image.save(tmp_path / "sparse.png")
+    for scale_factor in (2, 5):
+        told = run_json(
+            *("show", tmp_path / "sparse.png", "--model", tiny_model_dir, "--out", tmp_path / "page.png"),
+            *("--scale-factor", scale_factor),
+        )
+        top, left, bottom, right = told["box"]
+        assert top < 44
+        assert bottom > 40
+        assert left < 74
+        assert right > 70
+
+
+def test_the_attention_of_a_token_at_the_edge_is_that_of_the_patches_that_exist(run_json, show, tmp_path):
+    told = run_json(*show, tmp_path / "page.png", "--token", 3, "--scale-factor", 5)
+    assert [len(row) for row in told["attention"]] == [3] * 3  # 8 patches: 5 and 3
+    assert sum(map(sum, told["attention"])) == pytest.approx(1, abs=1e-3)
+
+
 def test_a_projector_without_attention_gets_a_page_without_it(run, make_tiny_model, tiny_processor, picture, tmp_path):
     from tokenpacker.hf import TokenPackerProcessor
 

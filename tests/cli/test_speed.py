@@ -122,7 +122,7 @@ def test_a_model_that_takes_images_whole_says_so(run, make_tiny_model, tiny_toke
     [
         (("--model", "x", "--shapes", "7b"), "--model and --shapes exclude each other; leave one out"),
         (("--shapes", "70b"), "shapes '70b' are unknown; use 7b, 13b, small, or a JSON file of a model's config"),
-        (("--shapes", "none.json"), "shapes none.json do not exist as a file; use 7b, 13b, small, or a model's"),
+        (("--shapes", "none.json"), "shapes none.json do not exist as a file; use 7b, 13b, small, or a JSON file"),
         (
             ("--plan", "--model", "no/such folder"),
             "model no/such folder does not exist; give a model's folder or hub id",
@@ -132,7 +132,7 @@ def test_a_model_that_takes_images_whole_says_so(run, make_tiny_model, tiny_toke
         (("--shapes", "small", "--device", "auto"), "--device auto spreads a stored model; random weights need one"),
         (("--shapes", "small", "--dtype", "4bit"), "--dtype 4bit quantizes a stored model; random weights take"),
         (("--plan", "--rounds", "3"), "--rounds 3 has no part in --plan, which runs nothing; leave one of them out"),
-        (("--projectors", "none"), "unknown projector 'none'; available: average-pool"),
+        (("--projectors", "none"), "projector 'none' is unknown; use some of average-pool"),
         (("--scale-factor", "99"), "scale_factor=99 exceeds patch_grid=12x12; use at most 12"),
     ],
 )

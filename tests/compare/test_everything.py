@@ -133,10 +133,15 @@ def test_a_run_that_fails_does_not_cost_the_one_beside_it(comparison_of, tmp_pat
 
 
 @pytest.mark.slow
-def test_runs_side_by_side_give_the_rows_of_runs_in_turn(finished, comparison_of, tmp_path):
+def test_runs_side_by_side_give_the_rows_of_runs_in_turn(finished, comparison_of, tmp_path, monkeypatch):
     _, output = finished
     names = ("average-pool", "mlp")
-    assert compare(comparison_of(projectors=names), tmp_path, jobs=2)
+    monkeypatch.setattr(everything, "LINE_SECONDS", 0.5)  # the processes take longer to import torch
+    said: list[tuple[str, str]] = []
+    progress = everything.Progress(on_wait=lambda run, line: said.append((run.projector, line)))
+    assert compare(comparison_of(projectors=names), tmp_path, jobs=2, progress=progress)
+    assert {name for name, _ in said} == set(names)
+    assert said[0][1] == "starting"
     expected = {row["projector"]: row for row in read_rows(output / "results.jsonl") if row["kind"] == RUN}
     rows = {row["projector"]: row for row in read_rows(tmp_path / "results.jsonl") if row["kind"] == RUN}
     assert set(rows) == set(names)

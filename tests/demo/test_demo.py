@@ -150,3 +150,14 @@ def test_a_model_that_does_not_exist_is_told_in_one_line(tmp_path, capsys):
     error = capsys.readouterr().err
     assert "nothing here does not exist" in error
     assert error.count("\n") == 1
+
+
+def test_ctrl_c_ends_the_demo_with_a_line(monkeypatch, capsys):
+    def interrupted(*_arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(demo, "load_settings", interrupted)
+    with pytest.raises(SystemExit) as end:
+        demo.main([])
+    assert end.value.code == 130
+    assert capsys.readouterr().err == "stopped; no report was written: call it again to start anew\n"

@@ -1,5 +1,6 @@
 import json
 import re
+import time
 
 import numpy as np
 import pytest
@@ -7,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from tokenpacker.hf.masks import read_mask, split_regions, to_mask
 from tokenpacker.images import ImageError
@@ -103,6 +105,26 @@ def test_long_runs_are_decoded():
     assert runs_of(mask) == runs
 
 
+JUNK = {
+    "single pixels": (
+        "1" * 3 + "0" * 5_999_997,
+        "is an RLE of 6000000 runs; at most 1048576 are read: pass a boolean array",
+    ),
+    "empty text": ("0" * 6_000_010, "more runs than pixels, 6000010 for 6000000"),
+    "empty list": ([0] * 6_000_010, "more runs than pixels, 6000010 for 6000000"),
+    "a number without end": ("o" * 30_000_000, "character 10 of its counts cannot stand there"),
+}
+
+
+@pytest.mark.parametrize("what", JUNK)
+def test_junk_of_millions_of_runs_is_refused_at_once(what):
+    counts, told = JUNK[what]
+    start = time.process_time()
+    with pytest.raises(ValueError, match=told):
+        to_mask({"size": [2000, 3000], "counts": counts}, (2000, 3000))
+    assert time.process_time() - start < 1  # 0.2 s at most; read run by run it was 3 to 6
+
+
 @settings(max_examples=100, deadline=None)
 @given(st.text(alphabet=[chr(code) for code in range(40, 120)], max_size=30))
 def test_text_that_is_no_run_length_code_never_gives_a_mask_of_another_size(text):
@@ -149,6 +171,14 @@ def test_a_box_marks_all_that_it_touches_and_is_cut_at_the_edge():
     assert to_mask((-10, -10, 100, 100), SIZE).all()
 
 
+def test_small_boxes_and_polygons_in_pixels_are_none_in_shares():
+    assert to_mask((0, 0, 2, 1), SIZE).sum() == 2
+    assert to_mask((1, 1, 2, 2), SIZE).sum() == 1
+    assert to_mask((-5, -5, 0.5, 0.5), SIZE).sum() == 1
+    assert to_mask([[0, 0, 2, 0, 0, 2]], SIZE).sum() == 1
+    assert to_mask((0, 0, 1, 1), (1, 1)).all()
+
+
 def test_the_regions_of_an_image_are_split_without_being_decoded():
     box, polygon, rle = (0, 0, 1, 1), [[0, 0, 1, 0, 1, 1]], {"size": [6, 8], "counts": "broken"}
     assert split_regions(None) == split_regions([]) == []
@@ -158,7 +188,7 @@ def test_the_regions_of_an_image_are_split_without_being_decoded():
     assert len(split_regions(np.stack([BLOCK, BLOCK]))) == 2
     assert len(split_regions([np.stack([BLOCK, BLOCK]), BLOCK, torch.from_numpy(BLOCK)[None]])) == 4
     assert len(split_regions(BLOCK)) == 1
-    boxes = np.array([[2, 1, 7, 4], [0, 0, 1, 1]])
+    boxes = np.array([[2, 1, 7, 4], [1, 0, 2, 1]])
     for table in (boxes, torch.from_numpy(boxes).bfloat16(), [boxes]):
         assert [to_mask(region, SIZE).sum() for region in split_regions(table)] == [15, 1]
     assert split_regions(np.zeros((0, 4), np.float32)) == []
@@ -216,6 +246,21 @@ BROKEN = {
     "nested lists of booleans": (BLOCK.tolist(), "is given as nested lists of 0 and 1"),
     "box outside": ((8, 0, 9, 2), r"reaches from \(8, 0\) to \(9, 2\), outside of its image of 8 x 6"),
     "box turned": ((3, 3, 1, 5), r"is the box \(3, 3, 1, 5\); give \(x0, y0, x1, y1\) with x1 > x0"),
+    "box of COCO": ((5, 3, 2, 2), r"COCO writes it, is \(x, y, x \+ width, y \+ height\) here"),
+    "box of shares": (
+        (0.25, 0.1, 0.75, 1),
+        r"has all coordinates between 0 and 1, \(0\.25, 0\.1, 0\.75, 1\); give pixels: multiply x by the width 8 and y"
+        r" by the height 6 \(for the first pixel itself, pass a mask\)",
+    ),
+    "box of all": (
+        {"box": np.array([-0.003, 0, 1, 1.004])},
+        "all coordinates between 0 and 1, .* give pixels: multiply",
+    ),
+    "polygon of shares": (
+        [[0.1, 0.1, 0.9, 0.1, 0.5, 0.9]],
+        r"between 0 and 1, \(0\.1, 0\.1, 0\.9, 0\.1, \.\.\.\); give",
+    ),
+    "polygons of shares": ({"polygon": [[0, 0, 1, 0, 1, 1], [0.2, 0.2, 0.3, 0.2, 0.3, 0.3]]}, "between 0 and 1, "),
     "box of no number": ((0, 0, float("nan"), 2), "has the coordinate nan"),
     "endless box": ((0, 0, float("inf"), 2), "has the coordinate inf"),
     "polygon outside": ([[-5, 0, -1, 0, -1, 4]], "outside of its image"),
@@ -241,7 +286,7 @@ BROKEN = {
     "too many pixels": ({"size": [6, 8], "counts": [40, 9]}, "runs that add up to more, where 6x8 has 48 pixels"),
     "too few pixels": ({"size": [6, 8], "counts": [30, 9]}, "runs that add up to 39, where 6x8 has 48 pixels"),
     "huge runs": ({"size": [6, 8], "counts": [10**9999]}, "broken RLE: runs that add up to more"),
-    "more text than pixels": ({"size": [6, 8], "counts": packed([40, 9]) + "not read"}, "runs that add up to more"),
+    "too many pixels in text": ({"size": [6, 8], "counts": packed([40, 9])}, "runs that add up to more, where 6x8"),
     "empty runs without end": ({"size": [6, 8], "counts": "0" * 51 + "not read"}, "more runs than pixels"),
     "run below zero": ({"size": [6, 8], "counts": [30, -2]}, "broken RLE: a run below 0"),
     "fractions": ({"size": [6, 8], "counts": [40.5, 7.5]}, "neither text nor whole numbers"),
@@ -260,12 +305,29 @@ def test_a_region_that_cannot_be_is_told_in_one_line(what):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("format", ["TIFF", "PNG"])
+def test_a_mask_file_is_turned_as_its_exif_says_whatever_texts_it_carries(tmp_path, format):
+    mask = np.zeros((6, 9), dtype=bool)
+    mask[1:3, 4:8] = True
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    texts = PngInfo()
+    texts.add_text("Comment", "words " * 400_000, zip=True)
+    options = {"pnginfo": texts} if format == "PNG" else {}
+    Image.fromarray(mask).save(tmp_path / "mask", format, exif=exif, **options)
+    assert np.array_equal(read_mask(tmp_path / "mask"), np.rot90(mask, -1))
+
+
 def test_a_mask_file_that_cannot_be_used_is_named(tmp_path):
     with pytest.raises(ImageError, match=r"mask .*no\.png does not exist; check the path"):
         read_mask(tmp_path / "no.png")
     (tmp_path / "text.png").write_text(json.dumps("hello"))
-    with pytest.raises(ImageError, match=r"mask .*text\.png cannot be read .* give a black-and-white PNG file"):
+    with pytest.raises(ImageError, match=r"mask .*text\.png is not an image that Pillow can read; give a PNG"):
         read_mask(tmp_path / "text.png")
+    Image.new("1", (800, 600)).save(tmp_path / "cut.png")
+    (tmp_path / "cut.png").write_bytes((tmp_path / "cut.png").read_bytes()[:70])
+    with pytest.raises(ImageError, match=r"mask .*cut\.png cannot be read .* give a black-and-white PNG file"):
+        read_mask(tmp_path / "cut.png")
     Image.new("RGBA", (8, 6)).save(tmp_path / "colour.png")
     with pytest.raises(ImageError, match=r"colour\.png is transparent in places"):
         read_mask(tmp_path / "colour.png")

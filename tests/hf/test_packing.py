@@ -6,6 +6,7 @@ from torch.nn import functional as F
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import flash_attention_mask
 
+from tokenpacker.hf.versions import RECOMPUTATION
 from tokenpacker.sequence import IGNORED
 from tokenpacker.train.collate import collate_packed, collate_padded
 from tokenpacker.train.samples import Sample
@@ -112,7 +113,7 @@ def test_packed_loss_and_gradients_are_those_of_the_samples_weighted_by_their_to
 
     model.zero_grad()
     if checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        getattr(model, f"{RECOMPUTATION}_enable")({"use_reentrant": False})
     loss = model(**collate_packed(rows, pad_token_id=0)).loss
     assert abs(loss - expected) < 1e-5
     loss.backward()

@@ -388,3 +388,16 @@ def test_answers_after_several_images_are_told_from_the_rest_in_a_padded_batch(t
     masks = torch.as_tensor(inputs["assistant_masks"]).bool()
     told = [tiny_processor.decode(ids[mask]) for ids, mask in zip(inputs["input_ids"], masks, strict=True)]
     assert told == ["yes</s>no, two</s>", "well</s>"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a\udcff", r"^the prompt has U\+DCFF at character 2, which is half a character .* in UTF-8, or take it out$"),
+        (["fine", "\ud83d"], r"^prompt 2 has U\+D83D at character 1, which is half a character"),
+        ([b"bytes"], "^text is given as list; pass a string"),
+    ],
+)
+def test_what_is_no_text_is_named_before_a_tokenizer_sees_it(tiny_processor, text, message):
+    with pytest.raises(ValueError, match=message):
+        tiny_processor(text=text)

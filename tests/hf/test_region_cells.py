@@ -2,6 +2,7 @@
 
 import copy
 import io
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from tokenpacker.hf import TokenPackerProcessor
 from tokenpacker.hf.image_processor import RELEASED_OPTIONS, TokenPackerImageProcessor
 from tokenpacker.hf.masks import mark_region, to_mask
 from tokenpacker.hf.region_cells import Canvas, region_tensors
+from tokenpacker.images import ImageError, no_files
 from tokenpacker.regions import cells_under, covered_share
 from tokenpacker.tiling import TileGrid
 
@@ -68,7 +70,7 @@ def test_only_the_part_of_an_image_where_a_region_lies_is_worked_on_with_the_res
     (top, bottom), (left, right) = (
         sorted((a * length, b * length)) for a, b, length in zip(corners[::2], corners[1::2], size, strict=True)
     )
-    bottom, right = max(bottom, top + 0.5), max(right, left + 0.5)
+    bottom, right = max(bottom, top + 1.1), max(right, left + 1.1)  # none of shares
     images = TokenPackerImageProcessor(image_mode=mode, tile_size=tile_size, max_tiles=4)
     canvas = Canvas(images, size, images.choose_grid(size), PATCH_GRID)
     box, outline = (left, top, right, bottom), [[left, top, right, bottom, left, bottom]]
@@ -112,11 +114,48 @@ def test_masks_are_given_for_the_image_as_its_exif_orientation_shows_it(region_m
         processor(turned, "<image><mask>", region_masks=[[{"size": [32, 64], "counts": [0, 2048]}]])
 
 
+@pytest.mark.parametrize("format", ["PNG", "TIFF", "WEBP"])
+def test_a_turned_file_gives_what_its_upright_picture_gives_in_every_way_it_may_come(
+    region_model, image_of, tmp_path, format
+):
+    _, processor = region_model
+    upright, exif = image_of(64, 32), Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    lossless = {"lossless": True} if format == "WEBP" else {}
+    path = tmp_path / "turned"
+    upright.transpose(Image.Transpose.ROTATE_90).save(path, format, exif=exif, **lossless)
+    regions = {"region_masks": [[(2, 40, 30, 60)]], "return_tensors": "pt"}  # outside of the picture on its side
+    expected = processor(upright, "<image><mask>", **regions)
+    for source in (path, path.read_bytes(), Image.open(path)):
+        inputs = processor(source, "<image><mask>", **regions)
+        assert all(torch.equal(inputs[key], expected[key]) for key in expected)
+
+
 def saved(picture):
     """A picture as the bytes of a PNG file, with its EXIF data."""
     file = io.BytesIO()
     picture.save(file, "PNG", exif=picture.info["exif"])
     return file
+
+
+def test_paths_are_refused_where_files_are_switched_off_and_nowhere_else(region_model, image_of, tmp_path):
+    _, processor = region_model
+    image, path, mask = image_of(32, 32), tmp_path / "image.png", tmp_path / "mask.png"
+    image.save(path)
+    Image.fromarray(to_mask(BOX, (32, 32))).save(mask)
+    expected = processor(path, "<image><mask>", region_masks=[[{"mask": str(mask)}]])
+    with no_files():
+        with ThreadPoolExecutor(1) as other_thread:
+            other_thread.submit(processor, path, "<image><mask>", region_masks=[[mask]]).result()
+        for wrong in (path, str(path), tmp_path / "no.png", "https://example.org/image.png"):
+            with pytest.raises(ImageError, match="is a path or an address, and none is read here; pass the bytes of"):
+                processor(wrong, "<image><mask>", region_masks=[[BOX]])
+        for wrong in ({"mask": str(mask)}, {"mask": mask}, mask, str(mask), str(tmp_path / "no.png")):
+            with pytest.raises(ImageError, match="is a path or an address, and none is read here"):
+                processor(image, "<image><mask>", region_masks=[[wrong]])
+        processor(path.read_bytes(), "<image><mask>", region_masks=[[BOX]])
+    again = processor(str(path), "<image><mask>", region_masks=[[mask]])
+    assert again["input_ids"] == expected["input_ids"]
 
 
 def test_regions_may_be_given_by_themselves_where_only_one_image_is(region_model, image_of, tmp_path):

@@ -134,10 +134,28 @@ def test_bfloat16_goes_in_and_out(projector):
     assert projector.bfloat16()(features(dtype=torch.bfloat16)).dtype == torch.bfloat16
 
 
-def test_it_compiles_without_graph_breaks(projector):
-    inputs = features()
-    compiled = torch.compile(projector, fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(compiled(inputs), projector(inputs), atol=1e-5, rtol=1e-5)
+def test_it_compiles_without_graph_breaks_for_any_number_of_tiles(projector):
+    graphs = []
+    compiled = torch.compile(projector, fullgraph=True, backend=lambda graph, _: graphs.append(graph) or graph.forward)
+    for num_tiles in (2, 5):
+        inputs = features(num_tiles=num_tiles)
+        for tensor in (inputs.query, inputs.levels):
+            torch._dynamo.mark_dynamic(tensor, 0)
+        torch.testing.assert_close(compiled(inputs), projector(inputs), atol=1e-5, rtol=1e-5)
+    assert len(graphs) == 1
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_exported_and_saved_it_takes_any_number_of_tiles_of_its_grid(projector, strict, tmp_path):
+    tiles = {0: torch.export.Dim("tiles", min=1, max=64)}
+    program = torch.export.export(projector, (features(),), dynamic_shapes=([tiles, tiles],), strict=strict)
+    torch.export.save(program, tmp_path / "projector.pt2")
+    program = torch.export.load(tmp_path / "projector.pt2").module()
+    for num_tiles in (1, 5):
+        inputs = features(num_tiles=num_tiles)
+        torch.testing.assert_close(program(inputs), projector(inputs), atol=1e-5, rtol=1e-5)
+    with pytest.raises(ValueError, match="tree spec"):
+        program(features((4, 9)))
 
 
 def test_saved_and_loaded_it_gives_the_same(projector, tmp_path):
@@ -152,6 +170,23 @@ def test_features_of_other_widths_are_refused(projector):
     narrow = VisionFeatures(torch.randn(1, 36, 8), torch.randn(1, 36, 24), GRID)
     with pytest.raises(ValueError, match="vision_dim=8"):
         projector(narrow)
+
+
+@pytest.mark.parametrize("wrong", [torch.zeros(2, 36, 16), [torch.zeros(2, 36, 16)], None])
+def test_what_is_no_features_is_refused_with_the_way_to_make_them(projector, wrong):
+    with pytest.raises(ValueError, match=rf"takes VisionFeatures, not {type(wrong).__name__}; make them .*from_hidden"):
+        projector(wrong)
+
+
+@pytest.mark.parametrize("own", [torch.float32, torch.bfloat16])
+def test_features_of_another_type_of_numbers_are_refused(projector, own):
+    with pytest.raises(ValueError, match=rf"features are torch.float16 but the .* projector is {own}; convert one"):
+        projector.to(own)(features(dtype=torch.float16))
+
+
+def test_autocast_converts_features_of_another_type_of_numbers(projector):
+    with torch.autocast("cpu", torch.bfloat16):
+        assert projector(features(dtype=torch.bfloat16)).dtype == torch.bfloat16
 
 
 def test_the_config_is_frozen(projector):

@@ -13,6 +13,7 @@ from tokenpacker.cli.count import count
 from tokenpacker.cli.data import data_app
 from tokenpacker.cli.errors import reports_mistakes
 from tokenpacker.cli.evaluate import evaluate
+from tokenpacker.cli.output import survive_any_encoding
 from tokenpacker.cli.released import models
 from tokenpacker.cli.show import show
 from tokenpacker.cli.speed import speed
@@ -49,4 +50,5 @@ app.add_typer(data_app, name="data")
 
 def main() -> None:
     """Entry point of the command `tokenpacker`."""
+    survive_any_encoding()
     app()

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from tokenpacker.cli.errors import INTERRUPTED
 from tokenpacker.cli.models import REGION_MODEL, load_model
 from tokenpacker.cli.options import (
     DeviceOption,
@@ -49,22 +50,22 @@ def ask(
     """
     if os.path.isfile(question):  # pathlib would raise on a long question
         raise ValueError(f"the last argument, {question}, is a file; write the images first and then the question")
+    if not question.strip():
+        raise ValueError("the question is empty; write it behind the images, in quotes")
     from tokenpacker.images import load_image
+    from tokenpacker.text import check_text
 
+    check_text(question, "the question")
     with image_notes_on_stderr():
         pictures = [load_image(image) for image in images]
     marked = [read_region(region, len(images)) for region in regions or []]
     about_regions = bool(regions) or "<mask>" in question
-    loaded, processor = load_model(model or (REGION_MODEL if about_regions else None), verbose, device, dtype)
+    model = model or (REGION_MODEL if about_regions else None)
+    budget = {"scale_factor": scale_factor, "max_image_tokens": max_image_tokens}
+    loaded, processor = load_model(model, verbose, device, dtype, **budget)
     from tokenpacker.cli.conversation import Conversation
 
-    conversation = Conversation(
-        loaded,
-        processor,
-        scale_factor=scale_factor,
-        max_image_tokens=max_image_tokens,
-        max_new_tokens=max_new_tokens,
-    )
+    conversation = Conversation(loaded, processor, max_new_tokens=max_new_tokens, **budget)
     packed = [conversation.pack(picture) for picture in pictures]
     for number, region in enumerate(marked, start=1):
         conversation.check_region(region, packed[region.image], number)
@@ -76,4 +77,4 @@ def ask(
         print_piece("\n")
         print_note(answer.summary())
     if answer.interrupted:
-        raise typer.Exit(130)
+        raise typer.Exit(INTERRUPTED)

@@ -6,7 +6,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tokenpacker.cli.errors import mistake
+import typer
+
+from tokenpacker.cli.arguments import require_text
+from tokenpacker.cli.errors import EXIT_CODE, INTERRUPTED, mistake
 from tokenpacker.cli.models import REGION_MODEL, load_model
 from tokenpacker.cli.options import (
     DeviceOption,
@@ -27,6 +30,7 @@ from tokenpacker.cli.output import (
     print_piece,
 )
 from tokenpacker.cli.regions import Region, read_region
+from tokenpacker.known_models import nearest
 
 if TYPE_CHECKING:
     from tokenpacker.cli.conversation import Conversation
@@ -35,9 +39,10 @@ if TYPE_CHECKING:
 HELP = (
     "/image PATH adds an image to your next question; /mask FILE, /box x0,y0,x1,y1 or /polygon x,y,x,y,x,y,... marks"
     " what it calls <mask>, with N: before it in image N; /unmark forgets these marks; /picture FILE draws images,"
-    " marks and words so far; /clear starts anew, /quit leaves; Ctrl-C stops an answer."
+    " marks and words so far; /clear starts anew, /help says this again, /quit leaves; Ctrl-C stops an answer."
 )
 REGION_COMMANDS = ("/mask", "/box", "/polygon")
+COMMANDS = ("/image", *REGION_COMMANDS, "/unmark", "/picture", "/clear", "/help", "/quit", "/exit")
 
 
 def chat(
@@ -54,29 +59,34 @@ def chat(
 
     /mask, /box and /polygon mark what the next question calls <mask>; /unmark forgets the marks.
 
+    From a pipe, or with --json, the exit code is 2 where a line could not be done.
+
     Examples:
 
         tokenpacker chat --scale-factor 2
 
         printf '/image sign.png\\nwhat number is in the red box?\\n' | tokenpacker chat --json
     """
-    loaded, processor = load_model(model or REGION_MODEL, verbose, device, dtype)
+    budget = {"scale_factor": scale_factor, "max_image_tokens": max_image_tokens}
+    loaded, processor = load_model(model or REGION_MODEL, verbose, device, dtype, **budget)
     from tokenpacker.cli.conversation import Conversation
 
-    conversation = Conversation(
-        loaded,
-        processor,
-        scale_factor=scale_factor,
-        max_image_tokens=max_image_tokens,
-        max_new_tokens=max_new_tokens,
-    )
+    conversation = Conversation(loaded, processor, max_new_tokens=max_new_tokens, **budget)
     print_note(HELP)
     session = Session(conversation, quiet=as_json)
-    for line in _lines(quiet=as_json):
-        if not session.handle(line):
-            break
+    interrupted = False
+    try:
+        for line in _lines(quiet=as_json):
+            if not session.handle(line):
+                break
+    except KeyboardInterrupt:  # while a pipe was waited for
+        interrupted = True
     if as_json:
         print_json({"turns": session.turns})
+    if interrupted:
+        raise typer.Exit(INTERRUPTED)
+    if session.failed and (as_json or not sys.stdin.isatty()):
+        raise typer.Exit(EXIT_CODE)
 
 
 class Session:
@@ -93,6 +103,7 @@ class Session:
         self.marked: list[Region] = []  # regions for the next question
         self.files: set[Path] = set()  # of the images, which are not to be overwritten
         self.turns: list[dict[str, Any]] = []
+        self.failed = False  # whether any line could not be done
 
     def handle(self, line: str) -> bool:
         """Does what a line says; False when the user leaves. Mistakes are told and change nothing."""
@@ -100,6 +111,7 @@ class Session:
         if command in ("/quit", "/exit"):
             return False
         try:
+            require_text(line)
             if command == "/image":
                 self._add_image(argument.strip().strip("'\""))
             elif command == "/clear":
@@ -113,8 +125,11 @@ class Session:
                 self._draw(argument.strip().strip("'\""))
             elif command in REGION_COMMANDS:
                 self._add_region(argument)
-            elif command.startswith("/"):
+            elif command == "/help":
                 print_note(HELP)
+            elif command.startswith("/"):
+                meant = nearest(command, list(COMMANDS)) or "; /help lists the commands"
+                raise ValueError(f"{command} is no command{meant}")
             elif line.strip():
                 self._ask(line.strip())
         except KeyboardInterrupt:  # while an image or a prompt was prepared; an answer is stopped further in
@@ -123,6 +138,7 @@ class Session:
             told = mistake(error)
             if told is None:
                 raise
+            self.failed = True
             print_error(told)
             self.turns.append({"input": line.strip(), "error": told})
         return True

@@ -7,18 +7,21 @@ import json
 import re
 import shlex
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tokenpacker.cli.arguments import require_projectors
 from tokenpacker.cli.options import JsonOption
 from tokenpacker.cli.output import print_json, print_note
 from tokenpacker.cli.recipes import UNFINISHED
+from tokenpacker.progress import Progress
 
 if TYPE_CHECKING:
     from tokenpacker.compare.foundation import Foundation
-    from tokenpacker.compare.runs import Comparison
+    from tokenpacker.compare.runs import Comparison, Run
 
 TINY = "align-tiny+instruct-tiny"
 # Of the tiny recipes: what lets 45 runs finish within four hours of two idle cores.
@@ -107,13 +110,10 @@ def compare(
 
         tokenpacker compare --recipe align-7b+instruct-7b --data-align A.json --data-instruct B.json --seeds 0
     """
-    from tokenpacker.compare.everything import Progress
-    from tokenpacker.compare.everything import compare as run
-
     is_tiny = recipe == TINY
     output = output or Path("compare-quick" if quick else "compare")
     steps = (None, None) if not is_tiny else QUICK_STEPS if quick else STEPS
-    settings = {
+    settings: dict[str, Any] = {
         "recipe": _stages(recipe),
         "projectors": tuple(name.strip() for name in BETWEEN_PROJECTORS.split(projectors) if name.strip()),
         "scale_factors": _numbers("--scale-factors", scale_factors, least=1),
@@ -121,15 +121,24 @@ def compare(
         "steps": (align_steps or steps[0], instruct_steps or steps[1]),
         "limit": limit or (QUICK_LIMIT if quick and is_tiny else None),
         "quick": quick,
-        **_data(((data_align, images_align), (data_instruct, images_instruct))),
     }
+    if foundation is not None and not foundation.is_dir():
+        raise ValueError(f"--foundation {foundation} is no folder; name one, or leave it out to have one made")
+    require_projectors(settings["projectors"])
+    from tokenpacker.compare.everything import Progress as Told
+    from tokenpacker.compare.everything import compare as run
+
+    settings |= _data(((data_align, images_align), (data_instruct, images_instruct)))
     with _prints_on_stderr():
-        comparison, jobs = _comparison(settings, output, foundation, jobs, quick, is_tiny)
-        command = shlex.join(["tokenpacker", *sys.argv[1:]])
-        told = Progress(on_row=_tell_row, on_speed=_tell_speed)
-        finished = run(comparison, output, jobs=jobs, command=command, progress=told)
+        told = Told(on_row=_tell_row, on_wait=_tell_wait, on_speed=partial(_tell_speed, Progress("times")))
+        try:
+            comparison, jobs = _comparison(settings, output, foundation, jobs, quick, is_tiny)
+            command = shlex.join(["tokenpacker", *sys.argv[1:]])
+            finished = run(comparison, output, jobs=jobs, command=command, progress=told)
+        except KeyboardInterrupt:  # outside of the trainings, which end with a checkpoint
+            finished = False
     if not finished:
-        print_note("stopped; call it again and it goes on")
+        print_note(f"stopped; what is finished stands in {output}: call it again and it goes on")
         raise typer.Exit(UNFINISHED)
     from tokenpacker.compare.report import JSON_FILE, TABLE_FILE
 
@@ -223,6 +232,14 @@ def _tell_row(row: dict[str, Any], done: int, total: int) -> None:
     )
 
 
-def _tell_speed(done: int, total: int, what: str) -> None:
+def _tell_wait(run: Run, line: str) -> None:
+    """One line for each of several runs side by side, which write into files of their own."""
+    print_note(f"{run.label}: {line}")
+
+
+def _tell_speed(shown: Progress, done: int, total: int, what: str) -> None:
+    if done == 1:
+        shown.start()
+    shown.update(done, what, total=total)
     if done == total:
-        print_note(f"times measured, {total} rounds")
+        shown.stop()

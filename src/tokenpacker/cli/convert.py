@@ -2,16 +2,18 @@
 
 import contextlib
 import signal
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from tokenpacker.cli.errors import keeping
 from tokenpacker.cli.options import JsonOption
 from tokenpacker.cli.output import print_json, print_note
+from tokenpacker.hub import fetch
+from tokenpacker.progress import Progress
 
 
 class Target(str, Enum):
@@ -153,11 +155,19 @@ def convert(
         "--revision": revision,
     }
     only_to_original = {"--weights": weights, "--tokenizer": tokenizer}
-    with quiet(), _stopped_by_signals(), _progress(f"{src} to {dst}") as progress:
+    if to is Target.tokenpacker:
+        _refuse(only_to_original, "--to tokenpacker")
+    else:
+        _refuse(only_from_original, f"--to {to.value}")
+    if to is Target.stage_1:
+        _refuse(only_to_original | {"--max-shard-gb": max_shard_gb}, "--to stage-1")
+    _require_free(dst, overwrite, src)
+    fetch(src, ["config.json"], "give the folder or hub id of a checkpoint", revision)  # before anything is imported
+    kept = keeping(f"nothing is kept, for {dst} appears when it is complete; call it again to start anew")
+    with quiet(), kept, _stopped_by_signals(), Progress(f"{src} to {dst}", written=_gigabytes) as shown:
         from tokenpacker.hf import checkpoints
 
         if to is Target.tokenpacker:
-            _refuse(only_to_original, "--to tokenpacker")
             done = checkpoints.convert(
                 src,
                 dst,
@@ -166,20 +176,17 @@ def convert(
                 max_tiles=max_tiles,
                 tokenizer_variant=tokenizer_variant.value if tokenizer_variant else None,
                 revision=revision,
-                progress=progress,
+                progress=lambda done, total: shown.update(done, total=total),
                 **shared,
             )
         else:
-            _refuse(only_from_original, f"--to {to.value}")
-            if to is Target.stage_1:
-                _refuse(only_to_original | {"--max-shard-gb": max_shard_gb}, "--to stage-1")
             done = checkpoints.export_original(
                 src,
                 dst,
                 layout="stage-1" if to is Target.stage_1 else "complete",
                 weights=weights.value if weights else "bin",
                 tokenizer=tokenizer,
-                progress=progress,
+                progress=lambda done, total: shown.update(done, total=total),
                 **shared,
             )
     for note in done["notes"]:
@@ -188,6 +195,18 @@ def convert(
         print_json({"src": src, "dst": str(dst), "to": to.value, **done})
     else:
         typer.echo(f"{dst}: {done['tensors']} tensors, {done['bytes'] / 1e9:.2f} GB, from a {done['kind']} checkpoint")
+
+
+def _require_free(dst: Path, overwrite: bool, src: str) -> None:
+    """Raises ValueError for a place that is taken, before anything is imported; the conversion looks more closely."""
+    holds_src = Path(src).expanduser().resolve().is_relative_to(dst.expanduser().resolve())  # which has its own error
+    taken = dst.exists() and not (dst.is_dir() and not any(dst.iterdir()))
+    if taken and not overwrite and not holds_src:
+        raise ValueError(f"{dst} exists already; choose another folder, or pass --overwrite")
+
+
+def _gigabytes(count: int) -> str:
+    return f"{count / 1e9:.2f} GB"
 
 
 def _refuse(options: dict[str, Any], target: str) -> None:
@@ -210,24 +229,3 @@ def _stopped_by_signals() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-@contextlib.contextmanager
-def _progress(title: str) -> Iterator[Callable[[int, int], None] | None]:
-    """A bar on standard error, where that is a terminal."""
-    if not sys.stderr.isatty():
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(title, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tokenpacker.cli.errors import reports_mistakes
+from tokenpacker.cli.arguments import require_existing
+from tokenpacker.cli.errors import keeping, reports_mistakes
 from tokenpacker.cli.models import find_model, quiet, read_json
 from tokenpacker.cli.options import (
     JsonOption,
@@ -15,8 +16,8 @@ from tokenpacker.cli.options import (
     ModelOption,
     ScaleFactorOption,
 )
-from tokenpacker.cli.output import print_json, print_note
-from tokenpacker.cli.region_data import UNFIT, regions, show_row
+from tokenpacker.cli.output import check_picture_suffix, print_json, print_note
+from tokenpacker.cli.region_data import UNFIT, check_share, regions, show_row
 
 if TYPE_CHECKING:
     from tokenpacker.hf import TokenPackerProcessor
@@ -102,10 +103,14 @@ def check(
 
         tokenpacker data check shards/*.tar --model runs/mine --decode --sample 2000 --json
     """
+    check_share(max_share)
+    require_existing("data file", data)
+    if picture is not None:
+        check_picture_suffix(picture, "--picture")
+    processor = _processor(model, released)
     from tokenpacker.train.check import check_data, describe, draw_report, open_data
     from tokenpacker.train.samples import SampleMaker
 
-    processor = _processor(model, released)
     if max_tiles is not None:
         from tokenpacker.tiling import tile_grids
 
@@ -116,18 +121,19 @@ def check(
 
         processor = knowing_regions(processor)
     maker = SampleMaker(processor, "plain" if captions else "v1", max_length, max_image_tokens=max_image_tokens)
-    report = check_data(
-        open_data(data, images),
-        maker,
-        scale_factor=scale_factor,
-        rejects=rejects,
-        max_share=max_share,
-        num_samples=sample,
-        seed=seed,
-        decode=decode,
-        num_workers=workers,
-        progress=True,
-    )
+    with keeping("nothing but the rejects so far is kept; call it again, with --sample N for a quicker look"):
+        report = check_data(
+            open_data(data, images),
+            maker,
+            scale_factor=scale_factor,
+            rejects=rejects,
+            max_share=max_share,
+            num_samples=sample,
+            seed=seed,
+            decode=decode,
+            num_workers=workers,
+            progress=True,
+        )
     written = str(rejects) if report.rejected else None
     if picture is not None:
         picture.parent.mkdir(parents=True, exist_ok=True)

@@ -2,26 +2,37 @@
 
 A mistake is an `OSError` (files, network, a full disk), or a `ValueError` or `ImportError` that this package raised on
 purpose. Anything else is a bug, of ours or of a library, and keeps its traceback.
+
+Ctrl-C ends a command with one line, too, and exit code 130: what is kept, and how to go on.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import typer
 
-from tokenpacker.cli.output import print_error, print_json
+from tokenpacker.cli.arguments import check_arguments
+from tokenpacker.cli.output import print_error, print_json, print_note
 
-EXIT_CODE = 2
+EXIT_CODE, INTERRUPTED = 2, 130
 
 
 def reports_mistakes(command: Callable[..., None]) -> Callable[..., None]:
-    """The command, telling the user's mistakes in one line; `--json` adds `{"error": ...}` on standard output."""
+    """The command, telling the user's mistakes in one line; `--json` adds `{"error": ...}` on standard output.
+
+    What can be checked of the options by themselves is checked before the command runs, and imports what it needs.
+    """
 
     @functools.wraps(command)
     def run(**options: Any) -> None:
         try:
+            check_arguments(options)
             command(**options)
+        except KeyboardInterrupt as stop:
+            print_note(str(stop) or "stopped; nothing is kept: call it again to start anew")
+            raise typer.Exit(INTERRUPTED) from None
         except Exception as error:
             line = mistake(error)
             if line is None:
@@ -32,6 +43,15 @@ def reports_mistakes(command: Callable[..., None]) -> Callable[..., None]:
             raise typer.Exit(EXIT_CODE) from None
 
     return run
+
+
+@contextmanager
+def keeping(kept: str) -> Iterator[None]:
+    """Within the context, Ctrl-C ends the command with a line that says what is kept and how to go on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"stopped; {kept}") from None
 
 
 def mistake(error: Exception) -> str | None:

@@ -11,7 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tokenpacker.cli.arguments import check_dtype, split_device
 from tokenpacker.hub import fetch
+from tokenpacker.known_models import is_released
 
 if TYPE_CHECKING:
     from tokenpacker.hf import TokenPackerForConditionalGeneration, TokenPackerProcessor
@@ -19,10 +21,9 @@ if TYPE_CHECKING:
 MODEL_TYPE = "tokenpacker"
 RELEASED_TYPES = ("llava", "llava_llama")
 MODEL_FILES = ["*.json", "*.jinja", "*.safetensors", "tokenizer.model"]
-DEVICES = ("cpu", "cuda", "mps", "auto")
-DTYPES = ("float32", "float16", "bfloat16", "4bit")
 REGION_MODEL = "tiny-regions"  # carried; stands in where regions may be asked about
 WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json")
+CARRIED = "tiny"  # what answers where no model is named
 REMEDY = "give a folder that TokenPackerForConditionalGeneration.save_pretrained wrote, or leave --model out"
 
 
@@ -35,33 +36,42 @@ def find_model(model: str | None, files: list[str] | None = None) -> Path:
     Raises:
         ValueError: when there is no such model, or it is of another kind.
     """
-    from tokenpacker.carried import carried_model_path, carried_models
-
-    name = "tiny" if model is None else model
-    if name in carried_models() and (model is None or not Path(name).exists()):
-        name = str(carried_model_path(name))
+    name = CARRIED if model is None else model
+    if is_released(name) and not Path(name).exists():
+        raise ValueError(f"model {name} is in the original layout; first run: tokenpacker convert {name} DST")
     _check_kind(fetch(name, ["config.json"], REMEDY))  # before gigabytes of another kind are fetched
     return fetch(name, MODEL_FILES if files is None else files, REMEDY)
 
 
 def load_model(
-    model: str | None, verbose: bool = False, device: str | None = None, dtype: str | None = None
+    model: str | None,
+    verbose: bool = False,
+    device: str | None = None,
+    dtype: str | None = None,
+    *,
+    scale_factor: int | None = None,
+    max_image_tokens: int | None = None,
 ) -> tuple[TokenPackerForConditionalGeneration, TokenPackerProcessor]:
     """Model and processor of `--model`, ready to answer.
 
     Args:
         device: where the weights go; `auto` spreads them; None is the GPU where there is one.
         dtype: of the weights, or `4bit` for the language model's; None takes them as stored.
+        scale_factor: that will be asked for, with `max_image_tokens`: what cannot be is told before loading.
 
     Raises:
-        ValueError: as `find_model`, for a device or type that is not to be had, and when weights or tokenizer are
-            missing, damaged or do not fit the config.
+        ValueError: as `find_model`, for a device or type that is not to be had, a scale factor and a budget that no
+            image can have, and when weights or tokenizer are missing, damaged or do not fit the config.
         ImportError: for `4bit` without bitsandbytes.
     """
     folder = find_model(model)
     if not any((folder / name).is_file() for name in WEIGHT_FILES):
         raise ValueError(f"model {folder} has no weights ({' or '.join(WEIGHT_FILES)}); {REMEDY}")
-    read_json(folder / "processor_config.json")
+    from tokenpacker.cli.count import Geometry
+
+    geometry = Geometry.of_model(folder)
+    if scale_factor is not None or max_image_tokens is not None:
+        geometry.layout((1, 1), scale_factor, max_image_tokens, None)  # refuses what cannot be
     placement = placement_of(device, dtype)
     with quiet(verbose):
         from safetensors import SafetensorError
@@ -88,19 +98,17 @@ def load_model(
 
 def placement_of(device: str | None, dtype: str | None) -> dict[str, Any]:
     """Arguments of `from_pretrained` for `--device` and `--dtype`. Raises as `load_model`."""
+    if dtype is not None:
+        check_dtype(dtype)
     import torch
 
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    kind, _, index = device.partition(":")
-    if kind not in DEVICES or (index and not index.isdigit()):
-        raise ValueError(f"--device {device} is unknown; use one of {', '.join(DEVICES)}, or cuda:1")
-    if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
+    kind, index = split_device(device)
+    if kind == "cuda" and (index or 0) >= torch.cuda.device_count():
         raise ValueError(
             f"--device {device} is not there: torch sees {torch.cuda.device_count()} CUDA devices; use cpu"
         )
-    if dtype is not None and dtype not in DTYPES:
-        raise ValueError(f"--dtype {dtype} is unknown; use one of {', '.join(DTYPES)}")
     if dtype != "4bit":
         return {"device_map": device, "dtype": dtype or "auto"}
     if importlib.util.find_spec("bitsandbytes") is None:

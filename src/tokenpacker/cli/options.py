@@ -9,7 +9,7 @@ ModelOption = Annotated[
     typer.Option(
         "--model",
         metavar="FOLDER|HUB-ID",
-        help="Model folder, its name on the Hugging Face hub, or that of a carried model.",
+        help="Model folder, its name on the Hugging Face hub, or that of a carried model; `models` lists names.",
         show_default="the model that the package carries",
     ),
 ]

@@ -1,14 +1,15 @@
 """`tokenpacker data regions` and `data show`: public region annotations to training data, and a picture of a row."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
+from tokenpacker.cli.arguments import require_existing
+from tokenpacker.cli.errors import keeping
 from tokenpacker.cli.options import JsonOption, MaxRejectsOption
-from tokenpacker.cli.output import print_json
+from tokenpacker.cli.output import check_picture_suffix, print_json
+from tokenpacker.progress import Progress
 
 UNFIT = 1  # exit code where more is rejected than tolerated
 
@@ -61,9 +62,17 @@ def regions(
 
         tokenpacker data regions vcr train.jsonl --images data/vcr1images --root data --output vcr.jsonl
     """
+    check_share(max_share)
+    if format != "list" or annotations is not None:
+        if annotations is None or images is None or output is None:
+            raise ValueError(
+                "ANNOTATIONS, --images and --output are needed; `tokenpacker data regions --help` shows how"
+            )
+        require_existing("annotations", [annotations])
+        require_existing("--images", [images])
     from tokenpacker.train.regions import FORMATS, convert
 
-    if format == "list" and annotations is None:
+    if annotations is None or images is None or output is None:
         told = {name: {"about": entry.about, "max_regions": entry.max_regions} for name, entry in FORMATS.items()}
         if as_json:
             print_json(told)
@@ -71,9 +80,7 @@ def regions(
             for name, entry in told.items():
                 typer.echo(f"{name:<20} {entry['max_regions']:>2} regions at most; {entry['about']}")
         return
-    if annotations is None or images is None or output is None:
-        raise ValueError("ANNOTATIONS, --images and --output are needed; `tokenpacker data regions --help` shows how")
-    with _progress() as progress:
+    with keeping(f"{output} was not written; call it again to start anew"), Progress("rows") as shown:
         result = convert(
             format,
             annotations,
@@ -84,7 +91,9 @@ def regions(
             seed=seed,
             split=split,
             instances=instances,
-            progress=progress,
+            progress=lambda so_far: shown.update(
+                so_far.rows, f"{so_far.regions:,} regions, {sum(so_far.rejected.values()):,} rejected"
+            ),
         )
     fit = result.rejected_share <= max_share
     if as_json:
@@ -107,6 +116,7 @@ def show_row(
         Path | None,
         typer.Option("--images", metavar="FOLDER", help="Where image paths start.", show_default="the data's folder"),
     ] = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Draw a row of training data: its images, their regions numbered as in the text, and the conversation.
 
@@ -114,6 +124,8 @@ def show_row(
 
         tokenpacker data show coco.jsonl --images data --row 7 --out row.png
     """
+    require_existing("data file", [data])
+    check_picture_suffix(out, "--out")
     from tokenpacker.train.pictures import draw_record
     from tokenpacker.train.records import open_records
 
@@ -123,15 +135,13 @@ def show_row(
     page = draw_record(records[row - 1])
     out.parent.mkdir(parents=True, exist_ok=True)
     page.save(out)
-    typer.echo(str(out))
+    if as_json:
+        print_json({"page": str(out), "row": row, "rows": len(records)})
+    else:
+        typer.echo(str(out))
 
 
-@contextmanager
-def _progress() -> Iterator[Callable[[Any], None]]:
-    """A line on standard error that says how far a conversion is."""
-    from rich.console import Console
-
-    with Console(stderr=True).status("reading annotations") as status:
-        yield lambda result: status.update(
-            f"{result.rows:,} rows, {result.regions:,} regions, {sum(result.rejected.values()):,} rejected"
-        )
+def check_share(max_share: float) -> None:
+    """Raises ValueError for a `--max-rejects` that is no share."""
+    if not 0 <= max_share <= 1:
+        raise ValueError(f"--max-rejects {max_share} must lie between 0 and 1, such as 0.01 for one in a hundred")

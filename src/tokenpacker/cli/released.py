@@ -1,4 +1,4 @@
-"""`tokenpacker models`: the released checkpoints, with what was published of them."""
+"""`tokenpacker models`: the carried models, and the released checkpoints with what was published of them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ from dataclasses import asdict
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
+from tokenpacker.carried import carried_model_path, carried_models
+from tokenpacker.cli.count import Geometry
+from tokenpacker.cli.models import read_json
 from tokenpacker.cli.options import JsonOption
 from tokenpacker.cli.output import print_json
 
@@ -23,7 +26,9 @@ LEGEND = (
 
 
 def models(as_json: JsonOption = False) -> None:
-    """List the released checkpoints: hub id, resolution, tokens, tile limit, published scores and their source.
+    """List the models that have names: those that travel with the package, and the released checkpoints.
+
+    The released ones with hub id, resolution, tokens, tile limit, published scores and their source.
 
     Examples:
 
@@ -33,13 +38,16 @@ def models(as_json: JsonOption = False) -> None:
     """
     from tokenpacker.released import RELEASED_MODELS
 
+    carried = [_carried(name) for name in carried_models()]
     if as_json:
-        print_json({"models": [_as_json(model) for model in RELEASED_MODELS]})
+        print_json({"carried": carried, "models": [_as_json(model) for model in RELEASED_MODELS]})
         return
     from rich.console import Console
 
     console = Console(highlight=False, emoji=False, markup=False)
-    console.print("Released checkpoints")
+    console.print("Carried models: --model takes their names")
+    console.print(_carried_table(carried))
+    console.print("\nReleased checkpoints: convert one first")
     console.print(_facts(RELEASED_MODELS))
     console.print(LEGEND)
     for title, table in _scores(RELEASED_MODELS):
@@ -51,6 +59,29 @@ def models(as_json: JsonOption = False) -> None:
             console.print(f"{model.name}: {model.note} Trained on {model.training_data}.")
     for source in dict.fromkeys(model.facts_from for model in RELEASED_MODELS):
         console.print(f"Source: {source}", soft_wrap=True)
+
+
+def _carried(name: str) -> dict[str, Any]:
+    """What a carried model is, from its own files."""
+    folder = carried_model_path(name)
+    projector = Geometry.of_model(folder).projector
+    weights = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    return {
+        "name": name,
+        "projector": projector.name,
+        "scale_factor": getattr(projector, "scale_factor", None),
+        "regions": read_json(folder / "config.json").get("region_config") is not None,
+        "megabytes": round(weights / 1e6, 1),
+    }
+
+
+def _carried_table(carried: list[dict[str, Any]]) -> Table:
+    table = _table("name", "projector", "s", "regions", "MB")
+    for model in carried:
+        scale_factor = UNKNOWN if model["scale_factor"] is None else str(model["scale_factor"])
+        regions = "yes" if model["regions"] else "no"
+        table.add_row(model["name"], model["projector"], scale_factor, regions, str(model["megabytes"]))
+    return table
 
 
 def _as_json(model: ReleasedModel) -> dict[str, Any]:

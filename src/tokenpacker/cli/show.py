@@ -1,5 +1,6 @@
 """`tokenpacker show`: a picture of what the language model gets to see."""
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -49,16 +50,18 @@ def show(
     """
     check_picture(out, "--out")
     from tokenpacker.images import load_image
-    from tokenpacker.visualize import PackedImage, draw_page
 
     with image_notes_on_stderr():
         picture = load_image(image)
-    loaded, processor = load_model(model, verbose, device, dtype)
-    packed = PackedImage.plan(processor, picture, scale_factor=scale_factor, max_image_tokens=max_image_tokens)
+    budget = {"scale_factor": scale_factor, "max_image_tokens": max_image_tokens}
+    loaded, processor = load_model(model, verbose, device, dtype, **budget)
+    from tokenpacker.visualize import PackedImage, draw_page
+
+    packed = PackedImage.plan(processor, picture, **budget)
     if token is not None:
         check_token(packed, token)
     weights = window_attention(loaded, processor, packed, scale_factor)
-    chosen = sharpest_token(packed, weights) if token is None and weights is not None else token
+    chosen = clearest_token(packed, weights) if token is None and weights is not None else token
     shown = None if weights is None or chosen is None else _token_weights(packed, weights, chosen)
     if weights is None:
         print_note(f"note: the {loaded.config.projector.name} projector has no window attention; the page shows none")
@@ -104,17 +107,25 @@ def window_attention(
     return weights.float().cpu().unflatten(-1, (side, side)).numpy()
 
 
-def sharpest_token(packed: "PackedImage", weights: "np.ndarray") -> int | None:
-    """The token with the largest single weight, heads averaged, among those that show more than padding."""
-    best, largest = None, 0.0
+def clearest_token(packed: "PackedImage", weights: "np.ndarray") -> int | None:
+    """The token whose window shows most and whose attention chooses most, among those that show more than padding.
+
+    That is the largest product of the pixels' contrast, so that it is no blank one, and of how far the largest weight,
+    heads averaged, lies above an even one, so that it is no window of a single patch at the edge.
+    """
+    from PIL import ImageStat
+
+    grey = packed.image.convert("L")
+    clarity: dict[int, float] = {}
     for token in range(packed.layout.num_tokens):
         source = packed.source(token)
         if source is None or source.box is None or source.is_thumbnail:
             continue
-        peak = float(_token_weights(packed, weights, token).mean(axis=0).max())
-        if peak > largest:
-            best, largest = token, peak
-    return best
+        top, left, bottom, right = source.box
+        pixels = grey.crop((int(left), int(top), math.ceil(right), math.ceil(bottom)))
+        mean = _token_weights(packed, weights, token).mean(axis=0)
+        clarity[token] = ImageStat.Stat(pixels).stddev[0] * float(mean.max() - 1 / mean.size)
+    return max(clarity, key=lambda token: clarity[token], default=None)
 
 
 def check_token(packed: "PackedImage", token: int) -> None:
@@ -127,6 +138,9 @@ def check_token(packed: "PackedImage", token: int) -> None:
 
 
 def _token_weights(packed: "PackedImage", weights: "np.ndarray", token: int) -> "np.ndarray":
-    """(H, s, s) of one token of the sequence."""
+    """(H, rows, cols) of one token of the sequence, which is no separator: the weights of the patches that exist."""
     tile, place = divmod(token, packed.layout.tokens_per_tile + packed.layout.separators)
-    return weights[tile, place]
+    source = packed.source(token)
+    assert source is not None
+    rows, cols = packed.window_patches(source)
+    return weights[tile, place, :, :rows, :cols]

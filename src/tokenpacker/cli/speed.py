@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tokenpacker.cli.arguments import require_projectors
 from tokenpacker.cli.count import CONFIG_FILES, parse_size
-from tokenpacker.cli.models import find_model, load_model, placement_of, quiet
+from tokenpacker.cli.errors import keeping
+from tokenpacker.cli.models import CARRIED, find_model, load_model, placement_of, quiet
 from tokenpacker.cli.options import DeviceOption, DtypeOption, JsonOption, ScaleFactorOption, VerboseOption
 from tokenpacker.cli.output import print_json, print_note
+from tokenpacker.hub import fetch
+from tokenpacker.known_models import SHAPES, nearest
+from tokenpacker.progress import Progress
 
 if TYPE_CHECKING:
     import torch
@@ -88,15 +94,23 @@ def speed(
 
         tokenpacker speed --model FOLDER --device cuda --json > speed.json
     """
-    from tokenpacker.evaluate.speed_plan import make_plan
-
     names = tuple(name.strip() for name in projectors.split(",") if name.strip())
     image_size = _image_size(image)
+    batches = _whole_numbers(batch_sizes or DEFAULT_BATCH_SIZES)
+    if plan:
+        _refuse({"--batch-sizes": batch_sizes, "--rounds": rounds, "--device": device})
+    model, shapes = _named(model, shapes)
+    stored = shapes is None
+    folder = None  # of a stored model; a plan reads the original layout, too
+    if stored:
+        folder = fetch(model or CARRIED, CONFIG_FILES, REMEDY) if plan else find_model(model)
+    require_projectors(names)
     with quiet(verbose):
-        sizes, stored = _find_shapes(model, shapes, plan)
+        sizes = _read_shapes(folder, model, shapes)
         sizes = _take_images(sizes, stored, image_size, max_tiles)
         if plan:
-            _refuse({"--batch-sizes": batch_sizes, "--rounds": rounds, "--device": device})
+            from tokenpacker.evaluate.speed_plan import make_plan
+
             lengths = {"text_tokens": text_tokens, "output_tokens": output_tokens}
             options: dict[str, Any] = {"projectors": names, "scale_factor": scale_factor, "dtype": dtype, **lengths}
             result: Any = make_plan(sizes, image_size, **options)
@@ -106,17 +120,33 @@ def speed(
 
             protocol = Protocol(
                 image_size=image_size,
-                batch_sizes=_whole_numbers(batch_sizes or DEFAULT_BATCH_SIZES),
+                batch_sizes=batches,
                 text_tokens=text_tokens,
                 output_tokens=output_tokens,
                 rounds=rounds or DEFAULT_ROUNDS,
             )
             asked = candidates(sizes, names, scale_factor, trained=stored)
-            result = _measure(sizes, model if stored else None, stored, asked, protocol, device, dtype)
+            with keeping("nothing was measured to its end; call it again, with a smaller --rounds to be sooner done"):
+                result = _measure(sizes, model if stored else None, stored, asked, protocol, device, dtype)
     if as_json:
         print_json(result.to_dict())
     else:
         typer.echo(result.to_markdown())
+
+
+def _named(model: str | None, shapes: str | None) -> tuple[str | None, str | None]:
+    """`--model` and `--shapes`, one of them at most; a model that is a name of shapes is these. Raises ValueError."""
+    if model is not None and shapes is not None:
+        raise ValueError("--model and --shapes exclude each other; leave one out")
+    if model in SHAPES:
+        model, shapes = None, model
+    if shapes is not None and shapes not in SHAPES:
+        rule = f"use {', '.join(SHAPES)}, or a JSON file of a model's config{nearest(shapes, list(SHAPES))}"
+        if Path(shapes).suffix != ".json":
+            raise ValueError(f"shapes {shapes!r} are unknown; {rule}")
+        if not Path(shapes).is_file():
+            raise ValueError(f"shapes {shapes} do not exist as a file; {rule}")
+    return model, shapes
 
 
 def _refuse(options: dict[str, Any]) -> None:
@@ -126,23 +156,14 @@ def _refuse(options: dict[str, Any]) -> None:
             raise ValueError(f"{name} {value} has no part in --plan, which runs nothing; leave one of them out")
 
 
-def _find_shapes(model: str | None, shapes: str | None, plan: bool) -> tuple[Shapes, bool]:
-    """The sizes that are asked for, and whether they are those of a stored model. Raises ValueError."""
-    from tokenpacker.carried import carried_model_path
-    from tokenpacker.evaluate.shapes import NAMED, named_shapes, shapes_of_file, shapes_of_folder
-    from tokenpacker.hub import fetch
+def _read_shapes(folder: Path | None, model: str | None, shapes: str | None) -> Shapes:
+    """The sizes of a stored model, or those that have a name or a file. Raises ValueError."""
+    from tokenpacker.evaluate.shapes import named_shapes, shapes_of_file, shapes_of_folder
 
-    if model is not None and shapes is not None:
-        raise ValueError("--model and --shapes exclude each other; leave one out")
-    name = model if shapes is None and model in NAMED else shapes
-    if name is not None:
-        is_file = name not in NAMED and Path(name).suffix == ".json"
-        return (shapes_of_file(Path(name)) if is_file else named_shapes(name)), False
-    if plan:
-        folder = carried_model_path() if model is None else fetch(model, CONFIG_FILES, REMEDY)
-    else:
-        folder = find_model(model)
-    return shapes_of_folder(folder, model or folder.name), True
+    if folder is not None:
+        return shapes_of_folder(folder, model or folder.name)
+    assert shapes is not None, "one of both is there"
+    return named_shapes(shapes) if shapes in SHAPES else shapes_of_file(Path(shapes))
 
 
 def _take_images(sizes: Shapes, stored: bool, image_size: tuple[int, int] | None, max_tiles: int | None) -> Shapes:
@@ -172,7 +193,8 @@ def _measure(
     place, type_name = _where(sizes, stored, device, dtype)
     needed = require_memory(sizes, asked, protocol, type_name, place)
     built = load_model(model, device=device, dtype=dtype)[0] if stored else _random_model(sizes, type_name, place)
-    rows = _with_progress(lambda on_progress: measure_rows(built, sizes, asked, protocol, on_progress))
+    with Progress("speed") as shown:
+        rows = measure_rows(built, sizes, asked, protocol, partial(_tell, shown))
     attention = {
         "vision_tower": built.model.vision_tower.config._attn_implementation,
         "language_model": built.model.language_model.config._attn_implementation,
@@ -218,15 +240,8 @@ def _random_model(sizes: Shapes, dtype: str, device: torch.device) -> TokenPacke
     return random_model(sizes.config, getattr(torch, dtype), device)
 
 
-def _with_progress(measure: Any) -> list[Any]:
-    """What `measure` gives, which is called with a function that shows on standard error how far it is."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        running = bar.add_task("warming up", total=None)
-        return measure(lambda done, total, what: bar.update(running, completed=done, total=total, description=what))
+def _tell(shown: Progress, done: int, total: int, what: str) -> None:
+    shown.update(done, what, total=total)
 
 
 def _image_size(image: str | None) -> tuple[int, int] | None:

@@ -26,9 +26,11 @@ from tokenpacker.compare.runs import Comparison, Run
 from tokenpacker.compare.speed import OnProgress, measure_speed, speed_fingerprint
 from tokenpacker.compare.tiles import encode_test_tiles
 from tokenpacker.evaluate.machine import usable_cores
+from tokenpacker.progress import LINE_SECONDS
 from tokenpacker.train.assemble import assemble
 
 LOG = "log.txt"
+OnWait = Callable[[Run, str], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +38,7 @@ class Progress:
     """What is told while a comparison runs; each does nothing until it is given."""
 
     on_row: Callable[[Row, int, int], None] = field(default=lambda row, done, total: None)
+    on_wait: OnWait = field(default=lambda run, line: None)  # every half minute: what a run of several has said last
     on_speed: OnProgress = field(default=lambda done, total, what: None)
 
 
@@ -67,7 +70,7 @@ def compare(
         model, processor = assemble(comparison.stages(todo[0])[0])
         encode_test_tiles(output / TILES, model.eval(), processor, comparison.limit, comparison.foundation)
     done = len(runs) - len(todo)
-    for row in _rows(comparison, todo, output, jobs, command):
+    for row in _rows(comparison, todo, output, jobs, command, progress.on_wait):
         if row is None:
             return False
         if leads:
@@ -83,7 +86,9 @@ def compare(
     return True
 
 
-def _rows(comparison: Comparison, todo: Sequence[Run], output: Path, jobs: int, command: str) -> Iterator[Row | None]:
+def _rows(
+    comparison: Comparison, todo: Sequence[Run], output: Path, jobs: int, command: str, on_wait: OnWait
+) -> Iterator[Row | None]:
     """Each run's row as it is finished; None, and then no more, after a signal.
 
     Where one of several side by side fails, no other is started, and those that go on are finished before it is told.
@@ -96,16 +101,20 @@ def _rows(comparison: Comparison, todo: Sequence[Run], output: Path, jobs: int, 
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(jobs, context, initializer=torch.set_num_threads, initargs=(threads,)) as pool:
 
-        def started(runs: Iterable[Run]) -> set[Future[Row | None]]:
-            return {pool.submit(_logged, run, one, output / RUNS / comparison.fingerprint(one)) for one in runs}
+        def started(runs: Iterable[Run]) -> dict[Future[Row | None], Run]:
+            return {pool.submit(_logged, run, one, output / RUNS / comparison.fingerprint(one)): one for one in runs}
 
         left, failure = iter(todo), None
         running = started(itertools.islice(left, jobs))  # no more: a signal must find none that waits
         try:
             with _termination_as_interrupt():
                 while running:
-                    finished, running = wait(running, return_when=FIRST_COMPLETED)
+                    finished, _ = wait(running, LINE_SECONDS, FIRST_COMPLETED)
+                    if not finished:
+                        for one in running.values():
+                            on_wait(one, _last_line(output / RUNS / comparison.fingerprint(one) / LOG))
                     for future in finished:
+                        del running[future]
                         if future.exception() is None:
                             yield future.result()
                         failure = failure or future.exception()
@@ -117,6 +126,12 @@ def _rows(comparison: Comparison, todo: Sequence[Run], output: Path, jobs: int, 
             raise failure
 
 
+def _last_line(log: Path) -> str:
+    """What a run has said last."""
+    lines = log.read_text(encoding="utf-8").splitlines() if log.is_file() else []
+    return next((line.strip() for line in reversed(lines) if line.strip()), "starting")
+
+
 def _logged(run: Callable[[Run], Row | None], one: Run, folder: Path) -> Row | None:
     """The run, with what it prints in a file: several at once would write over each other.
 
@@ -124,7 +139,7 @@ def _logged(run: Callable[[Run], Row | None], one: Run, folder: Path) -> Row | N
     """
     folder.mkdir(parents=True, exist_ok=True)
     with (
-        (folder / LOG).open("a", encoding="utf-8", buffering=1) as log,
+        (folder / LOG).open("a", encoding="utf-8", errors="backslashreplace", buffering=1) as log,
         contextlib.redirect_stderr(log),
         contextlib.redirect_stdout(log),
     ):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-import sys
 import time
 from datetime import datetime, timezone
 from pathlib import Path
@@ -104,7 +103,7 @@ def _scores(comparison: Comparison, model_folder: Path, tiles_folder: Path) -> d
         by_mode = {}
         for mode, max_tiles in modes(processor, task).items():
             processor.image_processor.max_tiles = max_tiles
-            by_mode[mode] = _score(evaluate(model, processor, task, progress=sys.stderr.isatty()))
+            by_mode[mode] = _score(evaluate(model, processor, task))
             processor.image_processor.max_tiles = own_limit
         scores[task.name] = {HD: by_mode[ONE_TILE], **by_mode}
     return scores

@@ -21,6 +21,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 from tokenpacker.evaluate import TASKS, Task
 from tokenpacker.evaluate.run import draw_questions
 from tokenpacker.features import VisionFeatures
+from tokenpacker.progress import Progress
 
 ASKED = ("easy-vqa", "fine-print")  # tasks
 HD, ONE_TILE = "hd", "one-tile"
@@ -93,10 +94,11 @@ def encode_test_tiles(
     width = len(model.config.vision_levels) * model.config.vision_config.hidden_size
     levels = np.lib.format.open_memmap(folder / LEVELS, "w+", np.float32, (len(tiles), rows * cols, width))
     pixels = list(tiles.values())
-    with torch.inference_mode():
+    with torch.inference_mode(), Progress("encoding test tiles", len(tiles)) as shown:
         for start in range(0, len(tiles), CHUNK):
             chunk = torch.stack(pixels[start : start + CHUNK])
             levels[start : start + CHUNK] = model.model.vision_features(chunk).levels.numpy()
+            shown.update(min(start + CHUNK, len(tiles)))
     levels.flush()
     (folder / DIGESTS).write_text(json.dumps({**made_for, "tiles": list(tiles)}) + "\n", encoding="utf-8")
     return EncodedTiles(folder)

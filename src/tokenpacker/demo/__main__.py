@@ -12,10 +12,10 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table as ConsoleTable
 
-from tokenpacker.carried import carried_model_path
-from tokenpacker.cli.errors import EXIT_CODE, mistake
+from tokenpacker.cli.arguments import check_arguments
+from tokenpacker.cli.errors import EXIT_CODE, INTERRUPTED, mistake
 from tokenpacker.cli.models import load_model
-from tokenpacker.cli.output import print_error
+from tokenpacker.cli.output import print_error, print_note, survive_any_encoding
 from tokenpacker.data import Sample
 from tokenpacker.demo.examples import Example, ask_example, draw_examples
 from tokenpacker.demo.report import Table, describe_machine, make_table, write_report
@@ -38,11 +38,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the demo as the command line asks for it; a user's mistake is told in one line."""
     parser = argparse.ArgumentParser(prog="python -m tokenpacker.demo", description=__doc__)
     parser.add_argument("--output", type=Path, default=Path("demo/report.html"), help="where the page goes")
-    parser.add_argument("--model", help="folder of a TokenPacker model (default: the carried one)")
-    parser.add_argument("--full-model", help="folder of an MLP model to compare with (default: the carried one)")
+    parser.add_argument("--model", help="a TokenPacker model: folder, hub id or name (default: the carried one)")
+    parser.add_argument("--full-model", help="an MLP model to compare with (default: the carried one)")
+    survive_any_encoding()
     options = parser.parse_args(arguments)
     try:
+        check_arguments(vars(options))
         run_demo(load_settings(options.model, options.full_model), options.output, Console())
+    except KeyboardInterrupt:
+        print_note("stopped; no report was written: call it again to start anew")
+        sys.exit(INTERRUPTED)
     except Exception as error:
         line = mistake(error)
         if line is None:
@@ -54,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def load_settings(packed_model: str | None = None, full_model: str | None = None) -> list[Setting]:
     """TokenPacker at each scale factor, then the MLP with all tokens; the carried models where None is given."""
     model, processor = load_model(packed_model)
-    full, full_processor = load_model(full_model or str(carried_model_path("tiny-mlp")))
+    full, full_processor = load_model(full_model or "tiny-mlp")
     return [
         *(Setting(label=f"TokenPacker s={s}", model=model, processor=processor, scale_factor=s) for s in SCALE_FACTORS),
         Setting(label="MLP, all tokens", model=full, processor=full_processor),

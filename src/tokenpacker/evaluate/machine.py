@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
-from importlib.metadata import version
-from importlib.util import find_spec
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -131,7 +131,11 @@ def _processor_name() -> str:
 
 
 def _versions() -> dict[str, str]:
-    return {library: version(library) for library in LIBRARIES if find_spec(library) is not None}
+    found = {}
+    for library in LIBRARIES:
+        with contextlib.suppress(PackageNotFoundError):  # a checkout that was not installed has none of its own
+            found[library] = version(library)
+    return found
 
 
 def _memory(name: str) -> int | None:

@@ -19,8 +19,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 from transformers import PreTrainedModel, ProcessorMixin
 
@@ -28,6 +26,7 @@ from tokenpacker.data import Question, Sample
 from tokenpacker.evaluate.score import Answer, Score, TaskResult
 from tokenpacker.evaluate.tasks import Task, find_task
 from tokenpacker.hf.outputs import CACHE, ImageFeatures
+from tokenpacker.progress import Progress
 from tokenpacker.sequence import ImageLayout
 
 NUM_ERRORS_KEPT = 20
@@ -53,9 +52,10 @@ def evaluate(
         max_image_tokens: budget of tokens per image; None sets no limit.
         limit: so many questions, drawn at random with `seed` from the whole task; None asks all.
         batch_size: questions answered at once, rounded up to whole images.
-        progress: show a progress bar on standard error.
+        progress: show how far it is on standard error.
 
     Raises:
+        EvaluationInterrupted: on Ctrl-C, with the result of what was asked.
         ValueError: for an unknown task, a limit below 1, what the processor refuses, and questions about masks to a
             model that takes none.
         ModuleNotFoundError: when the task's data set is not installed; the message names the remedy.
@@ -65,25 +65,44 @@ def evaluate(
     samples = draw_questions(task.load(), limit, seed)
     asker = Asker(model, processor, scale_factor=scale_factor, max_image_tokens=max_image_tokens)
     answers: list[Answer] = []
-    num_image_tokens = 0
+    num_questions = sum(len(sample.questions) for sample in samples)
+    num_images = num_image_tokens = 0
     start = time.perf_counter()
-    with _progress_bar(shown=progress) as bar:
-        running = bar.add_task(task.name, total=sum(len(sample.questions) for sample in samples))
-        for batch in _batches(map(asker.prepare, samples), batch_size):
-            answers += asker.answer(batch, task.max_new_tokens)
-            num_image_tokens += sum(prepared.layout.num_tokens for prepared in batch)
-            bar.update(running, completed=len(answers))
-    return TaskResult(
-        task=task.name,
-        scale_factor=scale_factor,
-        max_image_tokens=max_image_tokens,
-        score=Score.of(answers),
-        kinds=_score_kinds(answers),
-        num_images=len(samples),
-        image_tokens=num_image_tokens / len(samples),
-        seconds=time.perf_counter() - start,
-        errors=tuple(answer for answer in answers if not answer.is_correct)[:NUM_ERRORS_KEPT],
-    )
+
+    def result() -> TaskResult:
+        return TaskResult(
+            task=task.name,
+            scale_factor=scale_factor,
+            max_image_tokens=max_image_tokens,
+            score=Score.of(answers),
+            kinds=_score_kinds(answers),
+            num_images=num_images,
+            image_tokens=num_image_tokens / num_images,
+            seconds=time.perf_counter() - start,
+            errors=tuple(answer for answer in answers if not answer.is_correct)[:NUM_ERRORS_KEPT],
+            num_unasked=num_questions - len(answers),
+        )
+
+    with Progress(task.name, num_questions, shown=progress) as shown:
+        try:
+            for batch in _batches(map(asker.prepare, samples), batch_size):
+                answers += asker.answer(batch, task.max_new_tokens)
+                num_images += len(batch)
+                num_image_tokens += sum(prepared.layout.num_tokens for prepared in batch)
+                shown.update(len(answers))
+        except KeyboardInterrupt:
+            if not answers:
+                raise
+            raise EvaluationInterrupted(result()) from None
+    return result()
+
+
+class EvaluationInterrupted(KeyboardInterrupt):
+    """Ctrl-C while questions were asked; `result` is that of the questions asked so far."""
+
+    def __init__(self, result: TaskResult):
+        super().__init__(f"{result.num_unasked} questions of {result.task} were not asked")
+        self.result = result
 
 
 def takes_regions(model: PreTrainedModel) -> bool:
@@ -128,6 +147,7 @@ class PreparedSample:
         tails: what follows in each question's prompt.
         pixel_values: (tiles, 3, h, w).
         layout: the image's tiles and tokens.
+        scale_factors: (tiles,); None for a projector whose tokens have none.
         region_cells: (R, tiles, patches) of the image's regions; None where no question is about one.
     """
 
@@ -137,6 +157,7 @@ class PreparedSample:
     tails: list[list[int]]
     pixel_values: Tensor
     layout: ImageLayout
+    scale_factors: Tensor | None = None
     region_cells: Tensor | None = None
 
 
@@ -180,6 +201,7 @@ class Asker:
             tails=[separator + tail for tail in after_image[1:]],
             pixel_values=inputs["pixel_values"],
             layout=layout,
+            scale_factors=inputs.get("scale_factors"),
             region_cells=cells,
         )
 
@@ -189,7 +211,10 @@ class Asker:
         device = self.model.device
         prefixes = torch.tensor([prepared.prefix for prepared in batch], device=device)  # (N, P)
         pixel_values = torch.cat([prepared.pixel_values for prepared in batch]).to(device)
-        images = self.model.get_image_features(pixel_values, self.scale_factor, **_region_inputs(batch, device))
+        factors = [prepared.scale_factors for prepared in batch if prepared.scale_factors is not None]
+        images = self.model.get_image_features(
+            pixel_values, scale_factors=torch.cat(factors) if factors else None, **_region_inputs(batch, device)
+        )
         shown = {"image": ImageFeatures(pooler_output=images.pooler_output)}
         cache = self.model(input_ids=prefixes, mm_encoder_outputs=shown, use_cache=True, logits_to_keep=1)[CACHE]
         owners = torch.tensor([index for index, prepared in enumerate(batch) for _ in prepared.tails], device=device)
@@ -282,8 +307,3 @@ def _score_kinds(answers: list[Answer]) -> dict[str, Score]:
     for answer in answers:
         kinds[answer.kind].append(answer)
     return {kind: Score.of(kinds[kind]) for kind in sorted(kinds)}
-
-
-def _progress_bar(*, shown: bool) -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=Console(stderr=True), disable=not shown)

@@ -75,6 +75,7 @@ class TaskResult:
         image_tokens: mean number of image tokens of an image, separators included.
         seconds: wall-clock time of the whole run, from images to answers.
         errors: the first wrong answers, in the order of the data.
+        num_unasked: questions that an interruption has left out; the score is then that of a part.
     """
 
     task: str
@@ -86,6 +87,7 @@ class TaskResult:
     image_tokens: float
     seconds: float
     errors: tuple[Answer, ...]
+    num_unasked: int = 0
 
     @property
     def accuracy(self) -> float:
@@ -109,5 +111,7 @@ class TaskResult:
             "image_tokens": self.image_tokens,
             "seconds": self.seconds,
             "milliseconds_per_question": self.milliseconds_per_question,
+            "partial": self.num_unasked > 0,
+            "num_unasked": self.num_unasked,
             "errors": [asdict(error) for error in self.errors],
         }

@@ -14,6 +14,7 @@ from tokenpacker import projectors
 from tokenpacker.hf.checkpoints.files import read_json
 from tokenpacker.hf.checkpoints.settings import MODEL_TYPES, ReleasedSettings, language_model_config
 from tokenpacker.hf.config import TokenPackerConfig
+from tokenpacker.known_models import SHAPES as NAMED
 from tokenpacker.projectors import ProjectorConfig, config_from_dict
 from tokenpacker.sequence import ImageLayout, plan_layout
 from tokenpacker.tiling import GridList
@@ -45,7 +46,6 @@ SMALL_VISION = CLIP_LARGE_336 | {
     "num_attention_heads": 4,
 }
 SMALL_TEXT = {"hidden_size": 512, "intermediate_size": 1376, "num_hidden_layers": 8, "num_attention_heads": 8}
-NAMED = ("7b", "13b", "small")
 LLAMA_UNKNOWN_ID = 0  # stands for an image token where there is no tokenizer: any id of the vocabulary would do
 
 

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from tokenpacker.data import Sample
 from tokenpacker.evaluate.run import Asker
+from tokenpacker.progress import Progress
 
 NUM_WARM_UP = 3  # the first calls pay for allocations that later ones do not
 
@@ -62,9 +63,11 @@ def measure_speed(settings: Sequence[Setting], samples: Sequence[Sample], *, max
         raise ValueError(f"{len(samples)} samples are too few: {NUM_WARM_UP} warm up; pass more")
     askers = [Asker(each.model, each.processor, scale_factor=each.scale_factor) for each in settings]
     measured: list[list[tuple[int, float, float]]] = [[] for _ in settings]
-    for sample in samples:
-        for asker, rows in zip(askers, measured, strict=True):
-            rows.append(_time_question(asker, sample, max_new_tokens))
+    with Progress("times", len(samples)) as shown:
+        for done, sample in enumerate(samples, start=1):
+            for asker, rows in zip(askers, measured, strict=True):
+                rows.append(_time_question(asker, sample, max_new_tokens))
+            shown.update(done)
     speeds = []
     for setting, rows in zip(settings, measured, strict=True):
         tokens, vision, language = zip(*rows[NUM_WARM_UP:], strict=True)

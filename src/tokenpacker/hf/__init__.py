@@ -1,10 +1,5 @@
 """The transformers layer. Importing it registers the model with transformers' Auto classes."""
 
-from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor
-
-# By its full path: transformers 5.16 hides the public name where torchvision is missing.
-from transformers.models.auto.image_processing_auto import AutoImageProcessor
-
 from tokenpacker.carried import carried_model_path
 from tokenpacker.hf.backbone import TokenPackerModel
 from tokenpacker.hf.chat import CHAT_FORMATS, LLAVA_SYSTEM, VICUNA_SYSTEM, chat_template
@@ -15,18 +10,10 @@ from tokenpacker.hf.model import TokenPackerForConditionalGeneration
 from tokenpacker.hf.processor import TokenPackerProcessor
 from tokenpacker.hf.quantization import four_bit_config
 from tokenpacker.hf.region_setup import add_regions
+from tokenpacker.hf.registration import register
 from tokenpacker.hf.tokenizer import load_llama_tokenizer
 
-AutoConfig.register(TokenPackerConfig.model_type, TokenPackerConfig, exist_ok=True)
-AutoModel.register(TokenPackerConfig, TokenPackerModel, exist_ok=True)
-AutoModelForImageTextToText.register(TokenPackerConfig, TokenPackerForConditionalGeneration, exist_ok=True)
-AutoImageProcessor.register(
-    TokenPackerConfig,
-    slow_image_processor_class=TokenPackerImageProcessor,
-    fast_image_processor_class=TokenPackerImageProcessor,
-    exist_ok=True,
-)
-AutoProcessor.register(TokenPackerConfig, TokenPackerProcessor, exist_ok=True)
+register()
 
 __all__ = [
     "CHAT_FORMATS",

@@ -12,7 +12,7 @@ import re
 
 from transformers.image_utils import httpx  # newer hub libraries bring it under another name
 
-from tokenpacker.images import ImageError
+from tokenpacker.images import ImageError, check_files_are_read
 
 MAX_BYTES = 2**28  # of a file that comes over the network or as text
 DOWNLOAD_TIMEOUT_S = 20.0
@@ -53,6 +53,7 @@ def _decode(text: str) -> bytes:
 
 
 def _download(address: str) -> bytes:
+    check_files_are_read(address)
     shown = address if len(address) <= 80 else f"{address[:77]}..."
     content = bytearray()
     try:

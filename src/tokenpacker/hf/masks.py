@@ -1,7 +1,8 @@
 """Whatever users mark a region with, to the pixels it marks: arrays, pictures, COCO RLE, polygons, boxes.
 
 Coordinates are those of the image as shown, after EXIF rotation, x to the right and y down, (0, 0) the upper left
-corner of its first pixel; what reaches beyond the image is cut off. Which pixels a form marks:
+corner of its first pixel; what reaches beyond the image is cut off, and what lies within 0..1 is refused as shares of
+its sides. Which pixels a form marks:
 
 - an array (H, W): those that are true, or not 0;
 - a picture of black and at most one other colour, transparent nowhere: those that are not black;
@@ -9,6 +10,8 @@ corner of its first pixel; what reaches beyond the image is cut off. Which pixel
 - a box (x0, y0, x1, y1): all that it touches;
 - a polygon: those whose centre lies inside, by the even-odd rule, so that a self-crossing outline has holes where it
   winds twice; several parts are joined. One so thin that it holds no centre marks the pixels of its corners.
+
+A mask may be a file's path. Who passes on what strangers send switches that off, with `tokenpacker.images.no_files`.
 """
 
 from __future__ import annotations
@@ -20,12 +23,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
 from tokenpacker.hf.marks import MarkedPixels, mark_box, mark_polygon
 from tokenpacker.hf.run_lengths import mark_runs
-from tokenpacker.images import ImageError
+from tokenpacker.images import ImageError, open_image, upright
 
 REGION_FORMS = ("box", "polygon", "rle", "mask")  # keys of a region that is written as a dict
 FORMS = "a (H, W) boolean array, a COCO RLE, a polygon [[x, y, x, y, x, y, ...]] or a box (x0, y0, x1, y1)"
@@ -34,6 +37,7 @@ COLOUR_MODES = ("P", "RGB", "LA", "PA", "RGBA")
 COLOURS_COUNTED = 256
 COLOURS_TOLD = 4
 MAX_COORDINATE = 1e7  # beyond every image
+SHARE_TOLERANCE = 0.01  # by which shares of a side, as some detectors give them, may miss 0 and 1
 CHANNELS = {1: "mask[..., 0]", 3: "mask.any(-1)", 4: "mask[..., :3].any(-1)"}  # last side of a picture: its mask
 TWO_COLOURS = "pass a boolean array of what is meant, or save it as a PNG of two colours"
 NESTED_LISTS = "nested lists of 0 and 1; pass an array, np.array(mask, dtype=bool)"
@@ -133,20 +137,19 @@ def read_mask(source: str | Path) -> np.ndarray:
         ImageError: for a file that is not there or cannot be read, and a picture of other colours.
     """
     try:
-        with Image.open(source) as picture:
-            return _from_picture(picture, str(source))
-    except FileNotFoundError:
-        raise ImageError(f"mask {source} does not exist; check the path") from None
-    except ImageError:
-        raise
+        with open_image(source) as (name, picture):
+            picture.load()
+    except ImageError as error:
+        raise ImageError(f"mask {error}") from error
     except Exception as error:  # decoders fail in many ways
         reason = " ".join(str(error).split())[:120]
         raise ImageError(f"mask {source} cannot be read ({reason}); give a black-and-white PNG file") from error
+    return _from_picture(picture, name)
 
 
 def _from_picture(picture: Image.Image, name: str) -> np.ndarray:
     """(H, W), upright as its image will be; colours are compared as they are shown, not by their place in a palette."""
-    picture = ImageOps.exif_transpose(picture)
+    picture = upright(picture)
     if picture.mode in GREY_MODES:
         levels = [level for level, count in enumerate(picture.histogram()) if count]
         _check_colours(levels, 0, "grey levels", name)
@@ -214,7 +217,11 @@ def _shape(array: np.ndarray | Tensor) -> str:
 def _from_box(box: Sequence[float], image_size: tuple[int, int], name: str) -> MarkedPixels:
     left, top, right, bottom = _finite(box, name)
     if right <= left or bottom <= top:
-        raise ValueError(f"{name} is the box {_told(box)}; give (x0, y0, x1, y1) with x1 > x0 and y1 > y0")
+        raise ValueError(
+            f"{name} is the box {_told(box)}; give (x0, y0, x1, y1) with x1 > x0 and y1 > y0: (x, y, width, height), as"
+            " COCO writes it, is (x, y, x + width, y + height) here"
+        )
+    _check_pixels(box, image_size, name)
     _check_inside((left, top, right, bottom), image_size, name)
     return mark_box((left, top, right, bottom), image_size)
 
@@ -239,11 +246,23 @@ def _from_polygon(region: Sequence[Any], image_size: tuple[int, int], name: str)
     if not outlines:
         raise ValueError(f"{name} is an empty list; use {FORMS}")
     every = np.concatenate(outlines)
+    _check_pixels(every.flatten().tolist(), image_size, name)
     _check_inside((*every.min(axis=0), *every.max(axis=0)), image_size, name)
     marked = mark_polygon(outlines, image_size)
     if marked is None:
         raise ValueError(f"{name} is a polygon without a pixel in its image; its points are x, y in image pixels")
     return marked
+
+
+def _check_pixels(coordinates: Sequence[float], image_size: tuple[int, int], name: str) -> None:
+    """Raises ValueError for shares of the image's sides, which would mark its first pixel."""
+    height, width = image_size
+    if height * width > 1 and all(-SHARE_TOLERANCE <= float(value) <= 1 + SHARE_TOLERANCE for value in coordinates):
+        shown = _told(coordinates[:4]).replace(")", ", ...)" if len(coordinates) > 4 else ")")
+        raise ValueError(
+            f"{name} has all coordinates between 0 and 1, {shown}; give pixels: multiply x by the width {width} and y"
+            f" by the height {height} (for the first pixel itself, pass a mask)"
+        )
 
 
 def _check_inside(box: Sequence[float], image_size: tuple[int, int], name: str) -> None:

@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image, ImageOps
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from tokenpacker.hf.addresses import read_text
-from tokenpacker.images import ImageError, ImageSource, image_size, load_image
+from tokenpacker.images import ImageError, ImageSource, image_size, load_image, orientation
 
 
 def to_rgb(image: Any) -> Image.Image:
@@ -75,9 +75,7 @@ def _is_ready(picture: Image.Image) -> bool:
     """Whether `load_image` would change nothing, so that its copies can be spared."""
     if type(picture) is not Image.Image or picture.mode != "RGB" or picture.has_transparency_data:
         return False
-    with suppress(Exception):  # damaged metadata
-        return picture.getexif().get(ExifTags.Base.Orientation, 1) == 1
-    return False
+    return orientation(picture) == 1
 
 
 def _read_reduced_jpeg(source: str | Path | bytes, at_least: tuple[int, int]) -> Image.Image | None:

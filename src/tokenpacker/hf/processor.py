@@ -22,7 +22,7 @@ from tokenpacker.hf.chat import check_parts
 from tokenpacker.hf.config import TokenPackerConfig
 from tokenpacker.hf.image_processor import ABOUT_ARRAYS, TokenPackerImageProcessor, flatten
 from tokenpacker.hf.keywords import TokenPackerProcessorKwargs, check_keywords
-from tokenpacker.hf.markers import check_images, check_regions, check_text, count_marks
+from tokenpacker.hf.markers import check_images, check_prompts, check_regions, count_marks
 from tokenpacker.hf.masks import split_regions
 from tokenpacker.hf.pictures import to_source
 from tokenpacker.hf.prompts import ImageTokens, encode_prompts
@@ -222,7 +222,7 @@ class TokenPackerProcessor(ProcessorMixin):
         # `ProcessorMixin.__call__` writes each image's tokens into the prompt and tokenizes that text. Released weights
         # need exact ids, which no text gives: a separator would be tokenized together with what stands beside it. So
         # the same steps are taken here, and images are put in among the ids.
-        check_text(images, text, self.image_token)
+        check_prompts(images, text, self.image_token)
         merged = self._merge_kwargs(tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs)
         images, prompts, *_ = self.prepare_inputs_layout(images=images, text=text)
         self.validate_inputs(images=images, text=prompts)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from importlib.metadata import entry_points
 from typing import Any, ClassVar, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from tokenpacker.features import VisionFeatures
@@ -76,13 +77,22 @@ class Projector(nn.Module):
         init_linears(self, self.config.vision_dim)
 
     def check_features(self, features: VisionFeatures) -> None:
-        """Raises ValueError when the features are not of the widths that the config names."""
+        """Raises ValueError when these are no features, or not of the projector's widths and type of numbers."""
+        require_features(self.config.name, features)
         for field in ("vision_dim", "num_levels"):
             given, expected = getattr(features, field), getattr(self.config, field)
             if given != expected:
                 raise ValueError(
                     f"features have {field}={given} but {self.config.name} was built for {field}={expected}"
                 )
+        given, own = features.query.dtype, {parameter.dtype for parameter in self.parameters()}
+        comparable = own and all(dtype.is_floating_point for dtype in own)  # quantized weights convert for themselves
+        if comparable and given not in own and not torch.is_autocast_enabled(features.query.device.type):
+            expected = next(self.parameters()).dtype
+            raise ValueError(
+                f"features are {given} but the {self.config.name} projector is {expected}; convert one of them, for"
+                f" example projector.to({given})"
+            )
 
 
 def init_linears(module: nn.Module, vision_dim: int) -> None:
@@ -93,6 +103,15 @@ def init_linears(module: nn.Module, vision_dim: int) -> None:
             nn.init.trunc_normal_(layer.weight, std=std)
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
+
+
+def require_features(name: str, features: Any) -> None:
+    """Raises ValueError unless these are `VisionFeatures`."""
+    if not isinstance(features, VisionFeatures):
+        raise ValueError(
+            f"{name} takes VisionFeatures, not {type(features).__name__}; make them of an encoder's hidden states with"
+            " VisionFeatures.from_hidden_states, or as VisionFeatures(query, levels, patch_grid)"
+        )
 
 
 def require_positive(name: str, value: Any) -> None:

@@ -1,0 +1,44 @@
+"""The names that stand for models without a folder or an owner: carried models, and released checkpoints."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+
+from tokenpacker.carried import carried_model_path, carried_models
+from tokenpacker.released import RELEASED_MODELS
+
+SHAPES = ("7b", "13b", "small")  # sizes without weights, which `speed` measures and plans
+CLOSE = 0.75  # of 1, from where on one name is taken for a slip of another
+
+
+def resolve(name: str) -> str:
+    """The folder of a carried model, the hub id of a released checkpoint; any other name as it is.
+
+    A file or folder of that name comes first.
+
+    Raises:
+        ValueError: for a name without an owner that is nearly one of these; the message names it.
+    """
+    if Path(name).expanduser().exists():
+        return name
+    if name in carried_models():
+        return str(carried_model_path(name))
+    released = {model.name: model.hub_id for model in RELEASED_MODELS if model.hub_id is not None}
+    if name in released:
+        return released[name]
+    meant = nearest(name, [*carried_models(), *released])
+    if meant and "/" not in name:
+        raise ValueError(f"model {name} does not exist{meant}")
+    return name
+
+
+def is_released(name: str) -> bool:
+    """Whether a name or hub id is that of a released checkpoint, which is in the original layout."""
+    return any(name in (model.name, model.hub_id) for model in RELEASED_MODELS)
+
+
+def nearest(word: str, words: list[str]) -> str:
+    """`; did you mean ...?` where one of the words is close, as the end of a message; else nothing."""
+    close = difflib.get_close_matches(word, words, 1, CLOSE)
+    return f"; did you mean {close[0]}?" if close else ""
