@@ -115,7 +115,7 @@ def test_a_projector_of_stage_1_goes_on_in_stage_2(config, tmp_path):
     weights = str(tmp_path / "projector.safetensors")
     second, _ = assemble(replace(config, seed=6, model=replace(config.model, projector_weights=weights)))
     expected = first.model.multi_modal_projector.state_dict()
-    assert all(tensor.equal(expected[name]) for name, tensor in second.model.projector.state_dict().items())
+    assert all(tensor.equal(expected[name]) for name, tensor in second.model.multi_modal_projector.state_dict().items())
     assert second.config.projector == first.config.projector
     whole = replace(config.model, projector_weights=weights)
     assert load_processor(whole).image_layout((16, 16)).num_tokens == 16  # an MLP keeps every patch
