@@ -215,3 +215,35 @@ def test_inputs_that_do_not_fit_are_refused(small):
         cells_under(torch.ones(1, 4, 4), (3, 3))
     with pytest.raises(ValueError, match="vision_dim=0 must be an integer of at least 1"):
         RegionConfig(vision_dim=0, language_dim=4)
+
+
+def test_a_bare_tensor_is_refused_with_the_way_to_make_features():
+    encoder = RegionEncoder(RegionConfig(vision_dim=8, language_dim=16, num_levels=2))
+    with pytest.raises(ValueError, match="the region encoder takes VisionFeatures, not Tensor; make them"):
+        encoder(torch.zeros(1, 4, 16), torch.ones(1, 1, 4), torch.zeros(1, dtype=torch.long))
+
+
+def test_features_of_another_type_of_numbers_give_tokens_in_the_encoders_own():
+    encoder = RegionEncoder(RegionConfig(vision_dim=8, language_dim=16, num_levels=2))
+    half = VisionFeatures(torch.randn(1, 4, 8).half(), torch.randn(1, 4, 16).half(), (2, 2))
+    assert encoder(half, torch.ones(1, 1, 4), torch.zeros(1, dtype=torch.long)).dtype == torch.float32
+
+
+def regions_of_two_images(num_tiles):
+    """Features of `num_tiles`, the last of which is an image of its own, and a region in each image."""
+    features = VisionFeatures(torch.randn(num_tiles, 4, 8), torch.randn(num_tiles, 4, 16), (2, 2))
+    cells = torch.rand(2, num_tiles - 1, 4)
+    cells[1, 1:] = 0  # behind the last tile
+    return features, cells, torch.tensor([0, num_tiles - 1])
+
+
+def test_compiled_and_exported_it_gives_the_same_for_any_number_of_tiles():
+    encoder = RegionEncoder(RegionConfig(vision_dim=8, language_dim=16, num_levels=2))
+    tiles = torch.export.Dim("tiles", min=2, max=64)
+    shapes = ([{0: tiles}, {0: tiles}], {1: tiles - 1}, None)
+    program = torch.export.export(encoder, regions_of_two_images(4), dynamic_shapes=shapes).module()
+    compiled = torch.compile(encoder, fullgraph=True, backend="eager")
+    for num_tiles in (4, 6):
+        inputs = regions_of_two_images(num_tiles)
+        for run in (program, compiled):
+            torch.testing.assert_close(run(*inputs), encoder(*inputs), atol=1e-6, rtol=1e-5)

@@ -65,12 +65,16 @@ class Run:
             self.found["rows"].append(call())
             self.write()
         except Exception as error:  # whatever it is, the next row may do well
-            traceback.print_exc()
-            self.note(f"{what}: {type(error).__name__}: {' '.join(str(error).split())[:200]}")
+            self.failed(what, error)
             return False
         finally:
             self.free()
         return True
+
+    def failed(self, what: str, error: Exception) -> None:
+        """A note of what went wrong, its traceback on standard error."""
+        traceback.print_exception(error)
+        self.note(f"{what}: {type(error).__name__}: {' '.join(str(error).split())[:200]}")
 
     def free(self) -> None:
         """Gives back what the row before left."""
@@ -79,8 +83,10 @@ class Run:
             torch.cuda.empty_cache()
 
     def write(self) -> None:
-        """Brings the file up to date."""
-        self.file.write_text(json.dumps(self.found), encoding="utf-8")
+        """Brings the file up to date; it is whole at any time, for the process may be killed."""
+        part = self.file.with_suffix(".part")
+        part.write_text(json.dumps(self.found), encoding="utf-8")
+        part.replace(self.file)
 
     def shapes(self, layers: int | None = None) -> Shapes:
         """CLIP-L/336 and a language model of 7B shape, of so many layers; those of the carried model if small."""

@@ -18,6 +18,7 @@ import struct
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import IO
 
@@ -44,6 +45,8 @@ TURNS = {
 ORIENTATION_PLACES = ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp")  # where Pillow keeps it
 _SHRINK = "shrink it first, for example with `convert IN -resize 4000x4000 OUT`"
 
+_FILES_ARE_READ: ContextVar[bool] = ContextVar("files_are_read", default=True)
+
 ImageSource = str | Path | bytes | Image.Image
 
 
@@ -53,6 +56,31 @@ class ImageError(ValueError):
 
 class ImageNote(UserWarning):
     """Something about an image that the user should know, though it is used."""
+
+
+@contextmanager
+def no_files() -> Iterator[None]:
+    """Within this context no image and no mask is read from a path or an address, whichever function is called.
+
+    For servers and others that pass on what a stranger sent: a path would be one on their own machine. Bytes, arrays
+    and Pillow images are taken as ever. It holds for the thread or the asyncio task that enters it, so enter it where
+    the processor is called:
+
+        with no_files():
+            inputs = processor(images=images, text=prompt, region_masks=regions)
+    """
+    token = _FILES_ARE_READ.set(False)
+    try:
+        yield
+    finally:
+        _FILES_ARE_READ.reset(token)
+
+
+def check_files_are_read(name: str) -> None:
+    """Raises ImageError within `no_files`; to be called with a path or an address before it is opened."""
+    if not _FILES_ARE_READ.get():
+        shown = name if len(name) <= 80 else f"{name[:77]}..."
+        raise ImageError(f"{shown!r} is a path or an address, and none is read here; pass the bytes of the file")
 
 
 def load_image(source: ImageSource) -> Image.Image:
@@ -112,6 +140,7 @@ def open_image(source: ImageSource) -> Iterator[tuple[str, Image.Image]]:
 
 
 def _open_path(name: str) -> IO[bytes]:
+    check_files_are_read(name)
     if re.match(r"[a-z][a-z0-9+.-]+://|data:", name, re.IGNORECASE):
         shown = name if len(name) <= 80 else f"{name[:77]}..."
         raise ImageError(f"{shown} is an address, and none is fetched; download the image and give its path")

@@ -110,6 +110,10 @@ def _pool(levels: Tensor, cells: Tensor, first_tile: Tensor, tile_index: Tensor 
     cells, first_tile = cells.to(levels.device, dtype), first_tile.to(levels.device)
     total = cells.sum(dim=(1, 2), keepdim=True)
     weights = cells / torch.where(total > 0, total, 1)  # (R, P, L)
+    if torch.compiler.is_compiling():
+        return _pool_in_a_graph(
+            levels if tile_index is None else levels[tile_index.to(levels.device)], weights, first_tile
+        )
     pooled = levels.new_zeros(cells.shape[0], levels.shape[2], dtype=dtype)
     for first in first_tile.unique().tolist():
         regions = (first_tile == first).nonzero()[:, 0]
@@ -126,6 +130,16 @@ def _pool(levels: Tensor, cells: Tensor, first_tile: Tensor, tile_index: Tensor 
             mean = own[:, used].flatten(1) @ shown.flatten(0, 1).to(dtype)  # (r, p*L) @ (p*L, M*C)
         pooled = pooled.index_copy(0, regions, mean)
     return pooled
+
+
+def _pool_in_a_graph(levels: Tensor, weights: Tensor, first_tile: Tensor) -> Tensor:
+    """As `_pool`, where what is computed may not depend on values: every region takes from the tiles of all images."""
+    num_regions, num_places, num_patches = weights.shape
+    tiles = first_tile[:, None] + torch.arange(num_places, device=first_tile.device)  # (R, P)
+    tiles = tiles.clamp(0, levels.shape[0] - 1)[..., None].expand(-1, -1, num_patches)  # places behind the last weigh 0
+    spread = weights.new_zeros(num_regions, levels.shape[0], num_patches).scatter_add(1, tiles, weights)  # (R, N, L)
+    with torch.autocast(levels.device.type, enabled=False):
+        return spread.flatten(1) @ levels.flatten(0, 1).to(weights.dtype)  # (R, N*L) @ (N*L, M*C)
 
 
 def cells_under(masks: Tensor, patch_size: tuple[int, int], rule: RegionRule = "coverage") -> Tensor:

@@ -322,7 +322,7 @@ def _mean_colour(image: Image.Image, box: tuple[float, ...], ratio: tuple[float,
 
 
 def _heat(image: Image.Image, weights: np.ndarray) -> Image.Image:
-    """The image under a wash of the accent colour: strongest from three times the even weight (rows, cols)."""
+    """The image under a wash of the accent colour: faint at even attention (rows, cols), full at three times."""
     strength = (np.minimum(weights * weights.size / 3, 1) * 0.8 * 255).astype(np.uint8)
     mask = Image.fromarray(strength).resize(image.size, Image.Resampling.NEAREST)
     return Image.composite(Image.new("RGB", image.size, ACCENT), image, mask)

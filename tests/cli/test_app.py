@@ -10,8 +10,9 @@ import pytest
 
 from tokenpacker.cli.errors import mistake
 
-COMMANDS = [(name,) for name in ("ask", "chat", "count", "show", "evaluate", "convert", "models", "speed")]
-COMMANDS += [("data", "check"), ("train", "tiny"), ("train", "recipe"), ("train", "recipes"), ("train", "engines")]
+NAMES = ("ask", "chat", "count", "show", "evaluate", "speed", "compare", "convert", "models")
+COMMANDS = [(name,) for name in NAMES] + [("data", name) for name in ("check", "regions", "show")]
+COMMANDS += [("train", name) for name in ("tiny", "tiny-regions", "recipe", "recipes", "engines")]
 
 
 def python(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -218,3 +218,9 @@ def test_regions_that_cannot_be_are_told(one_line_error, region_model_dir, pictu
 def test_a_model_without_regions_says_so(one_line_error, ask, picture):
     message = one_line_error(*ask, picture, "what is <mask>?", "--box", "0,0,9,9")
     assert message == "the model has not learned regions; choose one that has with --model"
+
+
+def test_a_question_that_is_not_utf_8_is_refused_in_one_line(run, picture, tiny_model_dir):
+    result = run("ask", picture, "a\udcff?", "--model", tiny_model_dir)
+    assert result.stderr.startswith("error: the question has U+DCFF at character 2, which is half a character")
+    assert result.stderr.count("\n") == 1

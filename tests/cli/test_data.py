@@ -40,6 +40,17 @@ def test_released_geometry_counts_as_the_count_command(run_json, data, picture):
     assert checked["image_tokens"]["max"] == run_json("count", picture, *options)["tokens"]
 
 
+def test_half_a_character_in_one_of_many_captions_is_one_reject(run, data, tmp_path, tiny_model_dir):
+    rows = [json.loads(line) for line in data.read_text().splitlines()[:9]]
+    rows[4]["conversations"][1]["value"] = "a \ud83d cat"
+    data.write_text("\n".join(json.dumps(row) for row in rows))
+    result = run("data", "check", data, "--model", tiny_model_dir, "--max-rejects", 0.2)
+    assert result.exit_code == 0, result.output
+    assert "usable       8: 8 with images" in result.stdout
+    assert "4: message 2 holds half of a surrogate pair, which is no character" in result.stdout
+    assert json.loads((tmp_path / "rejects.jsonl").read_text())["source"] == f"{data}, line 5"
+
+
 def test_more_rejects_than_tolerated_is_exit_code_1(run, data):
     result = run("data", "check", data)
     assert result.exit_code == 1
@@ -77,7 +88,7 @@ def test_captions_need_the_plain_format(run_json, data):
         (("data.jsonl", "--released", "--model", "x"), "--released and --model exclude each other"),
         (("data.jsonl", "--max-tiles", 0), "max_tiles=0"),
         (("data.jsonl", "--scale-factor", 0), "scale_factor=0"),
-        (("data.jsonl", "--max-rejects", 2), "max_share=2"),
+        (("data.jsonl", "--max-rejects", 2), "--max-rejects 2.0 must lie between 0 and 1"),
         (("data.jsonl", "--model", "nowhere/at-all/x"), "does not exist"),
     ],
 )

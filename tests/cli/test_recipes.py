@@ -69,10 +69,24 @@ def test_a_recipe_trains_and_its_model_answers(run_json, data, small, tmp_path, 
 
 def test_mistakes_are_told_in_one_line(one_line_error, data, small, tmp_path):
     assert "did you mean align-7b" in one_line_error("train", "algin-7b")
-    assert "data.path is missing; give the data file with --data" in one_line_error(
+    assert "data.path is missing; give the data file, shards or a hub id with --data" in one_line_error(
         "train", "align-7b", *small, "--output", tmp_path / "run"
     )
     assert "did you mean data.num_workers" in one_line_error("train", "align-7b", "--set", "data.num_worker=1")
+
+
+def test_ctrl_c_outside_of_the_steps_says_what_is_kept(run, data, small, tmp_path, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("tokenpacker.train.run.train", interrupted)
+    result = run("train", "align-7b", "--data", data, *small, "--output", tmp_path / "run")
+    assert result.exit_code == 75
+    assert result.stdout == ""
+    assert (
+        result.stderr
+        == f"stopped; {tmp_path / 'run'} keeps what is done so far, and the same command goes on from there\n"
+    )
 
 
 def test_the_engines_files_are_accelerates_own(run_json):

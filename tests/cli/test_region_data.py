@@ -69,12 +69,14 @@ def test_mistakes_are_told_in_one_line(one_line_error, options, annotations):
     assert "gives no row as osprey-detail" in one_line_error("data", "regions", "osprey-detail", *options[3:])
 
 
-def test_a_row_can_be_drawn(run, one_line_error, options, tmp_path):
+def test_a_row_can_be_drawn(run, run_json, one_line_error, options, tmp_path):
     run(*options, "--max-rejects", 1)
     page = tmp_path / "new" / "page.png"
     result = run("data", "show", tmp_path / "rows.jsonl", "--row", 2, "--out", page)
     assert result.exit_code == 0, result.output
     assert Image.open(page).width > 600
+    shown = run_json("data", "show", tmp_path / "rows.jsonl", "--row", 3, "--out", page)
+    assert shown == {"page": str(page), "row": 3, "rows": 3}
     assert "has the rows 1 to 3" in one_line_error("data", "show", tmp_path / "rows.jsonl", "--row", 4, "--out", page)
 
 

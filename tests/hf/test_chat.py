@@ -78,3 +78,13 @@ def test_what_cannot_be_is_refused():
 def test_an_unknown_role_is_named(tiny_tokenizer, format, role):
     with pytest.raises(Exception, match=f"role '{role}' is unknown"):
         render(tiny_tokenizer, [{"role": role, "content": "hi"}], format=format)
+
+
+@pytest.mark.parametrize("format", ["v1", "plain"])
+def test_the_template_itself_refuses_a_part_that_it_cannot_read(tiny_tokenizer, format):
+    """Engines render it without the processor."""
+    messages = [{"role": "user", "content": [{"type": "video", "url": "a.mp4"}]}]
+    with pytest.raises(Exception, match="a part of type 'video' cannot be read; use text, image, image_url"):
+        render(tiny_tokenizer, messages, format=format)
+    linked = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "a.png"}}]}]
+    assert render(tiny_tokenizer, linked, format="plain") == "<image>\n\n"

@@ -15,8 +15,10 @@ def samples(image_of):
     ]
 
 
-def new_tokens(model, processor, samples, **kwargs):
-    inputs = processor([images for images, _ in samples], [text for _, text in samples], return_tensors="pt")
+def new_tokens(model, processor, samples, scale_factor=None, **kwargs):
+    images, texts = zip(*samples, strict=True)
+    inputs = processor(list(images), list(texts), scale_factor=scale_factor, return_tensors="pt")
+    kwargs = {"do_sample": False} | kwargs
     return model.generate(**inputs, max_new_tokens=6, min_new_tokens=6, **kwargs)[:, inputs["input_ids"].shape[1] :]
 
 
@@ -55,12 +57,39 @@ def test_several_answers_per_sample_keep_their_images(tiny_model, tiny_processor
     assert torch.equal(several, greedy.repeat_interleave(2, dim=0))
 
 
-def test_the_scale_factor_passes_through_generate(tiny_model, tiny_processor, samples):
+@pytest.mark.parametrize("options", [{}, {"num_beams": 2}, {"use_cache": False}], ids=["greedy", "beams", "no cache"])
+@pytest.mark.parametrize("scale_factor", [1, 4, [[1, 4, 2, 1, 3, 4, 2], 4, [8, 2, 4, 1, 8, 8, 3, 3, 1]]], ids=str)
+def test_the_scale_factor_is_said_once(make_tiny_model, tiny_processor, samples, scale_factor, options):
+    model = make_tiny_model()
+    together = new_tokens(model, tiny_processor, samples, scale_factor=scale_factor, **options)
+    for number, (images, text) in enumerate(samples):
+        own = scale_factor
+        if isinstance(scale_factor, list):
+            own = [scale_factor[:1], [], scale_factor[1:]][number]
+        alone = new_tokens(model, tiny_processor, [(images, text)], scale_factor=own, **options)
+        assert torch.equal(together[number], alone[0])
+
+
+def test_tokens_of_mixed_scale_factors_stand_in_their_places(tiny_model, tiny_processor, samples):
     images, text = samples[0]
-    for scale_factor in (1, 4):
-        inputs = tiny_processor(images, text, scale_factor=scale_factor, return_tensors="pt")
-        tokens = tiny_model.generate(**inputs, scale_factor=scale_factor, max_new_tokens=3, num_beams=2)
-        assert tokens.shape[1] > inputs["input_ids"].shape[1]
+    factors = [1, 4, 2, 1, 3, 4, 2]
+    inputs = tiny_processor(images, text, scale_factor=[factors], return_tensors="pt")
+    assert inputs["scale_factors"].tolist() == factors
+    embeddings = tiny_model.get_input_embeddings()(inputs["input_ids"])
+    alone = [  # slowly: tile by tile
+        tiny_model.get_image_features(tile[None], factor).pooler_output[0]
+        for tile, factor in zip(inputs["pixel_values"], factors, strict=True)
+    ]
+    embeddings[inputs["input_ids"] == tiny_processor.image_token_id] = torch.cat(alone)
+    expected = tiny_model(inputs_embeds=embeddings, attention_mask=inputs["attention_mask"]).logits
+    torch.testing.assert_close(tiny_model(**inputs).logits, expected)
+
+
+def test_another_scale_factor_than_that_of_the_inputs_is_refused(tiny_model, tiny_processor, samples):
+    inputs = tiny_processor(*samples[0], scale_factor=4, return_tensors="pt")
+    assert tiny_model.generate(**inputs, scale_factor=4, max_new_tokens=1).shape[0] == 1
+    with pytest.raises(ValueError, match=r"scale_factor=2 was given with inputs .* for scale factors \[4\]; leave"):
+        tiny_model.generate(**inputs, scale_factor=2, max_new_tokens=1)
 
 
 @pytest.mark.parametrize("options", [{}, {"num_beams": 3}, {"use_cache": False}], ids=["greedy", "beams", "no cache"])

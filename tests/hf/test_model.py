@@ -17,7 +17,7 @@ def test_packed_tokens_stand_where_the_markers_are(tiny_model, tiny_processor, i
     output = tiny_model(**inputs)
     packed = tiny_model.get_image_features(inputs["pixel_values"]).pooler_output
     assert packed.shape == (inputs["pixel_values"].shape[0], 16, 32)
-    assert torch.equal(output.image_hidden_states, packed)
+    assert torch.equal(output.packed_tokens, packed)
     embeddings = tiny_model.get_input_embeddings()(inputs["input_ids"])
     embeddings[inputs["input_ids"] == tiny_processor.image_token_id] = packed.flatten(0, 1)
     expected = tiny_model(inputs_embeds=embeddings, attention_mask=inputs["attention_mask"]).logits
@@ -154,10 +154,11 @@ def test_the_vision_towers_hidden_states_and_attentions_can_be_asked_for(make_ti
     assert torch.equal(plain.pooler_output, features.pooler_output)
 
 
-def test_another_scale_factor_than_the_processors_names_both_counts(tiny_model, inputs):
+def test_fewer_packed_tokens_than_places_are_refused_with_both_counts(tiny_model, inputs):
     places = int((inputs["input_ids"] == tiny_model.config.image_token_id).sum())
+    inputs = {**inputs, "scale_factors": inputs["scale_factors"] * 2}
     with pytest.raises(ValueError, match=f"{places} image tokens but the images give {places // 4} packed tokens"):
-        tiny_model(**inputs, scale_factor=4)
+        tiny_model(**inputs)
 
 
 def test_tiles_of_another_size_are_refused(tiny_model):
@@ -198,7 +199,7 @@ def test_the_forward_compiles_into_one_graph(make_tiny_model, inputs):
     assert model._can_compile_fullgraph
     compiled = torch.compile(model.forward, fullgraph=True, backend="eager")
     with torch.no_grad():
-        torch.testing.assert_close(compiled(**inputs).logits, model(**inputs).logits)
+        torch.testing.assert_close(compiled(**inputs, scale_factor=2).logits, model(**inputs).logits)
         compiled = torch.compile(model.get_image_features, fullgraph=True, backend="eager")
         packed = compiled(inputs["pixel_values"], scale_factor=4).pooler_output
         torch.testing.assert_close(packed, model.get_image_features(inputs["pixel_values"], 4).pooler_output)

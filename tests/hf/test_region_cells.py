@@ -2,6 +2,7 @@
 
 import copy
 import io
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from tokenpacker.hf import TokenPackerProcessor
 from tokenpacker.hf.image_processor import RELEASED_OPTIONS, TokenPackerImageProcessor
 from tokenpacker.hf.masks import mark_region, to_mask
 from tokenpacker.hf.region_cells import Canvas, region_tensors
+from tokenpacker.images import ImageError, no_files
 from tokenpacker.regions import cells_under, covered_share
 from tokenpacker.tiling import TileGrid
 
@@ -134,6 +136,26 @@ def saved(picture):
     file = io.BytesIO()
     picture.save(file, "PNG", exif=picture.info["exif"])
     return file
+
+
+def test_paths_are_refused_where_files_are_switched_off_and_nowhere_else(region_model, image_of, tmp_path):
+    _, processor = region_model
+    image, path, mask = image_of(32, 32), tmp_path / "image.png", tmp_path / "mask.png"
+    image.save(path)
+    Image.fromarray(to_mask(BOX, (32, 32))).save(mask)
+    expected = processor(path, "<image><mask>", region_masks=[[{"mask": str(mask)}]])
+    with no_files():
+        with ThreadPoolExecutor(1) as other_thread:
+            other_thread.submit(processor, path, "<image><mask>", region_masks=[[mask]]).result()
+        for wrong in (path, str(path), tmp_path / "no.png", "https://example.org/image.png"):
+            with pytest.raises(ImageError, match="is a path or an address, and none is read here; pass the bytes of"):
+                processor(wrong, "<image><mask>", region_masks=[[BOX]])
+        for wrong in ({"mask": str(mask)}, {"mask": mask}, mask, str(mask), str(tmp_path / "no.png")):
+            with pytest.raises(ImageError, match="is a path or an address, and none is read here"):
+                processor(image, "<image><mask>", region_masks=[[wrong]])
+        processor(path.read_bytes(), "<image><mask>", region_masks=[[BOX]])
+    again = processor(str(path), "<image><mask>", region_masks=[[mask]])
+    assert again["input_ids"] == expected["input_ids"]
 
 
 def test_regions_may_be_given_by_themselves_where_only_one_image_is(region_model, image_of, tmp_path):

@@ -61,7 +61,7 @@ def test_a_scale_factor_of_one_call_leaves_the_regions_as_they_are(region_model,
     inputs = processor(**prompt, scale_factor=scale_factor, return_tensors="pt")
     usual = processor(**prompt, return_tensors="pt")
     output = model(**inputs, scale_factor=scale_factor)
-    assert output.image_hidden_states.shape[1] == 64 / scale_factor**2
+    assert output.packed_tokens.shape[1] == 64 / scale_factor**2
     assert torch.equal(output.region_hidden_states, model(**usual).region_hidden_states)
     found = answers(model, inputs, scale_factor=scale_factor, min_new_tokens=None, max_new_tokens=3)
     assert found[0, 0] == output.logits[0, -1].argmax()
@@ -88,7 +88,7 @@ def test_counts_that_differ_are_named(region_model, inputs, beams):
         answers(model, fewer, num_beams=beams)
     places = int((inputs["input_ids"] == model.config.image_token_id).sum())
     with pytest.raises(ValueError, match=f"the prompts hold {places} image tokens but .*{places * 4} .*scale_factors"):
-        answers(model, inputs, num_beams=beams, scale_factor=1)
+        answers(model, {**inputs, "scale_factors": inputs["scale_factors"] // 2}, num_beams=beams)
 
 
 def test_a_model_without_regions_refuses_region_tokens_for_beams(tiny_model, tiny_processor):

@@ -68,7 +68,7 @@ def test_region_tokens_stand_where_their_markers_are(region_model, batch):
     assert regions.shape == (3, 32)
     assert torch.equal(output.region_hidden_states, regions)
     embeddings = model.get_input_embeddings()(inputs["input_ids"])
-    embeddings[inputs["input_ids"] == processor.image_token_id] = output.image_hidden_states.flatten(0, 1)
+    embeddings[inputs["input_ids"] == processor.image_token_id] = output.packed_tokens.flatten(0, 1)
     embeddings[inputs["input_ids"] == processor.region_token_id] = regions
     expected = model(inputs_embeds=embeddings, attention_mask=inputs["attention_mask"]).logits
     torch.testing.assert_close(output.logits, expected)

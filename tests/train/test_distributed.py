@@ -119,3 +119,16 @@ def test_fsdp2_on_two_processes_computes_what_one_model_computes(run_config, tin
     sharded = sharded_step(tiny_model_dir, steps)
     for found, wanted in zip(sharded, expected, strict=True):
         assert found == pytest.approx(wanted, abs=1e-5)
+
+
+def test_a_finished_run_is_made_longer_by_two_processes(run_config, tmp_path):
+    optimizer = replace(run_config.optimizer, warmup_share=0.0, min_learning_rate_share=1.0)
+    short = replace(run_config, optimizer=optimizer, max_steps=2)
+    longer = replace(short, max_steps=4).to_dict()
+    assert start(Start(short.to_dict(), tmp_path / "longer", num_processes=2)) == [0, 0]
+    assert start(Start(longer, tmp_path / "longer", num_processes=2)) == [0, 0]
+    assert start(Start(longer, tmp_path / "longer", num_processes=2)) == [0, 0]  # says that it is finished
+    assert start(Start(longer, tmp_path / "whole", num_processes=2)) == [0, 0]
+    assert seen(tmp_path / "longer") == seen(tmp_path / "whole")
+    losses = [[entry["loss"] for entry in history(tmp_path / name)] for name in ("longer", "whole")]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-6)

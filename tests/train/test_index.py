@@ -172,12 +172,17 @@ def test_a_scale_factor_that_cannot_be_is_refused_before_the_work(data, maker):
 
 
 @pytest.mark.slow
-def test_worker_processes_give_the_same_and_a_bar_on_standard_error(data, maker, small_chunks, tmp_path, capfd):
+def test_worker_processes_give_the_same_and_tell_on_standard_error(
+    data, maker, small_chunks, tmp_path, capfd, monkeypatch
+):
+    monkeypatch.setattr("tokenpacker.progress.FIRST_LINE_SECONDS", 0)
     records = open_records(data)
     shared = index_lengths(records, maker, num_workers=2, cache=tmp_path / "cache", progress=True)
     assert equal(shared, index_lengths(records, maker))
     assert len(list((tmp_path / "cache").glob("*/chunk-*.npz"))) == 3
-    assert capfd.readouterr().out == ""
+    told = capfd.readouterr()
+    assert told.out == ""
+    assert told.err.splitlines()[-1].startswith(f"reading data: {len(records)} of {len(records)} (")
 
 
 class Killed(Counted):

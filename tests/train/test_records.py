@@ -8,6 +8,7 @@ import pytest
 
 from tokenpacker.train.records import Record, RecordError, open_records
 
+HALF = "\ud83d"  # of an emoji
 TALK = [{"from": "human", "value": "<image>\nwhat?"}, {"from": "gpt", "value": "a cat"}]
 
 
@@ -185,6 +186,15 @@ def test_no_dots_are_left_for_a_link_to_lead_astray(tmp_path):
         (row(conversations="hello"), "malformed conversation", "must be a list"),
         (row(conversations=[{"from": "system", "value": ""}]), "malformed conversation", "message 1 is from 'system'"),
         (row(conversations=[*TALK, {"from": "human", "value": 5}]), "malformed conversation", "value=5 of message 3"),
+        (
+            row(conversations=[*TALK, {"from": "human", "value": HALF}]),
+            "malformed conversation",
+            "message 3 holds half",
+        ),
+        (row(id=HALF, conversations=None), "malformed conversation", "no 'conversations'"),
+        (row(image=HALF), "unsafe path", r"'\ud83d' names no file"),
+        (row(image="a.png", regions=[[{"mask": HALF}]]), "unsafe path", "mask path"),
+        (row(image="a\0.png"), "unsafe path", "names no file"),
         ('{"id" "a"}', "malformed row", "column 7"),
         ('{"id": "a"', "malformed row", "column 11"),
         ("[" * 100_000, "malformed row", "no usable JSON"),
@@ -198,6 +208,37 @@ def test_a_bad_row_is_one_error_and_its_neighbours_are_fine(tmp_path, bad, kind,
     assert error.kind == kind
     assert words in error.reason
     assert error.source == f"{path}, line 2"
+    assert f"{error.id} {error}".encode()
+
+
+def test_an_id_with_half_a_character_can_be_printed(tmp_path):
+    record = open_records(write_lines(tmp_path, row(id="a" + HALF)))[0]
+    assert record.id == r"a\ud83d"
+
+
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+def test_a_json_file_of_lines_and_a_file_of_lines_that_is_a_list_are_read_as_what_they_are(tmp_path, mark):
+    rows = [row("a"), row("b"), row("c")]
+    lines = write_lines(tmp_path, *rows, name="lines.json")
+    one = write_lines(tmp_path, row("a"), name="one.json")
+    array = write_json(tmp_path, rows, name="list.jsonl", indent=1)
+    for path, ids in ((lines, "abc"), (array, "abc"), (one, "a")):
+        path.write_text(mark + path.read_text(), encoding="utf-8")
+        assert "".join(record.id for record in open_records(path)) == ids
+    assert open_records(lines).where(1) == f"{lines}, line 2"
+    assert open_records(array).where(1).startswith(f"{array}, entry 2 in line ")
+
+
+def test_a_text_of_parquet_that_is_no_utf_8_is_one_bad_row(tmp_path):
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet as pq
+
+    talks = pa.array([TALK, TALK])
+    ids = pa.array([b"a", b"\xff"], type=pa.binary()).cast(pa.string(), safe=False)
+    pq.write_table(pa.table({"id": ids, "conversations": talks}), tmp_path / "data.parquet")
+    records = open_records(tmp_path / "data.parquet")
+    assert records[0].id == "a"
+    assert "a text is no UTF-8 at byte 1" in reason(records, 1).reason
 
 
 def test_bytes_that_are_no_text_are_one_bad_row(tmp_path):
@@ -216,8 +257,8 @@ def test_bytes_that_are_no_text_are_one_bad_row(tmp_path):
         ('[{"id": 1},\n]', "line 2, column 1: a comma before the end"),
         ('[{"id": 1}', "line 1, column 11: ',' or ']' is missing"),
         ("7", "line 1, column 1: a list of rows begins with '['"),
-        ("[{}]\n[{}]", "line 2, column 1: Extra data; pass format='jsonl'"),
-        ('{"id": 1}\n{"id": 2}', "line 2, column 1: Extra data; pass format='jsonl'"),
+        ("[{}]\n[{}]", "line 2, column 1: Extra data; repair it there"),
+        ('{"id": 1} {"id": 2}', "line 1, column 11: Extra data; repair it there"),
         ('{"id": 1}', "an object without the lists 'images' and 'annotations'"),
         ("", "line 1, column 1"),
         ("[]", "holds no rows"),

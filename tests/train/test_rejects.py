@@ -36,7 +36,8 @@ def test_it_stops_past_the_share_and_says_what_is_wrong(tmp_path):
     with pytest.raises(TooManyRejects) as caught:
         rejects.reject(missing("c"))
     message = str(caught.value)
-    assert message.startswith("3 of 202 samples (1.5%) cannot be used, more than max_share=0.01 allows")
+    assert message.startswith("3 of 202 samples (1.5%) cannot be used, more than data.max_reject_share=0.01 allows")
+    assert message.endswith("or raise data.max_reject_share")
     assert "2 missing image, 1 too long" in message
     assert "rejects.jsonl" in message
     assert "\n" not in message

@@ -19,8 +19,11 @@ def test_the_curve_falls_where_the_loss_does():
     assert INK != LINE
 
 
-def test_a_curve_of_one_step_or_none_is_drawn_too():
-    assert draw_curve([]).size == draw_curve([(1, 0.0)]).size
+def test_a_curve_of_one_step_is_a_dot_and_of_none_empty():
+    blue = tuple(int(LINE[i : i + 2], 16) for i in (1, 3, 5))
+    dots = [(np.asarray(draw_curve(losses)) == blue).all(axis=2).sum() for losses in ([], [(1, 0.5)])]
+    assert dots[0] == 0
+    assert dots[1] > 10
 
 
 def test_a_preview_counts_what_lora_adds(tiny_model_dir, tiny_model):

@@ -242,6 +242,7 @@ def test_what_the_datasets_library_does_not_find_is_said_in_one_line(hub_folder,
     import datasets
 
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("tokenpacker.train.streams.hub_problem", lambda: None)
     with pytest.raises(ValueError, match=rf"{suffix} cannot be opened \(.*{reason}.*\); check the name") as raised:
         open_hub_dataset(f"{hub_folder}{suffix}")
     assert "\n" not in str(raised.value)
@@ -254,6 +255,9 @@ def test_a_data_set_that_cannot_be_reached_is_said_in_one_line(monkeypatch):
         raise ConnectionError("Couldn't reach\nthe hub.")
 
     monkeypatch.setattr(datasets, "load_dataset", fail)
+    with pytest.raises(ValueError, match=r"data set a/b cannot be opened \(HF_HUB_OFFLINE is set\); check the name"):
+        open_hub_dataset("a/b")
+    monkeypatch.setattr("tokenpacker.train.streams.hub_problem", lambda: None)
     with pytest.raises(
         ValueError, match=r"data set a/b cannot be opened \(Couldn't reach the hub\); .*and the network"
     ):

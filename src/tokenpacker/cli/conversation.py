@@ -203,7 +203,6 @@ class Conversation:
         with torch.inference_mode():
             self.model.generate(
                 **inputs,
-                scale_factor=self.plan["scale_factor"],
                 do_sample=False,
                 num_beams=1,
                 pad_token_id=pad_token_id,

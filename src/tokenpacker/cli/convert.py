@@ -161,8 +161,7 @@ def convert(
         _refuse(only_from_original, f"--to {to.value}")
     if to is Target.stage_1:
         _refuse(only_to_original | {"--max-shard-gb": max_shard_gb}, "--to stage-1")
-    if dst.exists() and not overwrite and not (dst.is_dir() and not any(dst.iterdir())):
-        raise ValueError(f"{dst} exists already; choose another folder, or pass --overwrite")
+    _require_free(dst, overwrite, src)
     fetch(src, ["config.json"], "give the folder or hub id of a checkpoint", revision)  # before anything is imported
     kept = keeping(f"nothing is kept, for {dst} appears when it is complete; call it again to start anew")
     with quiet(), kept, _stopped_by_signals(), Progress(f"{src} to {dst}", written=_gigabytes) as shown:
@@ -196,6 +195,14 @@ def convert(
         print_json({"src": src, "dst": str(dst), "to": to.value, **done})
     else:
         typer.echo(f"{dst}: {done['tensors']} tensors, {done['bytes'] / 1e9:.2f} GB, from a {done['kind']} checkpoint")
+
+
+def _require_free(dst: Path, overwrite: bool, src: str) -> None:
+    """Raises ValueError for a place that is taken, before anything is imported; the conversion looks more closely."""
+    holds_src = Path(src).expanduser().resolve().is_relative_to(dst.expanduser().resolve())  # which has its own error
+    taken = dst.exists() and not (dst.is_dir() and not any(dst.iterdir()))
+    if taken and not overwrite and not holds_src:
+        raise ValueError(f"{dst} exists already; choose another folder, or pass --overwrite")
 
 
 def _gigabytes(count: int) -> str:

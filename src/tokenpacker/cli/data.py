@@ -17,7 +17,7 @@ from tokenpacker.cli.options import (
     ScaleFactorOption,
 )
 from tokenpacker.cli.output import check_picture_suffix, print_json, print_note
-from tokenpacker.cli.region_data import UNFIT, regions, show_row
+from tokenpacker.cli.region_data import UNFIT, check_share, regions, show_row
 
 if TYPE_CHECKING:
     from tokenpacker.hf import TokenPackerProcessor
@@ -103,6 +103,7 @@ def check(
 
         tokenpacker data check shards/*.tar --model runs/mine --decode --sample 2000 --json
     """
+    check_share(max_share)
     require_existing("data file", data)
     if picture is not None:
         check_picture_suffix(picture, "--picture")

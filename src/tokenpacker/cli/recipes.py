@@ -1,5 +1,7 @@
 """`tokenpacker train RECIPE`: the paper's stages and their variants."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -7,7 +9,7 @@ import typer
 
 import tokenpacker
 from tokenpacker.cli.options import JsonOption
-from tokenpacker.cli.output import print_json
+from tokenpacker.cli.output import print_json, print_note
 from tokenpacker.known_models import resolve
 
 UNFINISHED = 75  # "try again", as sysexits.h has it: what waits for the model must not start
@@ -60,7 +62,7 @@ def train_recipe(
 ) -> None:
     """Train by a recipe; call it again after an interruption and it goes on.
 
-    Exit code 0: the model is finished. 75: a signal stopped the run after a checkpoint. 2: it cannot be run at all.
+    Exit code 0: the model is finished. 75: a signal stopped the run, and the same command goes on. 2: it cannot run.
 
     Several devices: accelerate launch --config_file FILE -m tokenpacker train RECIPE ...
 
@@ -90,13 +92,24 @@ def train_recipe(
 
     disable_progress_bar()  # the run has one of its own
     own = Path(recipe).parent if Path(recipe).name == "config.json" else Path("runs") / config.name
-    folder = train(config, output or own)
+    with tells_what_is_kept(output or own):
+        folder = train(config, output or own)
     if folder is None:
         raise typer.Exit(UNFINISHED)
     if as_json:
         print_json({"model": str(folder), "recipe": config.name})
     else:
         typer.echo(str(folder))
+
+
+@contextmanager
+def tells_what_is_kept(output: Path) -> Iterator[None]:
+    """Ctrl-C outside of the training steps, which end with a checkpoint, ends the command in one line."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        print_note(f"stopped; {output} keeps what is done so far, and the same command goes on from there")
+        raise typer.Exit(UNFINISHED) from None
 
 
 def list_recipes(as_json: JsonOption = False) -> None:

@@ -62,6 +62,7 @@ def regions(
 
         tokenpacker data regions vcr train.jsonl --images data/vcr1images --root data --output vcr.jsonl
     """
+    check_share(max_share)
     if format != "list" or annotations is not None:
         if annotations is None or images is None or output is None:
             raise ValueError(
@@ -115,6 +116,7 @@ def show_row(
         Path | None,
         typer.Option("--images", metavar="FOLDER", help="Where image paths start.", show_default="the data's folder"),
     ] = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Draw a row of training data: its images, their regions numbered as in the text, and the conversation.
 
@@ -133,4 +135,13 @@ def show_row(
     page = draw_record(records[row - 1])
     out.parent.mkdir(parents=True, exist_ok=True)
     page.save(out)
-    typer.echo(str(out))
+    if as_json:
+        print_json({"page": str(out), "row": row, "rows": len(records)})
+    else:
+        typer.echo(str(out))
+
+
+def check_share(max_share: float) -> None:
+    """Raises ValueError for a `--max-rejects` that is no share."""
+    if not 0 <= max_share <= 1:
+        raise ValueError(f"--max-rejects {max_share} must lie between 0 and 1, such as 0.01 for one in a hundred")

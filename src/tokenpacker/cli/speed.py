@@ -100,11 +100,11 @@ def speed(
     if plan:
         _refuse({"--batch-sizes": batch_sizes, "--rounds": rounds, "--device": device})
     model, shapes = _named(model, shapes)
-    require_projectors(names)
     stored = shapes is None
     folder = None  # of a stored model; a plan reads the original layout, too
     if stored:
         folder = fetch(model or CARRIED, CONFIG_FILES, REMEDY) if plan else find_model(model)
+    require_projectors(names)
     with quiet(verbose):
         sizes = _read_shapes(folder, model, shapes)
         sizes = _take_images(sizes, stored, image_size, max_tiles)

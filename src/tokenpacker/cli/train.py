@@ -13,7 +13,7 @@ from typer.core import TyperGroup
 from tokenpacker.cli.errors import reports_mistakes
 from tokenpacker.cli.options import JsonOption
 from tokenpacker.cli.output import print_json
-from tokenpacker.cli.recipes import UNFINISHED, engines, list_recipes, train_recipe
+from tokenpacker.cli.recipes import UNFINISHED, engines, list_recipes, tells_what_is_kept, train_recipe
 from tokenpacker.known_models import resolve
 
 OutputOption = Annotated[
@@ -74,7 +74,7 @@ def tiny(
     from tokenpacker.train.tiny import train_tiny
 
     make = partial(train_tiny, output, projector=projector, seed=seed, foundation_dir=foundation)
-    _make_and_measure(make, {"projector": projector, "seed": seed}, as_json)
+    _make_and_measure(make, output, {"projector": projector, "seed": seed}, as_json)
 
 
 @train_app.command("tiny-regions")
@@ -103,15 +103,15 @@ def tiny_regions(
 
     start = None if start is None else Path(resolve(str(start)))
     make = partial(train_tiny_regions, output, start=start, seed=seed)
-    _make_and_measure(make, {"seed": seed}, as_json)
+    _make_and_measure(make, output, {"seed": seed}, as_json)
 
 
-def _make_and_measure(make: Callable[[], Path | None], told: dict[str, Any], as_json: bool) -> None:
+def _make_and_measure(make: Callable[[], Path | None], output: Path, told: dict[str, Any], as_json: bool) -> None:
     """Trains a tiny model, asks it all test questions, and puts the accuracies into its card."""
     from tokenpacker.evaluate import measure_model
     from tokenpacker.train.card import add_accuracies
 
-    with contextlib.redirect_stdout(sys.stderr):  # the Trainer prints its logs
+    with tells_what_is_kept(output), contextlib.redirect_stdout(sys.stderr):  # the Trainer prints its logs
         folder = make()
         if folder is None:
             raise typer.Exit(UNFINISHED)

@@ -147,6 +147,7 @@ class PreparedSample:
         tails: what follows in each question's prompt.
         pixel_values: (tiles, 3, h, w).
         layout: the image's tiles and tokens.
+        scale_factors: (tiles,); None for a projector whose tokens have none.
         region_cells: (R, tiles, patches) of the image's regions; None where no question is about one.
     """
 
@@ -156,6 +157,7 @@ class PreparedSample:
     tails: list[list[int]]
     pixel_values: Tensor
     layout: ImageLayout
+    scale_factors: Tensor | None = None
     region_cells: Tensor | None = None
 
 
@@ -199,6 +201,7 @@ class Asker:
             tails=[separator + tail for tail in after_image[1:]],
             pixel_values=inputs["pixel_values"],
             layout=layout,
+            scale_factors=inputs.get("scale_factors"),
             region_cells=cells,
         )
 
@@ -208,7 +211,10 @@ class Asker:
         device = self.model.device
         prefixes = torch.tensor([prepared.prefix for prepared in batch], device=device)  # (N, P)
         pixel_values = torch.cat([prepared.pixel_values for prepared in batch]).to(device)
-        images = self.model.get_image_features(pixel_values, self.scale_factor, **_region_inputs(batch, device))
+        factors = [prepared.scale_factors for prepared in batch if prepared.scale_factors is not None]
+        images = self.model.get_image_features(
+            pixel_values, scale_factors=torch.cat(factors) if factors else None, **_region_inputs(batch, device)
+        )
         shown = {"image": ImageFeatures(pooler_output=images.pooler_output)}
         cache = self.model(input_ids=prefixes, mm_encoder_outputs=shown, use_cache=True, logits_to_keep=1)[CACHE]
         owners = torch.tensor([index for index, prepared in enumerate(batch) for _ in prepared.tails], device=device)

@@ -10,7 +10,9 @@ import binascii
 import os
 import re
 
-from tokenpacker.images import ImageError
+from transformers.image_utils import httpx  # newer hub libraries bring it under another name
+
+from tokenpacker.images import ImageError, check_files_are_read
 
 MAX_BYTES = 2**28  # of a file that comes over the network or as text
 DOWNLOAD_TIMEOUT_S = 20.0
@@ -51,8 +53,7 @@ def _decode(text: str) -> bytes:
 
 
 def _download(address: str) -> bytes:
-    import httpx  # transformers needs it too
-
+    check_files_are_read(address)
     shown = address if len(address) <= 80 else f"{address[:77]}..."
     content = bytearray()
     try:

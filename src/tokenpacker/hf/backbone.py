@@ -94,8 +94,9 @@ class TokenPackerModel(TokenPackerPreTrainedModel, LlavaModel):
         (0, P, L).
 
         Args:
-            scale_factor: of all tiles; None takes the projector's own.
-            scale_factors: (N,), one per tile, as the processor makes them.
+            scale_factor: of all tiles; None takes those in `scale_factors`, or the projector's own.
+            scale_factors: (N,), one per tile, as the processor makes them. `torch.compile` needs `scale_factor` beside
+                them, as a graph cannot depend on numbers in a tensor.
             tile_index: (N,), which of the tiles comes when, for tiles (U, 3, h, w) of which each is encoded once.
             region_cells: (R, P, L) weights of the patches of each region's image; see `regions.RegionEncoder`.
             region_first_tile: (R,) where the tiles of the region's image begin, in their order of use.
@@ -252,8 +253,8 @@ def resolve_scale_factors(scale_factor: int | None, scale_factors: Tensor | None
     Raises:
         ValueError: when one for all is given beside others for each.
     """
-    if scale_factors is None:
-        return scale_factor
+    if scale_factors is None or (scale_factor is not None and torch.compiler.is_compiling()):
+        return scale_factor  # a graph cannot depend on numbers in a tensor
     factors = scale_factors.flatten().tolist()
     if scale_factor is not None and set(factors) - {scale_factor}:
         raise ValueError(

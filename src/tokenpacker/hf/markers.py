@@ -9,6 +9,7 @@ from typing import Any
 from tokenpacker.hf.image_processor import flatten
 from tokenpacker.hf.masks import split_regions
 from tokenpacker.hf.tokenizer import REGION_TOKEN
+from tokenpacker.text import check_text
 
 QUOTE = "\U000f0000"  # transformers writes it before a mark that a user may not set: see `sanitize_control_tokens`
 
@@ -18,8 +19,8 @@ def count_marks(mark: str, prompt: str) -> int:
     return len(re.findall(f"(?<!{QUOTE}){re.escape(mark)}", prompt))
 
 
-def check_text(images: Any, text: Any, mark: str) -> None:
-    """Raises ValueError for a text that is none, and where it was given in the place of the images."""
+def check_prompts(images: Any, text: Any, mark: str) -> None:
+    """Raises ValueError for prompts that are no text, and where they were given in the place of the images."""
     prompts = text if isinstance(text, (list, tuple)) else [text]
     is_text = len(prompts) > 0 and all(isinstance(prompt, str) for prompt in prompts)
     first = images if isinstance(images, (list, tuple)) else [images]
@@ -28,6 +29,8 @@ def check_text(images: Any, text: Any, mark: str) -> None:
         given = "an empty list" if len(prompts) == 0 else type(text).__name__
         order = "; images come before text: processor(images, text)" if swapped else ""
         raise ValueError(f"text is given as {given}; pass a string or a list of strings{order}")
+    for number, prompt in enumerate(prompts if is_text else [], start=1):
+        check_text(prompt, "the prompt" if len(prompts) == 1 else f"prompt {number}")
 
 
 def check_images(images: Any, prompts: Sequence[str], mark: str) -> None:

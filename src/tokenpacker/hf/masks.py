@@ -10,6 +10,8 @@ its sides. Which pixels a form marks:
 - a box (x0, y0, x1, y1): all that it touches;
 - a polygon: those whose centre lies inside, by the even-odd rule, so that a self-crossing outline has holes where it
   winds twice; several parts are joined. One so thin that it holds no centre marks the pixels of its corners.
+
+A mask may be a file's path. Who passes on what strangers send switches that off, with `tokenpacker.images.no_files`.
 """
 
 from __future__ import annotations

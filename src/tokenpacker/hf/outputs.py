@@ -33,15 +33,28 @@ class ImageFeatures(BaseModelOutputWithPooling):
     region_tokens: Tensor | None = None
 
 
+class _PackedTokens:
+    @property
+    def packed_tokens(self) -> Tensor | list[Tensor] | None:
+        """Packed tokens of the call's images as `ImageFeatures.pooler_output`; None without images.
+
+        In LLaVA's outputs they are `image_outputs.pooler_output`, before transformers 5.24 `image_hidden_states`.
+        """
+        if not _HOLDS_IMAGE_OUTPUTS:
+            return self.image_hidden_states  # type: ignore[attr-defined]
+        images = self.image_outputs  # type: ignore[attr-defined]
+        return None if images is None else images.pooler_output
+
+
 @dataclass
-class TokenPackerModelOutput(LlavaModelOutputWithPast):
+class TokenPackerModelOutput(_PackedTokens, LlavaModelOutputWithPast):
     """Output of `TokenPackerModel`: LLaVA's, and the region tokens (R, D) as `region_hidden_states`."""
 
     region_hidden_states: Tensor | None = None
 
 
 @dataclass
-class TokenPackerCausalLMOutput(LlavaCausalLMOutputWithPast):
+class TokenPackerCausalLMOutput(_PackedTokens, LlavaCausalLMOutputWithPast):
     """Output of `TokenPackerForConditionalGeneration`: LLaVA's, and the region tokens (R, D)."""
 
     region_hidden_states: Tensor | None = None

@@ -11,17 +11,18 @@ from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
 import torch
+from huggingface_hub.dataclasses import validate_typed_dict
 from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 from transformers import BatchFeature, PreTrainedTokenizerBase
-from transformers.processing_utils import MultiModalData, ProcessorMixin, Unpack
+from transformers.processing_utils import MultiModalData, ProcessorMixin, TextKwargs, Unpack
 
 from tokenpacker.hf.chat import chat_template as default_chat_template
 from tokenpacker.hf.chat import check_parts
 from tokenpacker.hf.config import TokenPackerConfig
 from tokenpacker.hf.image_processor import ABOUT_ARRAYS, TokenPackerImageProcessor, flatten
 from tokenpacker.hf.keywords import TokenPackerProcessorKwargs, check_keywords
-from tokenpacker.hf.markers import check_images, check_regions, check_text, count_marks
+from tokenpacker.hf.markers import check_images, check_prompts, check_regions, count_marks
 from tokenpacker.hf.masks import split_regions
 from tokenpacker.hf.pictures import to_source
 from tokenpacker.hf.prompts import ImageTokens, encode_prompts
@@ -221,7 +222,7 @@ class TokenPackerProcessor(ProcessorMixin):
         # `ProcessorMixin.__call__` writes each image's tokens into the prompt and tokenizes that text. Released weights
         # need exact ids, which no text gives: a separator would be tokenized together with what stands beside it. So
         # the same steps are taken here, and images are put in among the ids.
-        check_text(images, text, self.image_token)
+        check_prompts(images, text, self.image_token)
         merged = self._merge_kwargs(tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs)
         images, prompts, *_ = self.prepare_inputs_layout(images=images, text=text)
         self.validate_inputs(images=images, text=prompts)
@@ -307,7 +308,9 @@ class TokenPackerProcessor(ProcessorMixin):
                 raise ValueError(f"{type(self).__name__} takes images and text, no {name}; leave it out")
         check_keywords(kwargs, type(self).__name__)
         try:
-            return super()._merge_kwargs(self.valid_processor_kwargs, tokenizer_init_kwargs, **kwargs)
+            merged = super()._merge_kwargs(self.valid_processor_kwargs, tokenizer_init_kwargs, **kwargs)
+            validate_typed_dict(TextKwargs, merged["text_kwargs"])  # which transformers does for images alone
+            return merged
         except StrictDataclassError as error:
             raise ValueError(" ".join(str(error).split())) from None
 

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoModelForMultimodalLM, AutoProcessor
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForImageTextToText,
+    AutoModelForMultimodalLM,
+    AutoProcessor,
+    AutoTokenizer,
+)
 from transformers.models.auto import modeling_auto
 
 # By its full path: transformers 5.16 hides the public name where torchvision is missing.
@@ -13,6 +20,7 @@ from tokenpacker.hf.config import TokenPackerConfig
 from tokenpacker.hf.image_processor import TokenPackerImageProcessor
 from tokenpacker.hf.model import TokenPackerForConditionalGeneration
 from tokenpacker.hf.processor import TokenPackerProcessor
+from tokenpacker.hf.tokenizer import ReleasedLlamaTokenizer
 
 CLASS_NAMES = {
     "MODEL_MAPPING_NAMES": TokenPackerModel.__name__,
@@ -35,6 +43,7 @@ def register() -> None:
         fast_image_processor_class=TokenPackerImageProcessor,
         exist_ok=True,
     )
+    AutoTokenizer.register(TokenPackerConfig, fast_tokenizer_class=ReleasedLlamaTokenizer, exist_ok=True)
     AutoProcessor.register(TokenPackerConfig, TokenPackerProcessor, exist_ok=True)
     for table, class_name in CLASS_NAMES.items():
         getattr(modeling_auto, table)[TokenPackerConfig.model_type] = class_name

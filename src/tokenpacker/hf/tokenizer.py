@@ -20,20 +20,45 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from tokenpacker.hf.chat import AFTER_END_MARK
 from tokenpacker.hf.tokenizer_files import max_length, read_added, read_json, read_vocabulary, special_names
+from tokenpacker.text import check_text
 
 Variant = Literal["slow", "slow_legacy", "fast"]
 IMAGE_TOKEN, REGION_TOKEN = "<image>", "<mask>"
 # No UTF-8 text contains these bytes, so the embedding rows of their pieces are free for marks.
 UNREACHABLE_PIECES = {IMAGE_TOKEN: "<0xFF>", REGION_TOKEN: "<0xFE>"}
 MARKER = "▁"  # sentencepiece's space
+BYTE_PIECE = re.compile("<0x([0-9A-F]{2})>")
+BROKEN_BYTE = re.compile("[\udc80-\udcff]")  # as Python's "surrogateescape" marks it
+REPLACEMENT = "�"  # what sentencepiece writes for each
 WHITESPACE = r"[\s\x1c-\x1f]*"  # what Python's str.strip strips
+
+
+class ReleasedLlamaTokenizer(PreTrainedTokenizerFast):
+    """A fast tokenizer that reads ids as sentencepiece does, also where a byte piece stands beside a broken one.
+
+    The library's decoder gives up a whole run of byte pieces for one that is broken, as at the end of an answer that is
+    cut within a character. A folder that was saved with this class loads elsewhere too, as a plain fast tokenizer.
+    """
+
+    def _decode(self, token_ids: int | list[int], skip_special_tokens: bool = False, **kwargs: Any) -> str:
+        text = super()._decode(token_ids, skip_special_tokens=skip_special_tokens, **kwargs)
+        if REPLACEMENT not in text or "llama_variant" not in self.init_kwargs:
+            return text
+        ids = [token_ids] if isinstance(token_ids, int) else list(token_ids)
+        skipped = set(self.all_special_ids) if skip_special_tokens else set()
+        tokens = self.convert_ids_to_tokens([int(index) for index in ids if int(index) not in skipped])
+        content = b"".join(
+            bytes([int(byte[1], 16)]) if (byte := BYTE_PIECE.fullmatch(token)) else token.encode() for token in tokens
+        )
+        text = content.decode(errors="surrogateescape").removeprefix(MARKER).replace(MARKER, " ")
+        return BROKEN_BYTE.sub(REPLACEMENT, text)
 
 
 def load_llama_tokenizer(
@@ -45,7 +70,7 @@ def load_llama_tokenizer(
     padding_side: Literal["left", "right"] = "left",
     vocab_size: int | None = None,
     region_token: bool = False,
-) -> PreTrainedTokenizerFast:
+) -> ReleasedLlamaTokenizer:
     """The tokenizer of a folder in the original layout, exact to the variant and safe to save and load again.
 
     `<image>` is one token. Where the folder has none it takes the id of the byte piece `<0xFF>`, which no text can
@@ -93,7 +118,7 @@ def load_llama_tokenizer(
         )
     variant = variant or config.get("llama_variant") or ("slow_legacy" if config.get("legacy", True) else "slow")
     rules = _Rules(variant, names["bos_token"], tuple(names.values()), tuple(added))
-    return PreTrainedTokenizerFast(
+    return ReleasedLlamaTokenizer(
         tokenizer_object=_build(vocabulary, merges, added, names, rules),
         **{role: _special(name) for role, name in names.items()},
         extra_special_tokens=[_special(name) for name in added if name not in names.values()],
@@ -117,8 +142,9 @@ def encode_as_trained(tokenizer: PreTrainedTokenizerBase, text: str, *, image_ma
             without an image.
 
     Raises:
-        ValueError: when another tokenizer would have to read `<image>` as text.
+        ValueError: when another tokenizer would have to read `<image>` as text, and for what is no Unicode text.
     """
+    check_text(text)
     variant = tokenizer.init_kwargs.get("llama_variant")
     if variant is None:
         if not image_marks and IMAGE_TOKEN in text:
@@ -196,7 +222,7 @@ def _build(
         single=f"{bos} $A", pair=f"{bos} $A {bos} $B", special_tokens=[(bos, added[bos])]
     )
     tokenizer.decoder = decoders.Sequence(
-        [decoders.Replace(MARKER, " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+        [decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(MARKER, 1, 0), decoders.Replace(MARKER, " ")]
     )
     return tokenizer
 

@@ -109,15 +109,15 @@ def _encode(
     asked = kwargs.pop("output_hidden_states", False)
     wanted = True if asked or not SELECTS_HIDDEN_STATES else sorted({*levels, query_level})
     output = tower(pixel_values, output_hidden_states=wanted, return_dict=True, **kwargs)
-    num_patches = patch_grid[0] * patch_grid[1]
-
-    def patch_tokens(level: int) -> Tensor:
-        tokens = output.hidden_states[level]  # (N, P + L, C)
-        if tokens.shape[1] < num_patches:
-            raise ValueError(f"level {level} has {tokens.shape[1]} tokens, fewer than patch_grid={patch_grid} needs")
-        return tokens[:, tokens.shape[1] - num_patches :]
-
-    all_levels = torch.cat([patch_tokens(level) for level in levels], dim=-1)  # (N, L, M*C)
-    features = VisionFeatures(patch_tokens(query_level), all_levels, patch_grid)
-    states = output.hidden_states if asked else None
+    hidden_states = output.hidden_states
+    num_prefix = hidden_states[query_level].shape[1] - patch_grid[0] * patch_grid[1]
+    registers = getattr(tower.config, "num_register_tokens", 0)
+    if num_prefix not in (0, 1, 1 + registers):
+        raise ValueError(
+            f"{type(tower).__name__} gives {hidden_states[query_level].shape[1]} tokens a tile, but patch_grid="
+            f"{patch_grid[0]}x{patch_grid[1]} with CLS and {registers} registers has others; correct image_size and"
+            " patch_size in its config"
+        )
+    features = VisionFeatures.from_hidden_states(hidden_states, patch_grid, levels, query_level, num_prefix)
+    states = hidden_states if asked else None
     return features, BaseModelOutput(hidden_states=states, attentions=output.attentions)

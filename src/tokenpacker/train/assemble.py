@@ -22,7 +22,7 @@ from tokenpacker.hf.processor import TokenPackerProcessor
 from tokenpacker.hf.quantization import KEPT_WHOLE, four_bit_config
 from tokenpacker.hf.region_setup import add_region_token, add_regions
 from tokenpacker.hf.tokenizer import IMAGE_TOKEN, load_llama_tokenizer
-from tokenpacker.hub import fetch
+from tokenpacker.hub import check_name, fetch
 from tokenpacker.regions import RegionConfig, RegionRule
 from tokenpacker.train.config import LoraConfig, ModelConfig, TrainingConfig
 
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 LORA_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 DEFAULT_RULE: RegionRule = "coverage"  # of a new region encoder
 REMEDY = "give a folder or hub id"
+MODEL_FILES = ["*.json", "*.jinja", "tokenizer.model"]  # beside the weights
 TOWER_PIXELS = "preprocessor_config.json"
 PAD_TOKEN = "<pad>"
 
@@ -65,6 +66,15 @@ def unfreeze(
     if config.liger:
         _use_liger(model)
     return model if config.lora is None else _with_lora(model, config.lora)
+
+
+def check_models(model: ModelConfig) -> None:
+    """Raises ValueError for models that are neither here nor can be on the hub, which is not asked."""
+    names = [model.vision_tower, model.language_model] if model.start is None else [model.start]
+    for name in names:
+        check_name(name, REMEDY)
+    if model.projector_weights is not None and not Path(model.projector_weights).is_file():
+        raise ValueError(f"model.projector_weights={model.projector_weights} does not exist; check the path")
 
 
 def parts_of(model: TokenPackerForConditionalGeneration) -> dict[str, list[torch.nn.Module]]:
@@ -142,19 +152,21 @@ def _start_folder(start: str, files: list[str]) -> Path:
 def _load_start(
     config: TrainingConfig, dtype: torch.dtype
 ) -> tuple[TokenPackerForConditionalGeneration, TokenPackerProcessor]:
-    start = str(config.model.start)
-    _start_folder(start, ["config.json"])
+    start = config.model.start
+    _start_folder(str(start), ["config.json"])  # before gigabytes of another kind are fetched
+    folder = _with_weights(str(start))
     quantization = _quantization(config, KEPT_WHOLE)
     try:
         model, report = TokenPackerForConditionalGeneration.from_pretrained(
-            start, dtype=dtype, output_loading_info=True, **quantization
+            folder, dtype=dtype, output_loading_info=True, **quantization
         )
     except (RuntimeError, SafetensorError) as error:
         raise ValueError(f"model.start={start} cannot be loaded ({' '.join(str(error).split())[:300]})") from error
+    model.name_or_path = start  # what an adapter names, whatever folder it was fetched to
     missing = sorted(report["missing_keys"])
     if missing:  # they would be trained from random numbers
         raise ValueError(f"model.start={start} lacks {len(missing)} weights of its config, such as {missing[0]}")
-    return model, _with_settings(TokenPackerProcessor.from_pretrained(start), config.model)
+    return model, _with_settings(TokenPackerProcessor.from_pretrained(folder), config.model)
 
 
 def _join_parts(
@@ -163,7 +175,7 @@ def _join_parts(
     settings = config.model
     tower = _load_tower(settings.vision_tower, dtype)
     language_model = AutoModelForCausalLM.from_pretrained(
-        settings.language_model, dtype=dtype, **_quantization(config, ("lm_head",))
+        _with_weights(settings.language_model), dtype=dtype, **_quantization(config, ("lm_head",))
     )
     tokenizer = _tokenizer(settings.language_model)
     if len(tokenizer) > language_model.config.vocab_size:
@@ -188,18 +200,25 @@ def _trained_projector(model: ModelConfig) -> projectors.Projector | None:
 
 def _config_of(name: str) -> Any:
     """The config of a vision tower or language model. Raises ValueError where there is none."""
+    folder = fetch(name, ["config.json"], REMEDY)
     try:
-        return AutoConfig.from_pretrained(name)
+        return AutoConfig.from_pretrained(folder)
     except (OSError, ValueError) as error:
         raise ValueError(f"{name} has no config of a model ({str(error).splitlines()[0][:120]}); {REMEDY}") from None
 
 
+def _with_weights(name: str) -> Path:
+    """The folder of a model with all its files; pickled weights are fetched only where there are no others."""
+    folder = fetch(name, [*MODEL_FILES, "*.safetensors"], REMEDY)
+    return folder if any(folder.glob("*.safetensors")) else fetch(name, [*MODEL_FILES, "pytorch_model*.bin"], REMEDY)
+
+
 def _load_tower(name: str, dtype: torch.dtype) -> PreTrainedModel:
     """A vision tower; of a model for images and texts, its half for images."""
-    kind = _config_of(name).model_type
+    kind, folder = _config_of(name).model_type, _with_weights(name)
     if kind == "clip":
-        return CLIPVisionModel.from_pretrained(name, dtype=dtype)
-    whole = AutoModel.from_pretrained(name, dtype=dtype)
+        return CLIPVisionModel.from_pretrained(folder, dtype=dtype)
+    whole = AutoModel.from_pretrained(folder, dtype=dtype)
     return getattr(whole, "vision_model", whole)
 
 

@@ -65,7 +65,9 @@ class RunPlan:
         batches: list[Batch] = []
         counts: list[int] = []
         first_fill = 0.0
-        for epoch in range(int(np.ceil(config.epochs))):
+        wanted = None if config.max_steps is None else config.max_steps * per_step
+        while len(counts) < config.epochs if wanted is None else len(batches) < wanted:
+            epoch = len(counts)
             planned = plan_epoch(
                 lengths,
                 max_length=config.data.max_length,
@@ -76,14 +78,12 @@ class RunPlan:
                 grouped=config.data.grouped,
             )
             first_fill = first_fill or fill(planned, lengths)
-            share = min(1.0, config.epochs - epoch)
+            share = min(1.0, config.epochs - epoch) if wanted is None else 1.0
             planned = planned[: max(1, round(len(planned) * share))]
             planned += [[] for _ in range(-len(planned) % per_step)]
             batches += planned
             counts.append(len(planned))
-        if config.max_steps is not None:
-            batches = batches[: config.max_steps * per_step]
-        return cls(batches, per_step, counts, first_fill)
+        return cls(batches[:wanted], per_step, counts, first_fill)
 
 
 def planned_lengths(lengths: Lengths, max_tiles: int) -> Lengths:

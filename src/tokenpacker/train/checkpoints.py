@@ -12,11 +12,14 @@ from pickle import UnpicklingError
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from transformers import TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+LOCK = ".lock"
+LOCK_SECONDS = 10.0  # processes that read data outlive a killed run by up to five seconds, and hold its lock
 COMPLETE = "complete"  # written into a checkpoint last: one without it is a leftover
 POSITION_FILE = "position.json"  # of a stream, in a checkpoint
 UNREADABLE = (OSError, RuntimeError, ValueError, TypeError, KeyError, EOFError, UnpicklingError, SafetensorError)
@@ -26,11 +29,35 @@ class CheckpointError(ValueError):
     """A checkpoint could not be written or does not fit the model."""
 
 
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keeps other processes from training into a folder. The system takes the lock of a process that dies.
+
+    Raises:
+        ValueError: when another process holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / LOCK)
+    try:
+        lock.acquire(timeout=LOCK_SECONDS)
+    except Timeout:
+        raise ValueError(f"another process trains into {folder}; wait for its end, or choose another folder") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
 def whole_checkpoints(folder: Path) -> list[Path]:
     """The checkpoints in a run's folder that were written to their end, oldest first."""
     found = [path.parent for path in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*/{COMPLETE}")]
     found = [path for path in found if path.name.rsplit("-", 1)[1].isdecimal()]  # not one that the user set aside
-    return sorted(found, key=lambda path: int(path.name.rsplit("-", 1)[1]))
+    return sorted(found, key=step_of)
+
+
+def step_of(checkpoint: Path) -> int:
+    """How many steps a checkpoint has gone."""
+    return int(checkpoint.name.rsplit("-", 1)[1])
 
 
 def check_state(checkpoint: Path) -> None:

@@ -176,7 +176,8 @@ class TrainingConfig:
         batch_size: samples (rows, when packed) per optimizer step, over all devices.
         device_batch_size: of these, how many a device holds at once.
         scale_factors: one is drawn for each step; empty takes the projector's own.
-        epochs: passes over the data; `max_steps` ends a run earlier.
+        epochs: passes over the data.
+        max_steps: length of the run in place of `epochs`, less than one pass or several.
         precision: of activations and of frozen weights; optimizer states and trained weights are float32.
         checkpointing: recompute activations in the backward pass.
         save_every: steps between checkpoints.

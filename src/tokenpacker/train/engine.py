@@ -19,6 +19,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, SequentialSampler
 from transformers import Trainer
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
@@ -215,11 +216,23 @@ class PartTrainer(Trainer):
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is None:
-            return super()._load_optimizer_and_scheduler(checkpoint)
+            super()._load_optimizer_and_scheduler(checkpoint)
+            return
         with clear_checkpoint_errors(Path(checkpoint)):
             if not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
                 require_files(Path(checkpoint), OPTIMIZER_NAME, SCHEDULER_NAME)  # the Trainer would start them anew
-            return super()._load_optimizer_and_scheduler(checkpoint)
+            super()._load_optimizer_and_scheduler(checkpoint)
+        self._take_scheduled_rates()
+
+    def _take_scheduled_rates(self) -> None:
+        """Sets the rates of the step at hand: a checkpoint has those of its own schedule, perhaps of a shorter run."""
+        scheduler = getattr(self.lr_scheduler, "scheduler", self.lr_scheduler)  # accelerate may have wrapped it
+        if not isinstance(scheduler, LambdaLR):  # DeepSpeed has one of its own
+            return
+        pairs = zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)
+        scheduler._last_lr = [rate * share(scheduler.last_epoch) for rate, share in pairs]
+        for group, rate in zip(scheduler.optimizer.param_groups, scheduler._last_lr, strict=True):
+            group["lr"] = rate
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         if checkpoint is None:

@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from tokenpacker.progress import Progress
 from tokenpacker.train.records import Records
 from tokenpacker.train.rejects import Rejects
 from tokenpacker.train.rows import RecordError
@@ -88,7 +89,7 @@ def index_lengths(
         numbers: of the records to look at; None for all.
         decode: makes each sample whole, so that damaged images are found too. Much slower.
         num_workers: processes; 0 works in this one, None takes one per core for more than a few chunks.
-        progress: shows a bar on standard error.
+        progress: shows on standard error how far it is.
 
     Raises:
         TooManyRejects: as soon as `rejects` has seen too many.
@@ -107,13 +108,14 @@ def index_lengths(
     table = np.zeros((len(FIELDS), len(chosen)), dtype=np.int32)
     errors: dict[int, RecordError] = {}
     # Closed at once when this ends early, or worker processes would go on.
-    with _bar(len(chosen), progress) as advance, closing(_work(worker, jobs, num_workers)) as results:
+    reading = Progress("reading data", len(chosen), shown=progress)
+    with reading, closing(_work(worker, jobs, num_workers)) as results:
         for (number, part), (values, failed) in results:
             table[:, number * CHUNK : number * CHUNK + len(part)] = values
             for place, error in failed.items():
                 errors[number * CHUNK + place] = error
             _count(rejects, len(part), failed)
-            advance(len(part))
+            reading.update(reading.done + len(part))
     return Lengths(**dict(zip(FIELDS, table, strict=True)), errors=dict(sorted(errors.items())))
 
 
@@ -238,22 +240,3 @@ def _read_chunk(path: Path, num_records: int) -> tuple[np.ndarray, dict[int, Rec
         return values, {int(place): RecordError(*fields) for place, *fields in rows}
     except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):
         return None
-
-
-class _bar:
-    """A progress bar on standard error; entered, it gives the function that advances it."""
-
-    def __init__(self, total: int, shown: bool) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-        columns = (TextColumn("reading"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        self._progress = Progress(*columns, console=Console(stderr=True), disable=not shown, transient=True)
-        self._task = self._progress.add_task("", total=total)
-
-    def __enter__(self) -> Any:
-        self._progress.start()
-        return lambda count: self._progress.advance(self._task, count)
-
-    def __exit__(self, *_: object) -> None:
-        self._progress.stop()

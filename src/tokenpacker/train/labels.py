@@ -28,6 +28,7 @@ TrainingFormat = Literal["v1", "plain", "bare"]
 HUMAN, GPT = "human", "gpt"
 ROLES = {HUMAN: "user", GPT: "assistant"}
 BEFORE_ANSWER = " ASSISTANT: "
+MEND_TEXT = "a text may have been cut within an emoji; write it anew"
 
 
 @dataclass(frozen=True)
@@ -171,6 +172,15 @@ def collate(examples: Sequence[Example], pad_token_id: int, max_length: int | No
     return {"input_ids": input_ids, "labels": labels, "attention_mask": attention_mask}
 
 
+def is_encodable(text: str) -> bool:
+    """Whether a text can be written as UTF-8. JSON may hold one half of a surrogate pair, where an emoji was cut."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def check_conversation(conversation: Conversation) -> list[dict[str, str]]:
     """The messages, each known to have a known role and a text.
 
@@ -186,6 +196,8 @@ def check_conversation(conversation: Conversation) -> list[dict[str, str]]:
             raise ValueError(f"message {number} is from {message['from']!r}; use {' or '.join(map(repr, ROLES))}")
         if not isinstance(message["value"], str):
             raise ValueError(f"value={message['value']!r} of message {number} is no text; use a string")
+        if not is_encodable(message["value"]):
+            raise ValueError(f"message {number} holds half of a surrogate pair, which is no character; {MEND_TEXT}")
     return [dict(message) for message in conversation]
 
 

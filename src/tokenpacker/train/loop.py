@@ -2,24 +2,27 @@
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+import torch
 from torch import nn
 from torch.utils.data import Dataset, SequentialSampler
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
+from tokenpacker.progress import Progress
+from tokenpacker.train.checkpoints import locked
 from tokenpacker.train.optimizer import MuonAdamW
 
 CHECKPOINTS = "checkpoints"
 HISTORY = "history.json"
 STOPWATCH = "seconds.json"
 PREFETCHED_STEPS = 6
+MIN_LOGGED = 20  # entries of a log
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,11 +48,36 @@ class _OrderedTrainer(Trainer):
         return SequentialSampler(self.train_dataset if train_dataset is None else train_dataset)
 
 
+@contextmanager
+def deterministic_on_cpu() -> Iterator[None]:
+    """Within the context, the same steps on a CPU give the same bits each time, with several threads too.
+
+    Without it torch adds the gradients of an indexed tensor, such as a tile that occurs three times in a batch, by
+    atomic additions of all threads: in the order in which these happen to come. On a GPU it changes nothing.
+    """
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    fills = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
+    if not torch.accelerator.is_available():
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        # Nothing here reads what was not written.
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        torch.utils.deterministic.fill_uninitialized_memory = fills  # type: ignore[attr-defined]
+
+
 def write_whole(path: Path, text: str) -> None:
     """Writes a file so that a kill leaves the old one or the new one, never a half."""
     part = path.with_suffix(".part")
     part.write_text(text, encoding="utf-8")
     part.replace(path)
+
+
+def log_interval(log_every: int, num_steps: int) -> int:
+    """Steps between two entries of a log: fewer than asked for in a short run, so that its loss makes a curve."""
+    return max(1, min(log_every, num_steps // MIN_LOGGED))
 
 
 class Stopwatch(TrainerCallback):
@@ -72,31 +100,29 @@ class Stopwatch(TrainerCallback):
 
 
 class ProgressBar(TrainerCallback):
-    """One line on standard error: standard output stays free for results."""
+    """Steps and loss on standard error, of the main process: standard output stays free for results."""
 
     def __init__(self, title: str) -> None:
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-        times = (TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("loss {task.fields[loss]}"))
-        self.bar = Progress(*columns, *times, console=Console(stderr=True))
         self.title = title
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Shows the bar, at the step that the run goes on from."""
-        self.bar.start()
-        self.task = self.bar.add_task(self.title, total=state.max_steps, completed=state.global_step, loss="-")
+        """Begins at the step that the run goes on from."""
+        self.progress = Progress(
+            self.title, state.max_steps, done=state.global_step, shown=state.is_world_process_zero
+        ).start()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Counts the step."""
-        self.bar.update(self.task, completed=state.global_step)
+        self.progress.update(state.global_step)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
         """Shows the loss."""
         if logs and "loss" in logs:
-            self.bar.update(self.task, loss=f"{float(logs['loss']):.3f}")
+            self.progress.update(state.global_step, f"loss {float(logs['loss']):.3f}")
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Leaves the bar as it is."""
-        self.bar.stop()
+        """Leaves the last count."""
+        self.progress.stop()
 
 
 def run_phase(
@@ -110,7 +136,8 @@ def run_phase(
 ) -> None:
     """Trains `model` in place and writes its history (steps, seconds, loss curve) to `phase_dir`.
 
-    Checkpoints stand there too; a phase that was interrupted continues from the last one.
+    Checkpoints stand there too; a phase that was interrupted continues from the last one. Raises ValueError where
+    another process trains into the folder.
     """
     arguments = TrainingArguments(
         output_dir=str(phase_dir / CHECKPOINTS),
@@ -120,7 +147,7 @@ def run_phase(
         lr_scheduler_kwargs={"min_lr_rate": schedule.min_learning_rate_ratio},
         warmup_steps=min(schedule.warmup_steps, schedule.num_steps // 4),
         max_grad_norm=1.0,
-        logging_steps=min(schedule.log_every, schedule.num_steps),
+        logging_steps=log_interval(schedule.log_every, schedule.num_steps),
         save_steps=schedule.save_every,
         save_total_limit=1,
         dataloader_num_workers=schedule.num_workers,
@@ -148,7 +175,8 @@ def run_phase(
         callbacks=[stopwatch, ProgressBar(phase_dir.name)],
     )
     trainer.remove_callback(PrinterCallback)
-    trainer.train(resume_from_checkpoint=_last_checkpoint(phase_dir))
+    with locked(phase_dir), deterministic_on_cpu():
+        trainer.train(resume_from_checkpoint=_last_checkpoint(phase_dir))
     curve = [[entry["step"], round(entry["loss"], 4)] for entry in trainer.state.log_history if "loss" in entry]
     history = {"steps": trainer.state.global_step, "seconds": stopwatch.seconds, "loss": curve}
     (phase_dir / HISTORY).write_text(json.dumps(history) + "\n")

@@ -11,6 +11,7 @@ from tokenpacker.hf.config import TokenPackerConfig
 from tokenpacker.hf.model import TokenPackerForConditionalGeneration
 from tokenpacker.train.assemble import learns_regions, load_processor, model_config, parts_of
 from tokenpacker.train.config import PARTS, TrainingConfig
+from tokenpacker.train.run import check
 from tokenpacker.train.sources import is_stream, look_through
 
 FLOAT32, SIXTEEN_BITS, FOUR_BITS = 4.0, 2.0, 0.5625  # bytes a weight; NF4 with one float32 per 64 weights
@@ -52,6 +53,7 @@ class Preview:
 
 def preview(config: TrainingConfig) -> Preview:
     """The preview of a run; data are looked through where the config names them. Raises ValueError as `run.train`."""
+    check(config, with_data=config.data.path is not None or config.data.scenes is not None)
     shape = model_config(config.model, with_regions=learns_regions(config))
     with torch.device("meta"):
         model = TokenPackerForConditionalGeneration(shape)
@@ -98,6 +100,8 @@ def describe(shown: Preview) -> str:
             " places in a batch are filled"
         )
         lines.append(f"{shown.steps:,} steps, of {s['per_step']:g} samples each on average")
+    elif shown.config["data"]["path"] is None and shown.config["data"]["scenes"] is None:
+        lines.append("no data: give them with --data, which the run needs, and samples and steps are counted")
     elif shown.steps is not None:
         lines.append(f"{shown.steps:,} steps")
     parts = ", ".join(f"{name} {gib:.1f}" for name, gib in shown.memory_gib.items() if name != "total")

@@ -2,7 +2,8 @@
 
     JSON      a list of LLaVA rows: read whole once, then only the place of each row in the file is kept.
               Or COCO captions (an object with `images` and `annotations`), of which the text stays in memory.
-    JSONL     a LLaVA row in each line; only the places of the lines are kept.
+    JSONL     a LLaVA row in each line; only the places of the lines are kept. Which of the two a file is, its first
+              sign says, whatever its name.
     Parquet   the columns of a LLaVA row; one row group at a time is in memory.
 
 `streams` has what can only be read in order: tar shards and the datasets library. `rows` says what a row may hold.
@@ -10,6 +11,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -76,33 +78,46 @@ def open_records(
             of images that is missing. A single bad row raises RecordError when it is asked for.
         ImportError: for Parquet without pyarrow.
     """
+    paths = check_files(data, images_root, format=format)
+    parts = [_open(path, images_root, chosen) for path, chosen in paths]
+    return parts[0] if len(parts) == 1 else _Joined(parts)
+
+
+def check_files(
+    data: str | Path | Sequence[str | Path], images_root: str | Path | None = None, *, format: Format | None = None
+) -> list[tuple[Path, Format]]:
+    """The files that data stand for and their formats; none is opened. Raises ValueError as `open_records`."""
     if format is not None and format not in get_args(Format):
         raise ValueError(f"format={format!r} is unknown; use one of {', '.join(get_args(Format))}")
     if images_root is not None and not Path(images_root).is_dir():
         raise ValueError(f"images_root={images_root} is no folder; check the path")
     given = [data] if isinstance(data, (str, Path)) else list(data)
-    parts = [_open(path, images_root, format) for entry in given for path in _files(Path(entry))]
-    if not parts:
+    paths = [path for entry in given for path in _files(Path(entry))]
+    if not paths:
         raise ValueError("data names no file; give at least one")
-    return parts[0] if len(parts) == 1 else _Joined(parts)
+    return [(path, format or _format_of(path)) for path in paths]
 
 
 def _files(path: Path) -> list[Path]:
-    if not path.is_dir():
+    if path.is_file():
         return [path]
+    if not path.is_dir():
+        raise ValueError(f"data file {path} does not exist; check the path")
     found = sorted(path.glob("*.parquet"))
     if not found:
         raise ValueError(f"data folder {path} holds no Parquet files; give the data files themselves")
     return found
 
 
-def _open(path: Path, images_root: str | Path | None, format: Format | None) -> Records:
-    if not path.is_file():
-        raise ValueError(f"data file {path} does not exist; check the path")
-    chosen = format or SUFFIXES.get(path.suffix.lower())
+def _format_of(path: Path) -> Format:
+    chosen = SUFFIXES.get(path.suffix.lower())
     if chosen is None:
         endings = ", ".join(SUFFIXES)
-        raise ValueError(f"data file {path} ends in none of {endings}; rename it, or pass format=")
+        raise ValueError(f"data file {path} ends in none of {endings}; rename it")
+    return chosen
+
+
+def _open(path: Path, images_root: str | Path | None, chosen: Format) -> Records:
     root = Path(os.path.abspath(path.parent if images_root is None else images_root))
     opened = {"json": _open_json, "jsonl": _open_lines, "parquet": _Parquet}[chosen](path, root)
     if not len(opened):
@@ -217,7 +232,13 @@ class _Parquet(Records):
                 raise RecordError(where, f"row group {group + 1} cannot be read: {error}", source=where) from None
             self._group = (group, table)
         first = int(self._ends[group - 1]) if group else 0
-        return self._group[1].slice(index - first, 1).to_pylist()[0]
+        try:
+            return self._group[1].slice(index - first, 1).to_pylist()[0]
+        except UnicodeDecodeError as error:
+            where = self.where(index)
+            raise RecordError(
+                where, f"a text is no UTF-8 at byte {error.start + 1}; write it anew", source=where
+            ) from None
 
 
 class _Joined(Records):
@@ -252,6 +273,11 @@ class _Joined(Records):
 
 
 def _open_lines(path: Path, images_root: Path) -> Records:
+    with path.open("rb") as file:
+        start = file.read(1 << 16).removeprefix(BOM.encode()).lstrip()
+    if start.startswith(b"["):  # no row begins so
+        with contextlib.suppress(ValueError):  # a first line that is a list, before rows
+            return _open_json(path, images_root)
     return _Slices(path, images_root, _line_places(path))
 
 
@@ -263,12 +289,19 @@ def _open_json(path: Path, images_root: Path) -> Records:
     try:
         start, sign = _after_space(text, len(BOM) if text.startswith(BOM) else 0)
         if sign == "{":
-            return _Captions(path, images_root, _caption_rows(path, json.loads(text.removeprefix(BOM))))
+            content, end = json.JSONDecoder().raw_decode(text, start)
+            rest, sign = _after_space(text, end)
+            if sign and "\n" in text[end:rest]:  # a row in each line
+                return _Slices(path, images_root, _line_places(path))
+            if sign:
+                raise json.JSONDecodeError("Extra data", text, rest)
+            if "conversations" in content:  # a single row
+                return _Slices(path, images_root, [(0, path.stat().st_size, 1)])
+            return _Captions(path, images_root, _caption_rows(path, content))
         return _Entries(path, images_root, _list_places(text, start))
     except json.JSONDecodeError as error:
         place = f"line {error.lineno}, column {error.colno}"
-        remedy = "pass format='jsonl' if each line is a row" if error.msg == "Extra data" else "repair it there"
-        raise ValueError(f"{path} is no valid JSON at {place}: {error.msg}; {remedy}") from None
+        raise ValueError(f"{path} is no valid JSON at {place}: {error.msg}; repair it there") from None
     except RecursionError:
         raise ValueError(f"{path} nests too many brackets to be data; check the file") from None
 

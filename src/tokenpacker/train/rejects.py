@@ -112,8 +112,8 @@ class Rejects:
         written = "" if self.path is None else f"see {self.path}, "
         raise TooManyRejects(
             f"{num_rejected} of {num_seen} samples ({num_rejected / num_seen:.1%}) cannot be used, more than"
-            f" max_share={self.max_share:g} allows: {kinds}; {written}mend the data or the folder of images, or raise"
-            " max_share"
+            f" data.max_reject_share={self.max_share:g} allows: {kinds}; {written}mend the data or the folder of"
+            " images, or raise data.max_reject_share"
         )
 
     def _write(self, error: RecordError) -> None:

@@ -43,7 +43,7 @@ def write_report(
         *source.facts.items(),
         ("steps", f"{steps:,}{held}"),
         ("time", f"{seconds:.0f} seconds, {speed} a second"),
-        ("loss, first to last", f"{losses[0][1]:.4f} to {losses[-1][1]:.4f}" if losses else "not logged"),
+        ("loss, first to last", " to ".join(f"{loss:.4f}" for _, loss in losses[:1] + losses[1:][-1:]) or "not logged"),
         ("versions", ", ".join(f"{name} {number}" for name, number in used.items())),
         ("machine", f"{platform.machine()}, Python {platform.python_version()}"),
     ]
@@ -67,7 +67,7 @@ The whole config:
 {json.dumps(config.to_dict(), indent=2)}
 ```
 """
-    (folder / "README.md").write_text(text, encoding="utf-8")
+    (folder / "README.md").write_text(text, encoding="utf-8", errors="backslashreplace")  # a path may be any bytes
 
 
 def draw_curve(losses: list[tuple[int, float]]) -> Image.Image:
@@ -83,7 +83,11 @@ def draw_curve(losses: list[tuple[int, float]]) -> Image.Image:
         (MARGIN + (right - MARGIN) * step / max(1, last), bottom - (bottom - MARGIN // 2) * loss / top)
         for step, loss in losses
     ]
-    draw.line(points if len(points) > 1 else points * 2, fill=LINE, width=2)
+    if len(points) > 1:
+        draw.line(points, fill=LINE, width=2)
+    else:
+        x, y = points[0]
+        draw.ellipse((x - 3, y - 3, x + 3, y + 3), fill=LINE)
     draw.text((4, MARGIN // 2), f"{top:.2f}", fill=INK)
     draw.text((4, bottom - 8), "0", fill=INK)
     draw.text((right - 60, bottom + 8), f"step {last}", fill=INK)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tokenpacker.hf.masks import REGION_FORMS
-from tokenpacker.train.labels import GPT, HUMAN, check_conversation
+from tokenpacker.train.labels import GPT, HUMAN, check_conversation, is_encodable
 
 Kind = Literal[
     "malformed row",
@@ -29,6 +29,7 @@ Kind = Literal[
     "malformed region",
     "regions and marks differ",
     "too many regions",
+    "other size",
     "nothing to learn",
     "too long",
     "damaged shard",
@@ -68,12 +69,12 @@ class RecordError(ValueError):
     """
 
     def __init__(self, id: str, reason: str, kind: Kind = "malformed row", source: str = "") -> None:
-        reason = " ".join(reason.split())
-        self.id = id
+        reason = " ".join(_printable(reason).split())
+        self.id = _printable(id)
         self.reason = reason if len(reason) <= LONGEST_REASON else f"{reason[: LONGEST_REASON - 3]}..."
         self.kind: Kind = kind
         self.source = source
-        super().__init__(f"{' '.join(id.split())}: {self.reason}")
+        super().__init__(f"{' '.join(self.id.split())}: {self.reason}")
 
     def __reduce__(self) -> tuple[Any, ...]:
         return RecordError, (self.id, self.reason, self.kind, self.source)  # between worker processes
@@ -109,7 +110,7 @@ def read_row(row: Any, images_root: Path, where: str) -> Record:
     id = row.get("id")
     if isinstance(id, bool) or not isinstance(id, (str, int, type(None))):
         raise RecordError(where, f"id={id!r} is a {type(id).__name__}; write text or a number", source=where)
-    name = where if id in (None, "") else str(id)
+    name = where if id in (None, "") else _printable(str(id))
     try:
         images = tuple(_image(entry, images_root) for entry in _image_entries(row))
         regions = _regions(row.get("regions"), len(images), images_root)
@@ -123,6 +124,11 @@ def read_row(row: Any, images_root: Path, where: str) -> Record:
         raise RecordError(name, str(error), "malformed conversation", where) from None
     conversation = tuple({"from": message["from"], "value": message["value"]} for message in messages)
     return Record(id=name, conversation=conversation, images=images, regions=regions, source=where)
+
+
+def _printable(text: str) -> str:
+    """The text, with what cannot be written as UTF-8 as an escape."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def caption_messages(caption: str) -> list[dict[str, str]]:
@@ -157,7 +163,7 @@ def _image(entry: Any, images_root: Path) -> ImageReference:
 
 def _path(entry: str, images_root: Path, what: str) -> str:
     """The path below the root. Raises _BadEntry."""
-    if not entry or "\0" in entry:
+    if not entry or "\0" in entry or not is_encodable(entry):
         raise _BadEntry(
             f"{what} path {entry!r} names no file; leave the key out where there is no {what}", "unsafe path"
         )

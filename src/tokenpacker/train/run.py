@@ -11,7 +11,8 @@ import shutil
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,22 +23,31 @@ from transformers.integrations import TensorBoardCallback
 from transformers.trainer import TRAINING_ARGS_NAME
 
 from tokenpacker.hf.versions import RECOMPUTATION
-from tokenpacker.train.assemble import assemble, learns_regions, load_processor, merged_model, save_projector
+from tokenpacker.train.assemble import (
+    assemble,
+    check_models,
+    learns_regions,
+    load_processor,
+    merged_model,
+    save_projector,
+)
 from tokenpacker.train.batches import only_item
 from tokenpacker.train.checkpoints import (
     CheckpointError,
     check_state,
+    locked,
     position_in,
     remove_leftovers,
+    step_of,
     whole_checkpoints,
 )
 from tokenpacker.train.config import TrainingConfig
 from tokenpacker.train.config_reading import from_dict
 from tokenpacker.train.engine import PartTrainer
-from tokenpacker.train.loop import ProgressBar, Stopwatch, write_whole
+from tokenpacker.train.loop import ProgressBar, Stopwatch, deterministic_on_cpu, log_interval, write_whole
 from tokenpacker.train.report import write_report
 from tokenpacker.train.signals import StopOnSignal
-from tokenpacker.train.sources import Source, open_source
+from tokenpacker.train.sources import Source, check_source, open_source, same_beginning
 
 CONFIG, DATA, START, CHECKPOINTS, MODEL, HISTORY, STOPWATCH = (
     "config.json",
@@ -49,8 +59,10 @@ CONFIG, DATA, START, CHECKPOINTS, MODEL, HISTORY, STOPWATCH = (
     "seconds.json",
 )
 
-# What may differ when a run is called again: where models and data lie, and what changes no weight.
+# What may differ when a run is called again: its length, where models and data lie, and what changes no weight.
 MAY_CHANGE = (
+    "epochs",
+    "max_steps",
     "model.start",
     "model.vision_tower",
     "model.language_model",
@@ -72,41 +84,83 @@ def train(config: TrainingConfig, output: Path) -> Path | None:
 
     A finished run is not repeated. One that was stopped goes on from its last whole checkpoint when it is called again
     with the same config, on any number of processes; paths, as long as the same lies there, and what else is in
-    `MAY_CHANGE` may be others. Each process of a distributed run calls this; `accelerate launch` starts them.
+    `MAY_CHANGE` may be others. So may the length: with more steps or epochs a run goes on, a finished one too. Each
+    process of a distributed run calls this; `accelerate launch` starts them.
 
     Raises:
-        ValueError: for data, models and settings that do not fit, and for a folder that holds another run.
+        ValueError: for data, models and settings that do not fit, and for a folder that holds another run or that
+            another process trains into.
         CheckpointError: when the disk is full; the last checkpoint stays.
         WorkerError: when a process that reads data is killed.
         TooManyRejects: when too much of the data is bad.
         NotFiniteError: when a loss or gradient is none.
     """
+    if _is_finished(config, output):
+        return _finished_before(output, leads=os.environ.get("RANK", "0") == "0")
+    check(config)
     arguments = _arguments(config, output)  # starts the process group
     leads = arguments.process_index == 0
+    with locked(output) if leads else nullcontext():
+        return _train(config, output, arguments, leads)
+
+
+def check(config: TrainingConfig, *, with_data: bool = True) -> None:
+    """Raises what `train` would, as far as settings and names of files tell: nothing is loaded, no hub is asked."""
+    _require_trackers(config.report_to)
+    if with_data:
+        check_source(config)
+    check_models(config.model)
+
+
+def _train(config: TrainingConfig, output: Path, arguments: TrainingArguments, leads: bool) -> Path | None:
+    notes: list[str] = []
     with arguments.main_process_first(desc="looking through the data"):
-        _claim(config, output, leads)
-        if (output / HISTORY).is_file() and (output / MODEL).is_dir():
-            return output / MODEL
+        before = _run_before(config, output)
+        finished = (output / MODEL).is_dir() and (output / HISTORY).is_file()
+        if _is_finished(config, output):  # while this process waited
+            return _finished_before(output, leads)
         checkpoint = next(reversed(whole_checkpoints(output / CHECKPOINTS)), None)
+        if finished and checkpoint is None:
+            raise ValueError(
+                f"{output} has no checkpoint left to go on from; give --start {output / MODEL} and another --output"
+            )
         if checkpoint is not None:
             check_state(checkpoint)
         processor = load_processor(config.model, with_regions=learns_regions(config))
-        source = open_source(config, processor, output, position=position_in(checkpoint), progress=leads)
-        _claim_data(config, source, output, leads)
-    arguments.warmup_steps = math.ceil(config.optimizer.warmup_share * source.num_steps)
-    arguments.logging_steps = min(config.log_every, source.num_steps)
+        source = known = open_source(config, processor, output, position=position_in(checkpoint), progress=leads)
+        if before is not None and checkpoint is not None and _length(before) != _length(config):
+            known = open_source(_with_length(config, before), processor, output, position=position_in(checkpoint))
+            done = step_of(checkpoint)
+            if done > source.num_steps:
+                raise ValueError(
+                    f"{output} has gone {done} steps already, and this config ends after {source.num_steps}; raise"
+                    " max_steps or epochs, or choose another --output"
+                )
+            if done == source.num_steps and finished:
+                return _finished_before(output, leads)
+            notes = _differences(config, done, known, source)
+        _require_same_data(config, known, output)
+    arguments.warmup_steps = _warmup_steps(config, source)
+    arguments.logging_steps = log_interval(config.log_every, source.num_steps)
     if leads and _starts_raw(config):
         warnings.warn(
             "THE PROJECTOR IS NEW and learns together with the language model; to begin with the one of stage 1, give"
             " its model with --start",
-            stacklevel=2,
+            stacklevel=3,
         )
     set_seed(config.seed)
     with _whole_weights(arguments):
         model, processor = assemble(config)
-    _claim_start(config, model, output, leads)
+    start = _fingerprint_of_start(config, model)
+    _require_same_start(start, output)
+    arguments.distributed_state.wait_for_everyone()  # all have compared before anything is replaced
     if leads:
+        (output / HISTORY).unlink(missing_ok=True)  # a finished run that goes on is not finished
+        for name, text in ((DATA, _digest(source.fingerprint)), (START, _digest(start)), (CONFIG, config.to_json())):
+            write_whole(output / name, text)
         remove_leftovers(output / CHECKPOINTS)
+        for note in notes:
+            print(note, file=sys.stderr)
     stop, stopwatch = StopOnSignal(), Stopwatch(output / STOPWATCH)
     trainer = PartTrainer(
         model=model,
@@ -122,10 +176,16 @@ def train(config: TrainingConfig, output: Path) -> Path | None:
     for callback in trainer.callback_handler.callbacks:
         if isinstance(callback, TensorBoardCallback):
             callback.logging_dir = str(output / "tensorboard")  # one curve, however often the run is called again
-    with stop:
+    with stop, deterministic_on_cpu():
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     if trainer.state.global_step < source.num_steps:
-        print(f"stopped at step {trainer.state.global_step} of {source.num_steps}; call it again", file=sys.stderr)
+        kept = whole_checkpoints(output / CHECKPOINTS)[-1]
+        if leads:
+            print(
+                f"stopped at step {trainer.state.global_step} of {source.num_steps}; {kept} is kept, and the same"
+                " command goes on from it",
+                file=sys.stderr,
+            )
         return None
     try:
         return _finish(trainer, processor, config, source, output, stopwatch.seconds)
@@ -135,6 +195,43 @@ def train(config: TrainingConfig, output: Path) -> Path | None:
             f"model {output / MODEL} could not be written ({' '.join(str(error).split())}); the last checkpoint is"
             " whole: make room and call the run again"
         ) from error
+
+
+def _is_finished(config: TrainingConfig, output: Path) -> bool:
+    """Whether the run is done, in this length. Raises ValueError as `_run_before`."""
+    before = _run_before(config, output)
+    is_whole = (output / MODEL).is_dir() and (output / HISTORY).is_file()
+    return is_whole and before is not None and _length(before) == _length(config)
+
+
+def _finished_before(output: Path, leads: bool) -> Path:
+    if leads:
+        print(f"finished before: {output / MODEL}; a higher max_steps or more epochs go on from there", file=sys.stderr)
+    return output / MODEL
+
+
+def _length(config: TrainingConfig) -> tuple[float, int | None]:
+    return config.epochs, config.max_steps
+
+
+def _with_length(config: TrainingConfig, other: TrainingConfig) -> TrainingConfig:
+    return replace(config, epochs=other.epochs, max_steps=other.max_steps)
+
+
+def _warmup_steps(config: TrainingConfig, source: Source) -> int:
+    return math.ceil(config.optimizer.warmup_share * source.num_steps)
+
+
+def _differences(config: TrainingConfig, done: int, before: Source, now: Source) -> list[str]:
+    """How the run differs from one that had its new length from the start, as lines to tell."""
+    found = []
+    is_flat = config.optimizer.min_learning_rate_share == 1
+    if not is_flat or _warmup_steps(config, before) != _warmup_steps(config, now):
+        found.append("learning rates")
+    if not same_beginning(before, now, done):
+        found.append("samples")
+    told = f", but with the {' and '.join(found)} of the length before in its first {done} steps" if found else ""
+    return [f"going on from step {done}, as a run of {now.num_steps} steps{told}"]
 
 
 def _starts_raw(config: TrainingConfig) -> bool:
@@ -218,24 +315,25 @@ def _require_trackers(names: tuple[str, ...]) -> None:
             )
 
 
-def _claim(config: TrainingConfig, output: Path, writes: bool) -> None:
-    """Makes the run's folder, or sees that it is this run's."""
+def _run_before(config: TrainingConfig, output: Path) -> TrainingConfig | None:
+    """The config that the run in a folder was called with last; None where none has begun.
+
+    Raises:
+        ValueError: when it is another run.
+    """
     path = output / CONFIG
     begun = (output / MODEL).is_dir() or bool(whole_checkpoints(output / CHECKPOINTS))
-    if begun and path.is_file():  # a call that failed before its first checkpoint left nothing to mix up
-        try:
-            before = _decisive(from_dict(json.loads(path.read_text(encoding="utf-8"))))
-        except ValueError as error:
-            raise ValueError(f"{path} is damaged ({error}); choose another --output") from None
-        now = _decisive(config)
-        changed = [key for key, value in before.items() if value != now[key]]
-        if changed:
-            raise ValueError(
-                f"{output} holds a run with other settings ({', '.join(changed)}); choose another --output"
-            )
-    if writes:
-        output.mkdir(parents=True, exist_ok=True)
-        write_whole(path, config.to_json())
+    if not begun or not path.is_file():  # a call that failed before its first checkpoint left nothing to mix up
+        return None
+    try:
+        found = from_dict(json.loads(path.read_text(encoding="utf-8")))
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}); choose another --output") from None
+    before, now = _decisive(found), _decisive(config)
+    changed = [key for key, value in before.items() if value != now[key]]
+    if changed:
+        raise ValueError(f"{output} holds a run with other settings ({', '.join(changed)}); choose another --output")
+    return found
 
 
 def _decisive(config: TrainingConfig) -> dict[str, Any]:
@@ -246,17 +344,17 @@ def _decisive(config: TrainingConfig) -> dict[str, Any]:
     return {key: value for key, value in flat.items() if key not in MAY_CHANGE}
 
 
-def _claim_data(config: TrainingConfig, source: Source, output: Path, writes: bool) -> None:
+def _require_same_data(config: TrainingConfig, source: Source, output: Path) -> None:
     """Sees that the data are still those that the run began with: a step number says nothing in others."""
-    if not _is_as_before(output / DATA, source.fingerprint, writes):
+    if not _is_as_before(output / DATA, source.fingerprint):
         raise ValueError(
             f"data.path={config.data.path} gives other samples than the run in {output} began with; restore the data"
             " and their images, or choose another --output"
         )
 
 
-def _claim_start(config: TrainingConfig, model: torch.nn.Module, output: Path, writes: bool) -> None:
-    """Sees that the run still begins with the same weights, by some numbers of each; new ones are left out."""
+def _fingerprint_of_start(config: TrainingConfig, model: torch.nn.Module) -> str:
+    """Of the weights that a run begins with, by some numbers of each; new ones are left out."""
     digest = hashlib.sha256()
     loaded = config.model.start or config.model.projector_weights
     new = ".lora_", "" if loaded else ".multi_modal_projector."
@@ -264,20 +362,24 @@ def _claim_start(config: TrainingConfig, model: torch.nn.Module, output: Path, w
         if not any(mark and mark in name for mark in new):
             some = parameter.detach().flatten()[:: max(1, parameter.numel() // 64)]
             digest.update(name.encode() + some.float().cpu().numpy().tobytes())
-    if not _is_as_before(output / START, digest.hexdigest(), writes):
+    return digest.hexdigest()
+
+
+def _require_same_start(fingerprint: str, output: Path) -> None:
+    if not _is_as_before(output / START, fingerprint):
         raise ValueError(
             f"the models that the run in {output} began with have changed; give the same, or choose another --output"
         )
 
 
-def _is_as_before(path: Path, digest: str, writes: bool) -> bool:
-    """Whether a run that has checkpoints had this digest; it is written down for the next time."""
-    content = json.dumps({"sha256": digest}) + "\n"
-    if whole_checkpoints(path.parent / CHECKPOINTS) and path.is_file() and path.read_text(encoding="utf-8") != content:
-        return False
-    if writes:
-        write_whole(path, content)
-    return True
+def _is_as_before(path: Path, fingerprint: str) -> bool:
+    """Whether a run that has checkpoints had this fingerprint."""
+    begun = bool(whole_checkpoints(path.parent / CHECKPOINTS)) and path.is_file()
+    return not begun or path.read_text(encoding="utf-8") == _digest(fingerprint)
+
+
+def _digest(fingerprint: str) -> str:
+    return json.dumps({"sha256": fingerprint}) + "\n"
 
 
 def _finish(

@@ -44,7 +44,10 @@ class StopOnSignal(TrainerCallback):
         now = time.monotonic()
         if self.received_at is None:
             self.received_at = now
-            print("stopping after this step, with a checkpoint; once more to stop at once", file=sys.stderr)
+            print(
+                "stopping after this step, with a checkpoint; once more to stop at once, with the last one there is",
+                file=sys.stderr,
+            )
         elif now - self.received_at > ECHO_SECONDS:
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)

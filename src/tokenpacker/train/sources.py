@@ -21,7 +21,7 @@ from tokenpacker.train.batches import BatchMaker, RunBatches, RunPlan, planned_l
 from tokenpacker.train.config import ScenesConfig, TrainingConfig
 from tokenpacker.train.dataset import Steps, StepSpec
 from tokenpacker.train.index import Lengths, index_lengths
-from tokenpacker.train.records import Records, open_records
+from tokenpacker.train.records import Records, check_files, open_records
 from tokenpacker.train.rejects import Rejects
 from tokenpacker.train.samples import SampleMaker
 from tokenpacker.train.stream_batches import StreamBatches
@@ -79,6 +79,7 @@ def open_source(
         ImportError: for formats whose library is missing.
         TooManyRejects: when too much of the data is bad.
     """
+    check_source(config)
     if config.data.scenes is not None:
         return _scenes(config, config.data.scenes, processor)
     if is_stream(config):
@@ -100,12 +101,45 @@ def open_source(
     )
 
 
+def check_source(config: TrainingConfig) -> None:
+    """Raises what `open_source` would, as far as settings and names of files tell; nothing is opened or fetched."""
+    data = config.data
+    if data.scenes is not None:
+        for name in ("path", "images", "format"):
+            if getattr(data, name) is not None:
+                raise ValueError(
+                    f"data.{name} and data.scenes exclude each other; set data.scenes=null for data of your own"
+                )
+        if config.batch_size != 1 or not config.scale_factors:
+            raise ValueError("data.scenes needs batch_size=1 (a batch is a step) and scale_factors")
+        _steps_given(config, "generated scenes have no end")
+    elif data.path is None:
+        raise ValueError("data.path is missing; give the data file, shards or a hub id with --data")
+    elif is_stream(config):
+        _steps_given(config, "a stream does not tell its length")
+        if data.format != "hub":
+            _open_stream(config)
+    else:
+        check_files(data.path, data.images, format=data.format)  # type: ignore[arg-type]
+
+
+def same_beginning(source: Source, other: Source, num_steps: int) -> bool:
+    """Whether two sources that differ in length alone have the same batches in their first steps."""
+    mine, theirs = source.batches, other.batches
+    if isinstance(mine, RunBatches) and isinstance(theirs, RunBatches):
+        num_batches = num_steps * mine.plan.batches_per_step
+        return mine.plan.batches[:num_batches] == theirs.plan.batches[:num_batches]
+    if isinstance(mine, Steps) and isinstance(theirs, Steps):
+        ends = [steps.spec.one_tile_share * steps.num_steps for steps in (mine, theirs)]
+        return ends[0] == ends[1] or min(ends) >= num_steps
+    return True
+
+
 def look_through(
     config: TrainingConfig, processor: TokenPackerProcessor, output: Path | None, progress: bool = False
 ) -> RunData:
     """The records of a run: every sample's length is known, none is decoded. Raises ValueError as `open_source`."""
-    if config.data.path is None:
-        raise ValueError("data.path is missing; give the data file with --data")
+    assert config.data.path is not None
     records = open_records(config.data.path, config.data.images, format=config.data.format)  # type: ignore[arg-type]
     maker = _sample_maker(config, processor)
     rejects = Rejects(output / REJECTS if output else None, config.data.max_reject_share)
@@ -148,8 +182,7 @@ def _stream(
 
 
 def _open_stream(config: TrainingConfig) -> Stream:
-    if config.data.path is None:
-        raise ValueError("data.path is missing; give shards or a hub id with --data")
+    assert config.data.path is not None
     if config.data.format == "hub":
         return open_hub_dataset(config.data.path, config.data.images, seed=config.seed)
     if config.data.images is not None:
@@ -158,10 +191,6 @@ def _open_stream(config: TrainingConfig) -> Stream:
 
 
 def _scenes(config: TrainingConfig, scenes: ScenesConfig, processor: TokenPackerProcessor) -> Source:
-    if config.data.path is not None:
-        raise ValueError("data.path and data.scenes exclude each other; set data.scenes=null for data of your own")
-    if config.batch_size != 1 or not config.scale_factors:
-        raise ValueError("data.scenes needs batch_size=1 (a batch is a step) and scale_factors")
     images = processor.image_processor
     spec = StepSpec(
         show="pixels",

@@ -25,6 +25,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from tokenpacker.hub import hub_problem
 from tokenpacker.train.rows import COLUMNS, Record, RecordError, caption_messages, parse_row, read_row
 
 IMAGE_SUFFIXES = {"jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff"}
@@ -154,7 +155,10 @@ def open_hub_dataset(name: str, images_root: str | Path | None = None, *, seed: 
         raise ImportError("a data set of the hub needs datasets; run: pip install 'tokenpacker[train]'") from None
     path, _, part = name.partition(":")
     configuration, _, split = part.rpartition("/")
+    problem = None if Path(path).exists() else hub_problem()
     try:
+        if problem is not None:  # the library would try for half a minute
+            raise ConnectionError(problem)
         dataset = load_dataset(path, configuration or None, split=split or "train", streaming=True)
     except (ValueError, OSError) as error:  # ConnectionError and FileNotFoundError among them
         reason = " ".join(str(error).split()).rstrip(".")

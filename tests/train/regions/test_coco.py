@@ -21,7 +21,7 @@ INSTANCES = {
             "iscrowd": 1,
         },
     ],
-    "categories": [{"id": 18, "name": "dog"}, {"id": 3, "name": "car"}],
+    "categories": [{"id": 18, "name": "dog"}, {"id": 3, "name": "car"}, {"id": 4, "name": "\ud83d"}],
 }
 FORMS = {"dog": [{"polygon": SQUARE}], "car": [{"polygon": TRIANGLE}, {"rle": {"counts": [0, 2400], "size": [40, 60]}}]}
 
@@ -74,6 +74,7 @@ def changed(**values):
         ({"segmentation": "polygon"}, "malformed region", "is a str"),
         ({"segmentation": [], "bbox": [5, 5, 0, 3]}, "malformed region", "no area"),
         ({"image_id": 8}, "malformed row", "not listed in 'images'"),
+        ({"category_id": 4}, "malformed row", "the category's name holds half of a surrogate pair"),
     ],
 )
 def test_a_bad_annotation_is_left_out_alone_with_its_reason(converted, values, kind, reason):

@@ -114,6 +114,22 @@ def test_a_mask_written_as_runs_is_the_same_mask_read_again():
         assert (to_mask(mask_spec(mask), (7, 5)) == mask).all()
 
 
+HALF = "\ud83d"  # of an emoji
+
+
+@pytest.mark.parametrize(
+    ("format", "entry"),
+    [
+        ("osprey-short", {"conversations": [{"from": "human", "value": HALF}, {"from": "gpt", "value": "A cat."}]}),
+        ("osprey-detail", {"description": [f"<region1>: {HALF}"]}),
+    ],
+)
+def test_a_text_with_half_a_character_is_a_reject(converted, images, format, entry):
+    images("coco/1.jpg")
+    with pytest.raises(ValueError, match=r"gives no row as .*holds half of a surrogate pair"):
+        converted(format, [{**ENTRY, "file_name": "coco/1.jpg", **entry}])
+
+
 @pytest.mark.parametrize("wordings", [NAME, PART, REFER, PHRASE, DETAIL, LISTED])
 def test_every_task_has_several_wordings_with_one_place_for_regions(wordings):
     assert len(set(wordings)) >= 4

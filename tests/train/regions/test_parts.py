@@ -140,6 +140,17 @@ def test_pascal_parts_own_files_give_their_masks(converted, tmp_path, anno, pack
     assert "cut off" in rejects[2]["reason"]
 
 
+def test_an_image_of_another_size_than_its_masks_is_a_reject(converted, images, tmp_path, image_of, anno):
+    folder = tmp_path / "Annotations_Part"
+    folder.mkdir()
+    (folder / "2008_000008.mat").write_bytes(mat_file(anno))
+    image_of(80, 120).save(images() / "2008_000008.jpg")
+    (folder / "a.mat").write_bytes(mat_file(anno))
+    (row,), rejects = converted("pascal-part", None, name="Annotations_Part")
+    assert row["image"] == "a.jpg"
+    assert "of an image of 60x40 (width x height), and 2008_000008.jpg is 120x80" in rejects[2]["reason"]
+
+
 @pytest.mark.parametrize("at", [0, 100, 127, 128, 130, 160, 200, 300, 500])
 def test_a_damaged_file_of_matlab_is_refused_and_never_more(tmp_path, anno, at):
     data = mat_file(anno)

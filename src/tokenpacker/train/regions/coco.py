@@ -15,7 +15,7 @@ from typing import Any
 from tokenpacker.train.regions import wording
 from tokenpacker.train.regions.entries import read_entries
 from tokenpacker.train.regions.shapes import Spec, segmentation_spec
-from tokenpacker.train.regions.source import Row, Rows, Source, Turn, make_row, plain_text
+from tokenpacker.train.regions.source import Row, Rows, Size, Source, Turn, make_row, plain_text
 from tokenpacker.train.rows import RecordError
 
 KEPT = ("id", "category_id", "segmentation", "bbox", "caption", "ignore")  # of an annotation
@@ -112,9 +112,7 @@ def rows_of_images(source: Source, content: CocoFile, answer: Callable[[str, Ann
     yield from _without_image(content)
 
 
-def region_of(
-    id: str, annotation: Annotation, size: tuple[int, int] | None, answer: Callable[[str, Annotation], str]
-) -> Region:
+def region_of(id: str, annotation: Annotation, size: Size | None, answer: Callable[[str, Annotation], str]) -> Region:
     """The region of an annotation with its answer. Raises RecordError."""
     return Region(segmentation_spec(id, annotation, size), answer(id, annotation))
 
@@ -145,7 +143,7 @@ def row_of_regions(
     chance = source.chance(id)
     chosen = source.chosen(regions, chance)
     try:
-        path = source.image(id, *file_names(image.get("file_name")))
+        path = source.image(id, *file_names(image.get("file_name")), size=size_of(image))
         return make_row(id, path, ask(chosen, chance), [region.spec for region in chosen])
     except RecordError as error:
         return error
@@ -156,10 +154,11 @@ def identity(id: Any) -> str:
     return str(id)
 
 
-def size_of(image: Mapping[str, Any]) -> tuple[int, int] | None:
+def size_of(image: Mapping[str, Any]) -> Size | None:
     """(height, width) of an image, where the file says it."""
     height, width = image.get("height"), image.get("width")
-    return (height, width) if isinstance(height, int) and isinstance(width, int) else None
+    are_numbers = type(height) in (int, float) and type(width) in (int, float)  # 640.0 is 640
+    return (height, width) if are_numbers else None  # type: ignore[return-value]
 
 
 def file_names(name: Any) -> tuple[str, ...]:

@@ -98,7 +98,7 @@ def _row(
     size = size_of(entry)
     specs = [segmentation_spec(f"{id}, region {n}", region, size) for n, region in enumerate(annotations, 1)]
     turns, shown = ask(id, entry, specs)
-    return make_row(id, source.image(id, *file_names(entry.get("file_name"))), turns, shown)
+    return make_row(id, source.image(id, *file_names(entry.get("file_name")), size=size), turns, shown)
 
 
 def _listed(source: Source, id: str, entry: Entry, specs: Sequence[Spec], form: str = "") -> Asked:

@@ -88,7 +88,9 @@ def _read_folder(source: Source) -> Rows:
             continue
         yield from problems
         if found:
-            yield row_of_regions(source, path.stem, {"file_name": f"{path.stem}.jpg"}, found, ASK)
+            height, width = found[0].spec["rle"]["size"]
+            image = {"file_name": f"{path.stem}.jpg", "height": height, "width": width}
+            yield row_of_regions(source, path.stem, image, found, ASK)
 
 
 def _regions_of(id: str, content: dict[str, Any]) -> tuple[list[Region], list[RecordError]]:

@@ -30,7 +30,7 @@ from tokenpacker.train.regions.coco import (
     sorted_out,
 )
 from tokenpacker.train.regions.entries import read_entries, read_list
-from tokenpacker.train.regions.source import Rows, Source, plain_text
+from tokenpacker.train.regions.source import Rows, Size, Source, plain_text
 from tokenpacker.train.rows import RecordError
 
 PICKLES = (".p", ".pkl", ".pickle")
@@ -96,7 +96,7 @@ def _refs_by_image(source: Source) -> dict[str, list[Mapping[str, Any]]]:
 
 
 def _referred(
-    id: str, ref: Mapping[str, Any], by_id: Mapping[str, Annotation], size: tuple[int, int] | None, source: Source
+    id: str, ref: Mapping[str, Any], by_id: Mapping[str, Annotation], size: Size | None, source: Source
 ) -> Region:
     """The region of a ref; of several expressions the seed takes one. Raises RecordError."""
     annotation, sentences = by_id.get(identity(ref.get("ann_id"))), ref.get("sentences")
@@ -117,7 +117,7 @@ def _read_captioned(source: Source, ask: Ask) -> Rows:
         pictures.setdefault(str(image.get("file_name")), []).append(image)
     for file_name, images in pictures.items():
         regions, problems = sorted_out(
-            attempt(_captioned, f"image {image.get('id')}", annotation, image)
+            attempt(_captioned, f"image {image.get('id')}", annotation, image, size_of(images[0]))
             for image in images
             for annotation in content.image_annotations(identity(image.get("id")))
         )
@@ -126,6 +126,9 @@ def _read_captioned(source: Source, ask: Ask) -> Rows:
             yield row_of_regions(source, Path(file_name).stem, images[0], regions, ask)
 
 
-def _captioned(id: str, annotation: Annotation, image: Mapping[str, Any]) -> Region:
+def _captioned(id: str, annotation: Annotation, image: Mapping[str, Any], size: Size | None) -> Region:
+    """The region of an expression; `size` is that of its picture, as its first expression says. Raises RecordError."""
+    if size_of(image) != size:
+        raise RecordError(id, f"{image.get('file_name')} has another height and width than before", "other size")
     text = plain_text(id, image.get("caption"), "the caption")
-    return region_of(id, annotation, size_of(image), lambda *_: text)
+    return region_of(id, annotation, size, lambda *_: text)

@@ -10,13 +10,15 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from tokenpacker.hf.tokenizer import IMAGE_TOKEN, REGION_TOKEN
-from tokenpacker.train.labels import GPT, HUMAN
+from tokenpacker.images import ImageError, image_size
+from tokenpacker.train.labels import GPT, HUMAN, MEND_TEXT, is_encodable
 from tokenpacker.train.rows import RecordError
 
 Entry = TypeVar("Entry")
 Row = dict[str, Any]
 Rows = Iterator[Row | RecordError]
 Turn = tuple[str, str]  # question and answer
+Size = tuple[int, int]  # (height, width)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,9 +43,19 @@ class Source:
     split: str = "train"
     instances: Path | None = None
 
-    def image(self, id: str, *names: str) -> str:
-        """The path below `root` of the first of the names that is a file below `images`. Raises as `find`."""
-        return Path(os.path.relpath(self.find(id, *names), self.root)).as_posix()
+    def image(self, id: str, *names: str, size: Size | None = None) -> str:
+        """The path below `root` of the first of the names that is a file below `images`.
+
+        Args:
+            size: that the annotations give the image; None where they give none.
+
+        Raises:
+            RecordError: as `find`, and for an image of another size: its regions would lie elsewhere.
+        """
+        path = self.find(id, *names)
+        if size is not None:
+            _require_size(id, path, size)
+        return Path(os.path.relpath(path, self.root)).as_posix()
 
     def find(self, id: str, *names: str) -> Path:
         """The first of the names that is a file below `images`.
@@ -66,6 +78,21 @@ class Source:
     def chosen(self, entries: Sequence[Entry], chance: random.Random) -> list[Entry]:
         """At most `max_regions` of them, in random order, as the original showed them."""
         return chance.sample(entries, min(len(entries), self.max_regions))
+
+
+def _require_size(id: str, path: Path, size: Size) -> None:
+    try:
+        found = image_size(path)
+    except ImageError as error:
+        raise RecordError(id, str(error), "unreadable image") from None
+    if found != size:
+        turned = "; its EXIF orientation turns it, and the annotations ignore that" if found[::-1] == size else ""
+        raise RecordError(
+            id,
+            f"the annotations are of an image of {size[1]}x{size[0]} (width x height), and {path.name} is"
+            f" {found[1]}x{found[0]}{turned}; give the images that were annotated",
+            "other size",
+        )
 
 
 def make_row(id: str, image: str, turns: Iterable[Turn], regions: Sequence[Any]) -> Row:
@@ -99,6 +126,8 @@ def plain_text(id: str, value: Any, what: str) -> str:
     """
     if not isinstance(value, str) or not value.strip():
         raise RecordError(id, f"{what}={value!r} is no text", "malformed row")
+    if not is_encodable(value):
+        raise RecordError(id, f"{what} holds half of a surrogate pair, which is no character; {MEND_TEXT}")
     for mark in (IMAGE_TOKEN, REGION_TOKEN):
         if mark in value:
             raise RecordError(id, f"{what} holds {mark}, which marks images and regions", "malformed row")

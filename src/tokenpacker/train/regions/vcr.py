@@ -3,7 +3,7 @@
 Source: the readme of VCR 1.0 (Zellers et al., 2019). A line of `train.jsonl` has `objects` (names), `img_fn`,
 `metadata_fn`, `question`, and the right one of `answer_choices` and `rationale_choices`: lists of words in which a list
 of numbers stands for objects. The metadata, a JSON file beside each image, has `segms` (for each object polygons of
-[x, y] points) and `boxes` ([x0, y0, x1, y1, score]).
+[x, y] points), `boxes` ([x0, y0, x1, y1, score]), `width` and `height`.
 
 Objects that no sentence names are listed among the others: else the list would give the answer away.
 """
@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from tokenpacker.train.regions import wording
+from tokenpacker.train.regions.coco import size_of
 from tokenpacker.train.regions.entries import read_entries, read_lines
 from tokenpacker.train.regions.shapes import Spec, box_spec, polygon_spec
-from tokenpacker.train.regions.source import Row, Rows, Source, make_row, plain_text
+from tokenpacker.train.regions.source import Row, Rows, Size, Source, make_row, plain_text
 from tokenpacker.train.rows import RecordError
 
 # Words as VCR splits them, put together again: no space before these, and none after those.
@@ -59,8 +60,10 @@ def _row(source: Source, id: str, line: Mapping[str, Any]) -> Row:
     question, answer, reason = (plain_text(id, _text(words, numbers), "a sentence") for words in sentences)
     introduction = wording.list_regions(len(listed), chance)
     turns = [(f"{introduction} {question}", answer), (chance.choice(wording.WHY), reason)]
-    shapes = _shapes(source, id, line, len(objects))
-    return make_row(id, source.image(id, str(line.get("img_fn"))), turns, [shapes(place) for place in listed])
+    shapes, size = _shapes(source, id, line, len(objects))
+    return make_row(
+        id, source.image(id, str(line.get("img_fn")), size=size), turns, [shapes(place) for place in listed]
+    )
 
 
 def _right(id: str, line: Mapping[str, Any], what: str) -> Any:
@@ -93,11 +96,11 @@ def _text(words: Sequence[Any], numbers: Mapping[int, int]) -> str:
     return _CLOSING.sub("", _APOSTROPHE.sub(r"'\1", " ".join(parts)))
 
 
-def _shapes(source: Source, id: str, line: Mapping[str, Any], num_objects: int) -> Any:
-    """The function that gives an object's region: its polygons, or its box where it has none."""
+def _shapes(source: Source, id: str, line: Mapping[str, Any], num_objects: int) -> tuple[Any, Size | None]:
+    """The function that gives an object's region, its polygons, or its box where it has none; and the image's size."""
     path = source.find(id, str(line.get("metadata_fn")))
     try:
-        boxes, shapes = _metadata(path)
+        boxes, shapes, size = _metadata(path)
     except ValueError as error:
         raise RecordError(id, str(error), "malformed region") from None
     if min(len(boxes), len(shapes)) < num_objects:
@@ -113,16 +116,19 @@ def _shapes(source: Source, id: str, line: Mapping[str, Any], num_objects: int) 
         spec = polygon_spec(name, parts)
         return box_spec(name, boxes[place][:4]) if spec is None else spec
 
-    return shape
+    return shape, size
 
 
 @lru_cache(maxsize=8)  # the questions about an image follow each other
-def _metadata(path: Path) -> tuple[list[Any], list[Any]]:
-    """Boxes and polygons of an image's objects. Raises ValueError for another form."""
+def _metadata(path: Path) -> tuple[list[Any], list[Any], Size | None]:
+    """Boxes and polygons of an image's objects, and its size. Raises ValueError for another form."""
     content: dict[str, list[Any]] = {"boxes": [], "segms": []}
+    single = {}
     for key, entry in read_entries(path):
         if key in content:
             content[key].append(entry)
+        else:
+            single[key] = entry
     if not all(isinstance(entry, list) for entries in content.values() for entry in entries):
         raise ValueError(f"{path.name} has other 'boxes' or 'segms' than lists")
-    return content["boxes"], content["segms"]
+    return content["boxes"], content["segms"], size_of(single)
