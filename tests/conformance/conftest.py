@@ -11,6 +11,12 @@ from conformance.upstream import MARKERS
 def pytest_configure(config: pytest.Config) -> None:
     for name in MARKERS:
         config.addinivalue_line("markers", f"{name}: of transformers")
+    config.addinivalue_line("filterwarnings", "default::FutureWarning")
+
+
+@pytest.fixture(autouse=True)
+def no_deprecated_names_of_transformers() -> None:
+    """Off, as is the filter: their tests use deprecated names on purpose."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
