@@ -222,5 +222,5 @@ def test_a_model_without_regions_says_so(one_line_error, ask, picture):
 
 def test_a_question_that_is_not_utf_8_is_refused_in_one_line(run, picture, tiny_model_dir):
     result = run("ask", picture, "a\udcff?", "--model", tiny_model_dir)
-    assert result.stderr.startswith("error: the question has U+DCFF at character 2, which is half a character")
+    assert result.stderr.startswith("error: 'a\\udcff?' has U+DCFF at character 2, which is half a character")
     assert result.stderr.count("\n") == 1

@@ -70,7 +70,7 @@ def test_a_line_that_is_no_text_is_refused_and_the_next_ones_are_answered(conver
     session = Session(conversation, quiet=True)
     for line in ("what is caf\udce9?\n", "what?\n"):
         assert session.handle(line)
-    assert "'what is caf\\udce9?\\n' holds bytes that are no UTF-8 text" in capsys.readouterr().err
+    assert "the line has U+DCE9 at character 12, which is half a character" in capsys.readouterr().err
     assert [turn.get("question") for turn in session.turns] == [None, "what?"]
 
 

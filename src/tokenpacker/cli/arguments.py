@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from tokenpacker.known_models import nearest
+from tokenpacker.text import check_text
 
 AT_LEAST_1 = ("scale_factor", "max_image_tokens", "max_tiles", "limit", "max_regions", "max_length", "sample")
 DEVICES = ("cpu", "cuda", "mps", "auto")
@@ -15,7 +16,7 @@ def check_arguments(options: dict[str, Any]) -> None:
     """Raises ValueError for options of any command that no model and no data could make right."""
     for value in options.values():
         for text in _texts(value):
-            require_text(text)
+            check_text(text, repr(text))  # of bytes that are no UTF-8; a file's name may hold them, too
     for name in AT_LEAST_1:
         value = options.get(name)
         if value is not None and value < 1:
@@ -24,19 +25,6 @@ def check_arguments(options: dict[str, Any]) -> None:
         split_device(options["device"])
     if type(options.get("dtype")) is str:
         check_dtype(options["dtype"])
-
-
-def require_text(text: str) -> None:
-    """Raises ValueError for a text that came from bytes that are no text: Python keeps such bytes as lone surrogates.
-
-    A file's name may be such bytes. Tokenizers, JSON and terminals cannot take it.
-    """
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        raise ValueError(
-            f"{text!r} holds bytes that are no UTF-8 text; write it in UTF-8, or rename the file"
-        ) from None
 
 
 def require_existing(what: str, paths: Iterable[Path]) -> None:

@@ -53,9 +53,7 @@ def ask(
     if not question.strip():
         raise ValueError("the question is empty; write it behind the images, in quotes")
     from tokenpacker.images import load_image
-    from tokenpacker.text import check_text
 
-    check_text(question, "the question")
     with image_notes_on_stderr():
         pictures = [load_image(image) for image in images]
     marked = [read_region(region, len(images)) for region in regions or []]

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from tokenpacker.cli.arguments import require_text
 from tokenpacker.cli.errors import EXIT_CODE, INTERRUPTED, mistake
 from tokenpacker.cli.models import REGION_MODEL, load_model
 from tokenpacker.cli.options import (
@@ -31,6 +30,7 @@ from tokenpacker.cli.output import (
 )
 from tokenpacker.cli.regions import Region, read_region
 from tokenpacker.known_models import nearest
+from tokenpacker.text import check_text
 
 if TYPE_CHECKING:
     from tokenpacker.cli.conversation import Conversation
@@ -111,7 +111,7 @@ class Session:
         if command in ("/quit", "/exit"):
             return False
         try:
-            require_text(line)
+            check_text(line, "the line")
             if command == "/image":
                 self._add_image(argument.strip().strip("'\""))
             elif command == "/clear":
