@@ -233,3 +233,13 @@ def test_a_picture_that_is_passed_is_left_as_it_is(tmp_path, image_of):
     before = picture.tobytes()
     TokenPackerImageProcessor(tile_size=(32, 32))(picture)
     assert picture.tobytes() == before
+
+
+def test_what_was_saved_comes_back_with_what_a_user_has_set_beside_it(tmp_path):
+    processor = TokenPackerImageProcessor(image_mode="pad", tile_size=(8, 8), rescale_factor=0.5, do_normalize=False)
+    processor.origin = "a camera"
+    processor.save_pretrained(tmp_path)
+    again = TokenPackerImageProcessor.from_pretrained(tmp_path)
+    assert again.to_dict() == processor.to_dict()
+    assert again.origin == "a camera"
+    assert TokenPackerImageProcessor.from_pretrained(tmp_path, do_normalize=True).do_normalize

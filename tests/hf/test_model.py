@@ -131,6 +131,12 @@ def test_images_find_their_places_among_embeddings(tiny_model, inputs):
         tiny_model(inputs_embeds=embeddings, pixel_values=inputs["pixel_values"][:1])
 
 
+@pytest.mark.parametrize("name", ["packed_tokens", "region_tokens"])
+def test_the_old_names_of_encoded_images_are_not_ignored(tiny_model, inputs, name):
+    with pytest.raises(ValueError, match=f"{name} is given as mm_encoder_outputs"):
+        tiny_model(input_ids=inputs["input_ids"], **{name: torch.zeros(1, 16, 32)})
+
+
 def test_without_return_dict_every_forward_gives_a_tuple(tiny_model, inputs):
     whole = tiny_model(**inputs, return_dict=False)
     assert isinstance(whole, tuple)

@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from packaging.version import Version
 from transformers import AutoProcessor
+from transformers.processing_utils import TextKwargs
 
 from tokenpacker.hf import VICUNA_SYSTEM, TokenPackerProcessor, chat_template
 from tokenpacker.hf.image_processor import RELEASED_OPTIONS
@@ -286,6 +287,31 @@ def test_chat_content_is_read_as_transformers_and_openai_write_it(tiny_processor
     for inputs in made:
         assert inputs.keys() == expected.keys()
         assert all(torch.equal(inputs[name], expected[name]) for name in expected)
+
+
+def test_options_reach_the_processor_through_the_chat_template(tiny_processor, image_of):
+    messages = conversation([{"type": "image", "image": image_of(64, 64)}, {"type": "text", "text": "hi"}])
+    expected = tiny_processor(image_of(64, 64), "<s>USER: <image>\nhi ", scale_factor=4, max_tiles=1)["input_ids"]
+    for options in (
+        {"scale_factor": 4, "max_tiles": 1},
+        {"processor_kwargs": {"scale_factor": 4, "max_tiles": 1}},
+        {"processor_kwargs": {"images_kwargs": {"scale_factor": 4, "max_tiles": 1}}},
+    ):
+        inputs = tiny_processor.apply_chat_template(messages, tokenize=True, return_dict=True, **options)
+        assert inputs["input_ids"] == expected
+    with pytest.raises(ValueError, match="has no option 'scale_facto'; did you mean scale_factor"):
+        tiny_processor.apply_chat_template(messages, tokenize=True, scale_facto=4)
+
+
+@pytest.mark.skipif("sanitize_control_tokens" not in TextKwargs.__annotations__, reason="newer than this transformers")
+def test_a_mark_that_a_users_text_may_not_set_stands_for_no_image(tiny_processor, image_of):
+    parts = [{"type": "image", "image": image_of(32, 32)}, {"type": "text", "text": "<image>"}]
+    inputs = tiny_processor.apply_chat_template(
+        conversation(parts), tokenize=True, return_dict=True, sanitize_control_tokens=True
+    )
+    ids = inputs["input_ids"][0]
+    assert ids.count(tiny_processor.image_token_id) == 16
+    assert tiny_processor.decode(ids[-len("<image> ") :]) == "<image> "
 
 
 def test_conversations_of_a_batch_keep_their_own_images(tiny_processor, image_of):

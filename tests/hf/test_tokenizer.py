@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from tokenpacker.hf import TokenPackerImageProcessor, TokenPackerProcessor
+from tokenpacker.hf.prompts import ImageTokens, encode_prompts
 from tokenpacker.hf.tokenizer import encode_as_trained, load_llama_tokenizer
 
 VARIANTS = ("slow", "slow_legacy", "fast")
@@ -213,6 +214,18 @@ def test_a_prompt_gets_the_ids_of_training_whether_it_brings_its_start_token_or_
     told = region_processor(image_of(8, 8), text, region_masks=regions, return_offsets_mapping=True)
     assert told["input_ids"][0] == bare
     assert len(told["offset_mapping"][0]) == len(bare)
+
+
+@pytest.mark.parametrize(("kind", "key"), [("fast", "input_ids"), ("slow", "input_ids_slow_tokenizer")])
+def test_prompts_with_regions_get_the_originals_ids(folder, golden, kind, key):
+    tokenizer = load_llama_tokenizer(folder, kind, extra_tokens=["<mask>"])
+    cases = json.loads((golden / "osprey/cases.json").read_text())["model"]
+    for name in ("generate_1x1", "generate_2x2"):
+        expected = cases[name][key] if kind == "slow" else cases[name][key][0]
+        for prompt in (cases[name]["prompt"], "<s>" + cases[name]["prompt"]):
+            mark = tokenizer.convert_tokens_to_ids("<image>")
+            given = encode_prompts(tokenizer, [prompt], [[ImageTokens([mark], ["<image>"])]], mark, {})
+            assert given["input_ids"] == [with_image_id(tokenizer, expected)], name
 
 
 def test_a_start_token_is_not_added_where_none_is_wanted(region_processor):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import AutoModel
 
-from tokenpacker.hf.vision_encoder import build_vision_tower, encode_tiles, encoder_layers
+from tokenpacker.hf.vision_encoder import build_vision_tower, cut_tower, encode_tiles, encoder_layers
 
 
 @pytest.mark.parametrize(("vision", "has_cls"), [("clip", True), ("siglip", False)])
@@ -12,25 +12,28 @@ def test_features_are_the_hidden_states_that_the_whole_tower_would_give(make_tin
     config = make_tiny_model(vision=vision, vision_levels=[2, 3, -1], vision_query_level=4).config
     tower = AutoModel.from_config(copy.deepcopy(config.vision_config)).eval()
     pixels = torch.randn(2, 3, 32, 32)
-    features = encode_tiles(tower, pixels, config.patch_grid, config.vision_levels, config.vision_query_level)
+    levels = config.patch_grid, config.vision_levels, config.vision_query_level
+    features, _ = encode_tiles(tower, pixels, *levels)
+    last = []
+    encoder_layers(tower)[-1].register_forward_hook(lambda layer, given, output: last.append(output[:, int(has_cls) :]))
     hidden_states = [state[:, int(has_cls) :] for state in tower(pixels, output_hidden_states=True).hidden_states]
     assert features.patch_grid == (8, 8)
     assert torch.equal(features.query, hidden_states[4])
-    # SigLIP's list ends with the normalised state in some versions: compare the levels below the last
-    assert torch.equal(features.levels[..., :64], torch.cat([hidden_states[2], hidden_states[3]], dim=-1))
-    assert features.num_levels == 3
+    assert torch.equal(features.levels, torch.cat([hidden_states[2], hidden_states[3], last[0]], dim=-1))
+    short = cut_tower(tower, 4)
+    assert torch.equal(encode_tiles(short, pixels, (8, 8), [2, 4], 4)[0].levels[..., 32:], hidden_states[4])
+
+
+def test_a_tower_with_other_tokens_than_its_config_says_is_refused(make_tiny_model):
+    model = make_tiny_model()
+    with pytest.raises(ValueError, match="CLIPVisionModel gives 65 tokens a tile, but patch_grid=7x8 with CLS"):
+        encode_tiles(model.model.vision_tower, torch.randn(1, 3, 32, 32), (7, 8), [2, 4], 4)
 
 
 def test_only_the_needed_layers_exist(make_tiny_model):
     config = make_tiny_model(vision_levels=[2, 4]).config
     assert len(encoder_layers(build_vision_tower(config))) == 4
     assert config.vision_config.num_hidden_layers == 6
-
-
-def test_no_hook_stays_behind(make_tiny_model):
-    model = make_tiny_model()
-    model.get_image_features(torch.randn(1, 3, 32, 32))
-    assert all(not layer._forward_hooks for layer in encoder_layers(model.model.vision_tower))
 
 
 def test_something_without_layers_is_refused():

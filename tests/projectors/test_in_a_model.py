@@ -35,9 +35,12 @@ def test_it_comes_back_from_its_folder(model, tmp_path):
     model.save_pretrained(tmp_path)
     again = AutoModelForImageTextToText.from_pretrained(tmp_path)
     assert again.config.projector == model.config.projector
+    weights = model.state_dict()
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in again.state_dict().items())
     pixels = torch.randn(1, 3, 32, 32)
     packed = model.get_image_features(pixels).pooler_output
-    assert torch.equal(again.get_image_features(pixels).pooler_output, packed)
+    # weights read from a file are aligned otherwise in memory, and MKL may sum them in another order
+    torch.testing.assert_close(again.get_image_features(pixels).pooler_output, packed)
 
 
 def test_it_is_drawn_as_a_fresh_one_where_its_weights_are_missing(model, tmp_path):

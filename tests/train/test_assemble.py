@@ -36,7 +36,7 @@ def test_parts_are_joined_around_a_fresh_projector_that_the_seed_decides(config,
     assert torch.equal(model.lm_head.weight, complete_tensors["lm_head.weight"])
     again, _ = assemble(config)
     other, _ = assemble(replace(config, seed=1))
-    weights = [m.model.projector.query_proj.weight for m in (model, again, other)]
+    weights = [m.model.multi_modal_projector.query_proj.weight for m in (model, again, other)]
     assert torch.equal(weights[0], weights[1])
     assert not torch.equal(weights[0], weights[2])
     assert model.config.vision_levels == [12, 16, 22, 23]
@@ -114,8 +114,8 @@ def test_a_projector_of_stage_1_goes_on_in_stage_2(config, tmp_path):
     save_projector(first, tmp_path / "projector.safetensors")
     weights = str(tmp_path / "projector.safetensors")
     second, _ = assemble(replace(config, seed=6, model=replace(config.model, projector_weights=weights)))
-    expected = first.model.projector.state_dict()
-    assert all(tensor.equal(expected[name]) for name, tensor in second.model.projector.state_dict().items())
+    expected = first.model.multi_modal_projector.state_dict()
+    assert all(tensor.equal(expected[name]) for name, tensor in second.model.multi_modal_projector.state_dict().items())
     assert second.config.projector == first.config.projector
     whole = replace(config.model, projector_weights=weights)
     assert load_processor(whole).image_layout((16, 16)).num_tokens == 16  # an MLP keeps every patch

@@ -27,6 +27,7 @@ from tokenpacker.projectors.mixed import pack_tiles
 from tokenpacker.regions import RegionEncoder, scatter_region_tokens
 from tokenpacker.sequence import scatter_image_tokens
 
+OLD_ARGUMENTS = {"packed_tokens", "region_tokens"}  # of version 0.1.0; language models take any argument in silence
 TEXT_TOKEN = -1  # stands for ids that are no placeholders, where only embeddings were given
 
 
@@ -112,7 +113,12 @@ class TokenPackerModel(TokenPackerPreTrainedModel, LlavaModel):
         if num_tiles == 0:
             pixel_values = pixel_values.new_zeros(1, *pixel_values.shape[1:])
             factors = None
-        features, tower_output = self._encode(pixel_values, **_tower_arguments(kwargs))
+        asked = _tower_arguments(kwargs) | _tower_arguments(self.vision_tower.config.to_dict())
+        states = BaseModelOutput()
+        if asked:
+            features, states = self._encode(pixel_values, **asked)
+        else:
+            features = self.vision_features(pixel_values)
         packed = pack_tiles(
             self.multi_modal_projector, _beside(self.multi_modal_projector, features), factors, tile_index
         )
@@ -122,8 +128,8 @@ class TokenPackerModel(TokenPackerPreTrainedModel, LlavaModel):
         return ImageFeatures(
             last_hidden_state=features.query[:num_tiles],
             pooler_output=packed if num_tiles else packed[:0],
-            hidden_states=tower_output.hidden_states,
-            attentions=tower_output.attentions,
+            hidden_states=states.hidden_states,
+            attentions=states.attentions,
             region_tokens=regions,
         )
 
@@ -201,6 +207,8 @@ class TokenPackerModel(TokenPackerPreTrainedModel, LlavaModel):
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("pass exactly one of input_ids and inputs_embeds")
+        for name in OLD_ARGUMENTS & kwargs.keys():
+            raise ValueError(f"{name} is given as mm_encoder_outputs={{'image': ImageFeatures(...)}} now")
         tiles = {"tile_index": tile_index, "region_cells": region_cells, "region_first_tile": region_first_tile}
         images = find_encoded(mm_encoder_outputs, pixel_values, tiles)
         if pixel_values is not None:

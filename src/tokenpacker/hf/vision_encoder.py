@@ -84,7 +84,6 @@ def encode_tiles(
         ValueError: when the tower gives fewer tokens than the patch grid has.
     """
     learns = pixel_values.requires_grad or any(parameter.requires_grad for parameter in tower.parameters())
-    kwargs |= {name: True for name in TOWER_STATES if getattr(tower.config, name, False)}
     chunks = (pixel_values,)
     if max_tiles is not None and pixel_values.shape[0] > max_tiles and not learns and not any(kwargs.values()):
         chunks = pixel_values.split(max_tiles)

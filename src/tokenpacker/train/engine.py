@@ -48,7 +48,7 @@ NOT_FINITE = "not_finite.json"
 PART_MODULES = {
     "vision_tower": "vision_tower",
     "spare_vision_layers": "vision_tower",
-    "projector": "projector",
+    "multi_modal_projector": "projector",
     "region_encoder": "regions",
 }
 PEER_GONE = ("Connection closed by peer", "Connection reset by peer", "NCCL", "Broken pipe")  # gloo's and NCCL's words

@@ -59,10 +59,9 @@ CONFIG, DATA, START, CHECKPOINTS, MODEL, HISTORY, STOPWATCH = (
     "seconds.json",
 )
 
-# What may differ when a run is called again: its length, where models and data lie, and what changes no weight.
+# What may differ when a run is called again: where models and data lie, and what changes no weight; and its length.
+LENGTH = ("epochs", "max_steps")
 MAY_CHANGE = (
-    "epochs",
-    "max_steps",
     "model.start",
     "model.vision_tower",
     "model.language_model",
@@ -341,7 +340,7 @@ def _decisive(config: TrainingConfig) -> dict[str, Any]:
     content = config.to_dict()
     flat = {key: value for key, value in content.items() if key not in ("data", "model")}
     flat |= {f"{part}.{key}": value for part in ("data", "model") for key, value in content[part].items()}
-    return {key: value for key, value in flat.items() if key not in MAY_CHANGE}
+    return {key: value for key, value in flat.items() if key not in (*MAY_CHANGE, *LENGTH)}
 
 
 def _require_same_data(config: TrainingConfig, source: Source, output: Path) -> None:

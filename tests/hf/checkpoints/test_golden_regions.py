@@ -90,10 +90,10 @@ def test_answers_about_regions_are_the_originals(released, cases, golden, name):
     ids = inputs["input_ids"]
     assert list(ids.shape) == case["expanded_shape"][:2]
     assert (ids == processor.region_token_id).nonzero()[:, 1].tolist() == case["mask_positions"][0]
-    names = ("pixel_values", "region_cells", "region_first_tile")
+    names = ("pixel_values", "scale_factors", "region_cells", "region_first_tile")
     with torch.no_grad():
         images = model.get_image_features(**{name: inputs.pop(name) for name in names})
-        given = {"packed_tokens": images.pooler_output, "region_tokens": images.region_tokens}
+        given = {"mm_encoder_outputs": {"image": images}}
         logits = model(**inputs, **given).logits[0]
     assert_near(images.region_tokens, arrays["mask_feats"], FEATURES)
     assert_near(logits[::24, ::11], arrays["logits_lattice"][0], LOGITS)
