@@ -44,7 +44,7 @@ def main() -> None:
     variants = {
         "full tower, nothing kept": lambda: full(pixels).last_hidden_state,
         "full tower, all hidden states": lambda: all_hidden_states(full, pixels),
-        "package": lambda: encode_tiles(short, pixels, PATCH_GRID, LEVELS, LEVELS[-1]),
+        "package": lambda: encode_tiles(short, pixels, PATCH_GRID, LEVELS, LEVELS[-1])[0],
     }
     with torch.inference_mode():
         assert len(encoder_layers(short)) == max(LEVELS)
