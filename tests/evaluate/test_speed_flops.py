@@ -1,6 +1,8 @@
 """Operations: the named formula and the modules' own count, each against numbers worked out by hand."""
 
 import pytest
+import transformers
+from packaging.version import Version
 from transformers import AutoConfig
 
 from tokenpacker.evaluate.flops import FlopTable, LanguageSizes, count_projector, count_vision, formula_excess
@@ -8,6 +10,8 @@ from tokenpacker.evaluate.shapes import candidates, named_shapes
 from tokenpacker.hf import TokenPackerConfig
 
 GIGA, TERA = 10**9, 10**12
+# Before 5.19 transformers makes the angles of rotary embeddings by a matrix product, which is counted.
+ANGLES = 2e-4 if Version(transformers.__version__) < Version("5.19") else 1e-9
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +49,7 @@ def test_a_token_of_vicuna_7b_keeps_half_a_mebibyte_in_16_bits(vicuna):
 
 @pytest.mark.parametrize("text", ["llama", "qwen2", "mistral"])
 def test_the_formula_says_what_the_modules_multiply(make_tiny_model, text):
-    assert formula_excess(make_tiny_model(text=text).config) == 0
+    assert formula_excess(make_tiny_model(text=text).config) == pytest.approx(0, abs=ANGLES)
 
 
 def test_a_language_model_with_a_smaller_mlp_is_found_out(tiny_model):
@@ -55,7 +59,7 @@ def test_a_language_model_with_a_smaller_mlp_is_found_out(tiny_model):
     n, d, m = 64, 32, 64
     formula = 2 * n * (4 * d**2 + 3 * d * m) + 4 * n**2 * d
     real = 2 * n * (4 * d**2 + 2 * d * m) + 4 * n**2 * d  # its MLP has two matrices
-    assert formula_excess(config) == pytest.approx(formula / real - 1)
+    assert formula_excess(config) == pytest.approx(formula / real - 1, abs=ANGLES)
 
 
 def test_a_language_model_without_such_sizes_is_refused():

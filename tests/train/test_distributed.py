@@ -11,6 +11,8 @@ from dataclasses import replace
 
 import pytest
 import torch
+import transformers
+from packaging.version import Version
 from safetensors.torch import load_file
 
 from tokenpacker.hf import TokenPackerForConditionalGeneration
@@ -22,7 +24,10 @@ from train_runs import Death, Start, error, history, seen, sharded_step, start
 pytestmark = pytest.mark.slow
 
 KILLED = -signal.SIGKILL
-
+resumes = pytest.mark.skipif(
+    Version(transformers.__version__) < Version("5.19"),
+    reason="transformers then looked for the optimizer's state on the device cpu:0, which torch does not know",
+)
 
 TOLERANCE = 1e-6
 
@@ -45,6 +50,7 @@ def test_two_processes_lose_what_one_loses(finished, finished_by_two):
     assert sorted(seen(finished_by_two)) == sorted(seen(finished))  # and in the same steps
 
 
+@resumes
 def test_two_processes_that_are_killed_end_as_two_that_are_not(run_config, finished_by_two, tmp_path):
     config = run_config.to_dict()
     for count, delay in ((9, 0.01), (2, 0.0), (15, 0.03)):  # a process has two batches of a step
@@ -57,6 +63,7 @@ def test_two_processes_that_are_killed_end_as_two_that_are_not(run_config, finis
     torch.testing.assert_close(weights, expected, rtol=0, atol=TOLERANCE)
 
 
+@resumes
 @pytest.mark.parametrize(("first", "then"), [(1, 2), (2, 1), (2, 4)])
 def test_another_number_of_processes_sees_each_sample_once_in_an_epoch(run_config, finished, tmp_path, first, then):
     config = run_config.to_dict()
@@ -72,6 +79,7 @@ def test_another_number_of_processes_sees_each_sample_once_in_an_epoch(run_confi
         assert counts == Counter(f"s{number}" for number in range(26))
 
 
+@resumes
 def test_one_signal_stops_all_processes_after_the_same_step(run_config, finished_by_two, tmp_path):
     config = run_config.to_dict()
     assert start(Start(config, tmp_path, num_processes=2, signals=[(0.0, signal.SIGTERM)])) == [0, 0]
@@ -121,6 +129,7 @@ def test_fsdp2_on_two_processes_computes_what_one_model_computes(run_config, tin
         assert found == pytest.approx(wanted, abs=1e-5)
 
 
+@resumes
 def test_a_finished_run_is_made_longer_by_two_processes(run_config, tmp_path):
     optimizer = replace(run_config.optimizer, warmup_share=0.0, min_learning_rate_share=1.0)
     short = replace(run_config, optimizer=optimizer, max_steps=2)
