@@ -35,7 +35,7 @@ class TokenPackerModel(TokenPackerPreTrainedModel, LlavaModel):
     """LLaVA's model with any registered projector, tiles, scale factors per tile, and regions; without the head.
 
     `vision_chunk_tiles` bounds how many tiles pass a tower at once that is not trained; None takes all. Set None where
-    every process must call it equally often, as under DeepSpeed ZeRO-3.
+    every process must call it equally often, as under DeepSpeed ZeRO-3, and for `torch.export`.
     """
 
     vision_chunk_tiles: int | None = 32  # more than a released model's largest image has: 25 tiles and a thumbnail
@@ -96,8 +96,8 @@ class TokenPackerModel(TokenPackerPreTrainedModel, LlavaModel):
 
         Args:
             scale_factor: of all tiles; None takes those in `scale_factors`, or the projector's own.
-            scale_factors: (N,), one per tile, as the processor makes them. `torch.compile` needs `scale_factor` beside
-                them, as a graph cannot depend on numbers in a tensor.
+            scale_factors: (N,), one per tile, as the processor makes them. `torch.compile` and `torch.export` need
+                `scale_factor` beside them, as a graph cannot depend on numbers in a tensor.
             tile_index: (N,), which of the tiles comes when, for tiles (U, 3, h, w) of which each is encoded once.
             region_cells: (R, P, L) weights of the patches of each region's image; see `regions.RegionEncoder`.
             region_first_tile: (R,) where the tiles of the region's image begin, in their order of use.
@@ -259,11 +259,16 @@ def resolve_scale_factors(scale_factor: int | None, scale_factors: Tensor | None
     """The scale factors of a call: one for all tiles, or one for each; None for the projector's own.
 
     Raises:
-        ValueError: when one for all is given beside others for each.
+        ValueError: when one for all is given beside others for each, and for an export that has only those for each.
     """
     if scale_factors is None or (scale_factor is not None and torch.compiler.is_compiling()):
         return scale_factor  # a graph cannot depend on numbers in a tensor
     factors = scale_factors.flatten().tolist()
+    if any(isinstance(factor, torch.SymInt) for factor in factors):
+        raise ValueError(
+            "scale_factors cannot be exported, as a graph cannot depend on numbers in a tensor; pass scale_factor"
+            " beside them, or in their place"
+        )
     if scale_factor is not None and set(factors) - {scale_factor}:
         raise ValueError(
             f"scale_factor={scale_factor} was given with inputs that the processor made for scale factors"
