@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree  # where `torch.export` sends those who bring a type of their own
 
 
-@dataclass(eq=False)  # not frozen: transformers' exporters move tensors in place
+@dataclass  # not frozen: transformers' exporters move tensors in place
 class VisionFeatures:
     """Patch tokens of N tiles, without CLS, in row-major order of the patch grid.
 
