@@ -72,12 +72,13 @@ def test_tower_and_projector_are_exported_for_any_number_of_tiles(model_without_
         torch.testing.assert_close(program(pixels), part(pixels))
 
 
-def test_an_export_is_told_the_scale_factor_as_a_number(model_without_chunks, inputs):
+@pytest.mark.parametrize("given", [{}, {"scale_factor": 2}], ids=["the projector's own", "as a number"])
+def test_an_exported_model_has_one_scale_factor_and_refuses_others(model_without_chunks, inputs, given):
     inputs["use_cache"] = False  # torch knows no cache as an output
-    with pytest.raises(ValueError, match="pass scale_factor beside them"):
-        torch.export.export(model_without_chunks, (), inputs)
-    program = torch.export.export(model_without_chunks, (), inputs | {"scale_factor": 2}).module()
-    torch.testing.assert_close(program(**inputs, scale_factor=2).logits, model_without_chunks(**inputs).logits)
+    program = torch.export.export(model_without_chunks, (), inputs | given).module()
+    torch.testing.assert_close(program(**inputs, **given).logits, model_without_chunks(**inputs).logits)
+    with pytest.raises(RuntimeError):
+        program(**(inputs | {"scale_factors": inputs["scale_factors"] * 2}), **given)
 
 
 @pytest.mark.filterwarnings("ignore:.*treespec:FutureWarning")  # by transformers, of torch

@@ -5,6 +5,8 @@ import torch
 from peft import PromptEncoderConfig, PromptTuningConfig, get_peft_model
 from transformers import TextIteratorStreamer, pipeline
 
+from tokenpacker.hf.generation import PREFILLS_IMAGES_IN_CHUNKS
+
 
 @pytest.fixture(scope="module")
 def samples(image_of):
@@ -115,6 +117,24 @@ def test_virtual_tokens_of_peft_stand_before_images(make_tiny_model, tiny_proces
     answer = model.eval().generate(**inputs, max_new_tokens=4, min_new_tokens=4, do_sample=False)
     first = output.logits[0, -1].argmax()
     assert answer[0, inputs["input_ids"].shape[1]] == first
+
+
+def test_a_prefill_in_chunks_keeps_the_images_or_is_refused(tiny_model, tiny_processor, samples):
+    inputs = tiny_processor(*samples[0], return_tensors="pt")
+    options = {"max_new_tokens": 4, "min_new_tokens": 4, "do_sample": False}
+    if not PREFILLS_IMAGES_IN_CHUNKS:
+        with pytest.raises(ValueError, match="prefill_chunk_size loses images"):
+            tiny_model.generate(**inputs, **options, prefill_chunk_size=16)
+        return
+    chunked = tiny_model.generate(**inputs, **options, prefill_chunk_size=16)
+    assert torch.equal(chunked, tiny_model.generate(**inputs, **options))
+
+
+def test_a_prefill_in_chunks_with_regions_is_refused(region_model, image_of):
+    model, processor = region_model
+    inputs = processor(image_of(64, 96), "<image><mask>?", region_masks=[[(0, 0, 40, 30)]], return_tensors="pt")
+    with pytest.raises(ValueError, match="prefill_chunk_size loses regions"):
+        model.generate(**inputs, max_new_tokens=2, prefill_chunk_size=16)
 
 
 def test_images_are_encoded_once_per_answer(tiny_model, tiny_processor, samples, monkeypatch):

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from transformers import AutoModelForImageTextToText
+from transformers import AutoModelForImageTextToText, CLIPVisionModel, LlamaForCausalLM
 
 from tokenpacker.hf import TokenPackerForConditionalGeneration
 from tokenpacker.hf.outputs import ImageFeatures
@@ -131,6 +131,29 @@ def test_images_find_their_places_among_embeddings(tiny_model, inputs):
         tiny_model(inputs_embeds=embeddings, pixel_values=inputs["pixel_values"][:1])
 
 
+def test_image_tokens_without_images_are_refused(tiny_model, inputs):
+    text = {name: inputs[name] for name in ("input_ids", "attention_mask")}
+    for call in (tiny_model, tiny_model.generate):
+        with pytest.raises(ValueError, match="the prompt has image tokens but there are no images; pass pixel_values"):
+            call(**text)
+    encoded = tiny_model.get_image_features(inputs["pixel_values"])
+    for wrong in ({"images": encoded}, encoded, {"image": encoded.pooler_output}):
+        with pytest.raises(ValueError, match=r"mm_encoder_outputs holds .*; pass {'image': ...} with the output of"):
+            tiny_model(**text, mm_encoder_outputs=wrong)
+
+
+def test_a_joined_models_parts_have_its_own_configs(tiny_model):
+    vision, language = CLIPVisionModel(tiny_model.config.vision_config), LlamaForCausalLM(tiny_model.config.text_config)
+    model = TokenPackerForConditionalGeneration.from_parts(
+        vision, language, vision_levels=[2, 3], image_token_id=3, projector_config={"name": "mlp"}
+    )
+    assert model.model.vision_tower.config is model.config.vision_config
+    assert model.model.language_model.config is model.config.text_config
+    assert model.config.text_config is not tiny_model.config.text_config
+    model.resize_token_embeddings(300)
+    assert model.model.language_model.config.vocab_size == model.config.text_config.vocab_size == 300
+
+
 @pytest.mark.parametrize("name", ["packed_tokens", "region_tokens"])
 def test_the_old_names_of_encoded_images_are_not_ignored(tiny_model, inputs, name):
     with pytest.raises(ValueError, match=f"{name} is given as mm_encoder_outputs"):
@@ -205,7 +228,10 @@ def test_the_forward_compiles_into_one_graph(make_tiny_model, inputs):
     assert model._can_compile_fullgraph
     compiled = torch.compile(model.forward, fullgraph=True, backend="eager")
     with torch.no_grad():
-        torch.testing.assert_close(compiled(**inputs, scale_factor=2).logits, model(**inputs).logits)
+        torch.testing.assert_close(compiled(**inputs).logits, model(**inputs).logits)
+        others = {**inputs, "scale_factors": inputs["scale_factors"] * 2}
+        with pytest.raises(RuntimeError):  # the graph holds for the scale factor that it was made with
+            compiled(**others)
         compiled = torch.compile(model.get_image_features, fullgraph=True, backend="eager")
         packed = compiled(inputs["pixel_values"], scale_factor=4).pooler_output
         torch.testing.assert_close(packed, model.get_image_features(inputs["pixel_values"], 4).pooler_output)

@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForImageTextToText, AutoProcessor
 
+from tokenpacker.carried import carried_models
 from tokenpacker.hf import TokenPackerConfig, carried_model_path
 
 # config.json and processor_config.json as 0.1.0 wrote them; the weights have only changed their names since.
@@ -56,6 +57,13 @@ def test_old_configs_and_processors_mean_the_same(folders):
     sizes = [(336, 336), (500, 300)]
     counts = [[processor.image_layout(size).num_tokens for size in sizes] for processor in processors]
     assert counts[0] == counts[1]
+
+
+def test_carried_weights_are_stored_in_16_bits_and_are_small():
+    for name in carried_models():
+        path = carried_model_path(name) / "model.safetensors"
+        assert {tensor.dtype for tensor in load_file(path).values()} == {torch.float16}
+        assert path.stat().st_size < 5_000_000
 
 
 def test_the_projectors_config_goes_by_one_name():

@@ -2,9 +2,15 @@ import copy
 
 import pytest
 import torch
-from transformers import AutoModel
+from transformers import AutoConfig, AutoModel
 
-from tokenpacker.hf.vision_encoder import build_vision_tower, cut_tower, encode_tiles, encoder_layers
+from tokenpacker.hf.vision_encoder import (
+    build_vision_tower,
+    count_prefix_tokens,
+    cut_tower,
+    encode_tiles,
+    encoder_layers,
+)
 
 
 @pytest.mark.parametrize(("vision", "has_cls"), [("clip", True), ("siglip", False)])
@@ -26,8 +32,38 @@ def test_features_are_the_hidden_states_that_the_whole_tower_would_give(make_tin
 
 def test_a_tower_with_other_tokens_than_its_config_says_is_refused(make_tiny_model):
     model = make_tiny_model()
-    with pytest.raises(ValueError, match="CLIPVisionModel gives 65 tokens a tile, but patch_grid=7x8 with CLS"):
+    with pytest.raises(ValueError, match=r"shape \(1, 65, 32\), but num_prefix_tokens=1 and patch_grid=7x8 need"):
         encode_tiles(model.model.vision_tower, torch.randn(1, 3, 32, 32), (7, 8), [2, 4], 4)
+
+
+SIZES = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "image_size": 16}
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        ("siglip_vision_model", 0),
+        ("clip_vision_model", 1),
+        ("vit", 1),
+        ("deit", 2),
+        ("dinov2_with_registers", 5),
+        ("dinov3_vit", 5),
+    ],
+)
+def test_tokens_before_the_patches_are_known_for_every_kind_of_tower(kind, expected):
+    options = SIZES | {"patch_size": 4} | ({"num_register_tokens": 4} if expected == 5 else {})
+    tower = AutoModel.from_config(AutoConfig.for_model(kind, **options)).eval()
+    assert count_prefix_tokens(tower) == expected
+    features, _ = encode_tiles(tower, torch.randn(1, 3, 16, 16), (4, 4), [1, 2], 2)
+    whole = tower(torch.randn(1, 3, 16, 16), output_hidden_states=True).hidden_states[2]
+    assert whole.shape[1] == 16 + expected
+    assert features.query.shape == (1, 16, 16)
+
+
+def test_a_tower_that_another_model_cut_is_refused(make_tiny_model):
+    tower = make_tiny_model(vision_levels=[2, 3]).model.vision_tower
+    with pytest.raises(ValueError, match="CLIPVisionModel has 3 layers but level 5 is needed; another model may have"):
+        cut_tower(tower, 5)
 
 
 def test_only_the_needed_layers_exist(make_tiny_model):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import AutoModel, Cache, LlavaModel
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.processing_utils import Unpack
-from transformers.utils import TransformersKwargs, can_return_tuple
+from transformers.utils import TransformersKwargs, can_return_tuple, torch_compilable_check
 
 from tokenpacker import projectors
 from tokenpacker.features import VisionFeatures
@@ -96,8 +96,8 @@ class TokenPackerModel(TokenPackerPreTrainedModel, LlavaModel):
 
         Args:
             scale_factor: of all tiles; None takes those in `scale_factors`, or the projector's own.
-            scale_factors: (N,), one per tile, as the processor makes them. `torch.compile` and `torch.export` need
-                `scale_factor` beside them, as a graph cannot depend on numbers in a tensor.
+            scale_factors: (N,), one per tile, as the processor makes them. A compiled or exported graph holds for one
+                scale factor, see `resolve_scale_factors`.
             tile_index: (N,), which of the tiles comes when, for tiles (U, 3, h, w) of which each is encoded once.
             region_cells: (R, P, L) weights of the patches of each region's image; see `regions.RegionEncoder`.
             region_first_tile: (R,) where the tiles of the region's image begin, in their order of use.
@@ -109,11 +109,13 @@ class TokenPackerModel(TokenPackerPreTrainedModel, LlavaModel):
         """
         num_tiles = pixel_values.shape[0]
         self._check_regions(num_tiles, region_cells, region_first_tile)
-        factors = resolve_scale_factors(scale_factor, scale_factors)
+        own = getattr(getattr(self.multi_modal_projector, "config", None), "scale_factor", None)
+        factors = resolve_scale_factors(scale_factor, scale_factors, own)
         if num_tiles == 0:
             pixel_values = pixel_values.new_zeros(1, *pixel_values.shape[1:])
             factors = None
-        asked = _tower_arguments(kwargs) | _tower_arguments(self.vision_tower.config.to_dict())
+        by_config = {name: getattr(self.vision_tower.config, name, None) for name in TOWER_STATES}
+        asked = _tower_arguments(by_config | kwargs)
         states = BaseModelOutput()
         if asked:
             features, states = self._encode(pixel_values, **asked)
@@ -219,6 +221,8 @@ class TokenPackerModel(TokenPackerPreTrainedModel, LlavaModel):
             inputs_embeds = self.get_input_embeddings()(input_ids)
         if images is not None:
             inputs_embeds = self._scatter(inputs_embeds, input_ids, images)
+        elif input_ids is not None and input_ids.shape[1] > 1 and not torch.compiler.is_compiling():
+            self._require_images(input_ids, past_key_values if cache is None else cache)
         context = {"attention_mask": attention_mask, "position_ids": position_ids}
         context |= name_cache(cache, past_key_values) | kwargs
         outputs = self.language_model(inputs_embeds=inputs_embeds, return_dict=True, **separate_samples(context))
@@ -245,6 +249,14 @@ class TokenPackerModel(TokenPackerPreTrainedModel, LlavaModel):
         assert config.region_token_id is not None
         return scatter_region_tokens(embeddings, ids, regions.to(device), config.region_token_id)
 
+    def _require_images(self, input_ids: Tensor, cache: Cache | None) -> None:
+        """Raises ValueError for a prompt (B, S) with places of images, where none were given now or before."""
+        begins = cache is None or int(cache.get_seq_length()) == 0
+        if begins and bool((input_ids == self.config.image_token_id).any()):
+            raise ValueError(
+                "the prompt has image tokens but there are no images; pass pixel_values, as the processor made them"
+            )
+
     def find_placeholders(self, embeddings: Tensor) -> Tensor:
         """(B, S) ids of the placeholders in embeddings (B, S, D), `TEXT_TOKEN` everywhere else."""
         ids = torch.full(embeddings.shape[:2], TEXT_TOKEN, device=embeddings.device)
@@ -255,20 +267,25 @@ class TokenPackerModel(TokenPackerPreTrainedModel, LlavaModel):
         return ids
 
 
-def resolve_scale_factors(scale_factor: int | None, scale_factors: Tensor | None) -> int | list[int] | None:
+def resolve_scale_factors(
+    scale_factor: int | None, scale_factors: Tensor | None, own: int | None
+) -> int | list[int] | None:
     """The scale factors of a call: one for all tiles, or one for each; None for the projector's own.
 
+    A graph cannot depend on numbers in a tensor: while one is traced, all tiles have `scale_factor`, or the projector's
+    `own`, and the graph checks that `scale_factors` say the same.
+
     Raises:
-        ValueError: when one for all is given beside others for each, and for an export that has only those for each.
+        ValueError: when one for all is given beside others for each.
     """
-    if scale_factors is None or (scale_factor is not None and torch.compiler.is_compiling()):
-        return scale_factor  # a graph cannot depend on numbers in a tensor
-    factors = scale_factors.flatten().tolist()
-    if any(isinstance(factor, torch.SymInt) for factor in factors):
-        raise ValueError(
-            "scale_factors cannot be exported, as a graph cannot depend on numbers in a tensor; pass scale_factor"
-            " beside them, or in their place"
-        )
+    if scale_factors is None:
+        return scale_factor
+    if torch.compiler.is_compiling():
+        assumed = own if scale_factor is None else scale_factor
+        if assumed is not None:
+            torch_compilable_check((scale_factors == assumed).all(), "compile with the scale_factor of the inputs")
+        return assumed
+    factors = torch.as_tensor(scale_factors).flatten().tolist()
     if scale_factor is not None and set(factors) - {scale_factor}:
         raise ValueError(
             f"scale_factor={scale_factor} was given with inputs that the processor made for scale factors"
@@ -285,7 +302,13 @@ def find_encoded(
     Raises:
         ValueError: for images that are given both encoded and as pixels, and for inputs about tiles without tiles.
     """
-    images = (mm_encoder_outputs or {}).get("image")
+    given = mm_encoder_outputs or {}
+    images = given.get("image")
+    if set(given) - {"image"} or not (images is None or hasattr(images, "pooler_output")):
+        raise ValueError(
+            f"mm_encoder_outputs holds {', '.join(map(str, given))}; pass {{'image': ...}} with the output of"
+            " get_image_features"
+        )
     if pixel_values is not None:
         if images is not None:
             raise ValueError("pass pixel_values or mm_encoder_outputs, not both: the latter replace the former")

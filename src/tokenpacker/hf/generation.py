@@ -8,8 +8,15 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from packaging import version
 from torch import Tensor
-from transformers import GenerationConfig, GenerationMixin, LogitsProcessorList, SuppressTokensLogitsProcessor
+from transformers import (
+    GenerationConfig,
+    GenerationMixin,
+    LogitsProcessorList,
+    SuppressTokensLogitsProcessor,
+    __version__,
+)
 
 from tokenpacker.hf.backbone import find_encoded
 from tokenpacker.hf.outputs import ImageFeatures
@@ -18,18 +25,28 @@ TILE_INPUTS = ("tile_index", "region_cells", "region_first_tile")
 IMAGE_INPUTS = ("pixel_values", "scale_factor", "scale_factors", *TILE_INPUTS)
 """What belongs to the images of a prompt; generation needs it once."""
 ENCODED = "mm_encoder_outputs"
+PREFILLS_IMAGES_IN_CHUNKS = version.parse(__version__) >= version.parse("5.24")
 
 
 class ImageGenerationMixin(GenerationMixin):
     """`generate` for a model whose prompts hold images and regions."""
 
     def generate(self, inputs: Tensor | None = None, **kwargs: Any) -> Any:
-        """As of every model in transformers; inputs about images that contradict each other are refused.
+        """As of every model in transformers; what it would drop without a word is refused.
 
-        transformers drops what belongs to pixels without a word where there are no pixels.
+        Raises:
+            ValueError: for inputs about images that contradict each other, and for a prefill in chunks that would lose
+                images (before transformers 5.24) or regions.
         """
         tiles = {name: kwargs.get(name) for name in TILE_INPUTS}
-        find_encoded(kwargs.get(ENCODED), kwargs.get("pixel_values"), tiles)
+        encoded = find_encoded(kwargs.get(ENCODED), kwargs.get("pixel_values"), tiles)
+        settings = (kwargs, vars(kwargs.get("generation_config") or self.generation_config))
+        if any(given.get("prefill_chunk_size") for given in settings):
+            regions = tiles["region_cells"] is not None or getattr(encoded, "region_tokens", None) is not None
+            images = encoded is not None or kwargs.get("pixel_values") is not None
+            if regions or (images and not PREFILLS_IMAGES_IN_CHUNKS):
+                lost = "regions" if regions else "images"
+                raise ValueError(f"prefill_chunk_size loses {lost} in transformers {__version__}; leave it out")
         return super().generate(inputs, **kwargs)
 
     def prepare_inputs_for_generation(

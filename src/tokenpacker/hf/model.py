@@ -66,6 +66,11 @@ class TokenPackerForConditionalGeneration(
         model.model.multi_modal_projector = projectors.build(config.projector).to(head.weight.device, head.weight.dtype)
         if config.regions is not None:
             model.model.region_encoder = RegionEncoder(config.regions).to(head.weight.device, head.weight.dtype)
+        for part, own in ((vision_tower, config.vision_config), (language_model, config.text_config)):
+            theirs = part.config
+            for module in part.modules():
+                if getattr(module, "config", None) is theirs:
+                    module.config = own
         model.lm_head = head
         model.generation_config = language_model.generation_config
         return model
@@ -110,6 +115,8 @@ class TokenPackerForConditionalGeneration(
         """
         if labels is None and only_learned:
             raise ValueError("only_learned=True needs labels; pass them, or leave it out")
+        if only_learned and not (isinstance(logits_to_keep, int) and logits_to_keep == 0):
+            raise ValueError("only_learned=True decides where logits are made; leave logits_to_keep out")
         outputs = self.model(
             input_ids=input_ids,
             pixel_values=pixel_values,

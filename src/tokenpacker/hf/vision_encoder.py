@@ -25,6 +25,8 @@ SELECTS_HIDDEN_STATES = version.parse(transformers.__version__) >= version.parse
 TOWER_STATES = ("output_hidden_states", "output_attentions")
 """What of a vision tower can be asked for besides its features."""
 
+PREFIX_TOKENS = ("class_embedding", "cls_token", "distillation_token")
+
 
 def build_vision_tower(config: TokenPackerConfig) -> PreTrainedModel:
     """A freshly initialised vision tower that ends at the last level that is used."""
@@ -32,8 +34,18 @@ def build_vision_tower(config: TokenPackerConfig) -> PreTrainedModel:
 
 
 def cut_tower(tower: PreTrainedModel, num_layers: int) -> PreTrainedModel:
-    """The vision tower itself, without the layers above the last level that is used and without a pooling head."""
-    del encoder_layers(tower)[num_layers:]
+    """The vision tower itself, without the layers above the last level that is used and without a pooling head.
+
+    Raises:
+        ValueError: when the tower has fewer layers than its config says, and than are needed.
+    """
+    layers = encoder_layers(tower)
+    if len(layers) < num_layers:
+        raise ValueError(
+            f"{type(tower).__name__} has {len(layers)} layers but level {num_layers} is needed; another model may have"
+            " taken it over, so load it anew"
+        )
+    del layers[num_layers:]
     for module in list(tower.modules()):
         if getattr(module, "use_head", False):  # SigLIP's
             module.use_head = False
@@ -47,6 +59,16 @@ def build_spare_layers(config: TokenPackerConfig) -> nn.ModuleList:
     vision_config = copy.deepcopy(config.vision_config)
     vision_config.num_hidden_layers -= config.num_vision_layers
     return encoder_layers(AutoModel.from_config(vision_config)).requires_grad_(False)
+
+
+def count_prefix_tokens(tower: nn.Module) -> int:
+    """How many tokens come before a tower's patches: CLS, the distillation token, registers, where it has them.
+
+    They are told by the names that transformers' vision transformers give to the weights of these tokens.
+    """
+    tokens = {name.rpartition(".")[2]: weight for name, weight in tower.named_parameters() if "layers." not in name}
+    registers = tokens.get("register_tokens")
+    return sum(name in tokens for name in PREFIX_TOKENS) + (0 if registers is None else registers.shape[-2])
 
 
 def encoder_layers(tower: nn.Module) -> nn.ModuleList:
@@ -109,14 +131,7 @@ def _encode(
     wanted = True if asked or not SELECTS_HIDDEN_STATES else sorted({*levels, query_level})
     output = tower(pixel_values, output_hidden_states=wanted, return_dict=True, **kwargs)
     hidden_states = output.hidden_states
-    num_prefix = hidden_states[query_level].shape[1] - patch_grid[0] * patch_grid[1]
-    registers = getattr(tower.config, "num_register_tokens", 0)
-    if num_prefix not in (0, 1, 1 + registers):
-        raise ValueError(
-            f"{type(tower).__name__} gives {hidden_states[query_level].shape[1]} tokens a tile, but patch_grid="
-            f"{patch_grid[0]}x{patch_grid[1]} with CLS and {registers} registers has others; correct image_size and"
-            " patch_size in its config"
-        )
+    num_prefix = count_prefix_tokens(tower)
     features = VisionFeatures.from_hidden_states(hidden_states, patch_grid, levels, query_level, num_prefix)
     states = hidden_states if asked else None
     return features, BaseModelOutput(hidden_states=states, attentions=output.attentions)

@@ -367,7 +367,8 @@ def _fingerprint_of_start(config: TrainingConfig, model: torch.nn.Module) -> str
 def _require_same_start(fingerprint: str, output: Path) -> None:
     if not _is_as_before(output / START, fingerprint):
         raise ValueError(
-            f"the models that the run in {output} began with have changed; give the same, or choose another --output"
+            f"the models that the run in {output} began with have changed, or it was begun by version 0.1.0, which"
+            " named weights otherwise; give the same, or choose another --output"
         )
 
 
