@@ -221,8 +221,6 @@ class TokenPackerModel(TokenPackerPreTrainedModel, LlavaModel):
             inputs_embeds = self.get_input_embeddings()(input_ids)
         if images is not None:
             inputs_embeds = self._scatter(inputs_embeds, input_ids, images)
-        elif input_ids is not None and input_ids.shape[1] > 1 and not torch.compiler.is_compiling():
-            self._require_images(input_ids, past_key_values if cache is None else cache)
         context = {"attention_mask": attention_mask, "position_ids": position_ids}
         context |= name_cache(cache, past_key_values) | kwargs
         outputs = self.language_model(inputs_embeds=inputs_embeds, return_dict=True, **separate_samples(context))
@@ -248,14 +246,6 @@ class TokenPackerModel(TokenPackerPreTrainedModel, LlavaModel):
             regions = embeddings.new_zeros(0, embeddings.shape[2])
         assert config.region_token_id is not None
         return scatter_region_tokens(embeddings, ids, regions.to(device), config.region_token_id)
-
-    def _require_images(self, input_ids: Tensor, cache: Cache | None) -> None:
-        """Raises ValueError for a prompt (B, S) with places of images, where none were given now or before."""
-        begins = cache is None or int(cache.get_seq_length()) == 0
-        if begins and bool((input_ids == self.config.image_token_id).any()):
-            raise ValueError(
-                "the prompt has image tokens but there are no images; pass pixel_values, as the processor made them"
-            )
 
     def find_placeholders(self, embeddings: Tensor) -> Tensor:
         """(B, S) ids of the placeholders in embeddings (B, S, D), `TEXT_TOKEN` everywhere else."""

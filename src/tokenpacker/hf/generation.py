@@ -35,15 +35,21 @@ class ImageGenerationMixin(GenerationMixin):
         """As of every model in transformers; what it would drop without a word is refused.
 
         Raises:
-            ValueError: for inputs about images that contradict each other, and for a prefill in chunks that would lose
-                images (before transformers 5.24) or regions.
+            ValueError: for inputs about images that contradict each other, for image tokens without images, and for a
+                prefill in chunks that would lose images (before transformers 5.24) or regions.
         """
         tiles = {name: kwargs.get(name) for name in TILE_INPUTS}
         encoded = find_encoded(kwargs.get(ENCODED), kwargs.get("pixel_values"), tiles)
+        images = encoded is not None or kwargs.get("pixel_values") is not None
+        ids = kwargs.get("input_ids") if inputs is None else inputs
+        goes_on = kwargs.get("cache") is not None or kwargs.get("past_key_values") is not None
+        if ids is not None and not images and not goes_on and bool((ids == self.config.image_token_id).any()):
+            raise ValueError(
+                "the prompt has image tokens but there are no images; pass pixel_values, as the processor made them"
+            )
         settings = (kwargs, vars(kwargs.get("generation_config") or self.generation_config))
         if any(given.get("prefill_chunk_size") for given in settings):
             regions = tiles["region_cells"] is not None or getattr(encoded, "region_tokens", None) is not None
-            images = encoded is not None or kwargs.get("pixel_values") is not None
             if regions or (images and not PREFILLS_IMAGES_IN_CHUNKS):
                 lost = "regions" if regions else "images"
                 raise ValueError(f"prefill_chunk_size loses {lost} in transformers {__version__}; leave it out")
