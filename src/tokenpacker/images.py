@@ -13,6 +13,7 @@ Needs Pillow and NumPy, not torch. What happens to unusual pictures:
 from __future__ import annotations
 
 import io
+import os
 import re
 import struct
 import warnings
@@ -79,8 +80,12 @@ def no_files() -> Iterator[None]:
 def check_files_are_read(name: str) -> None:
     """Raises ImageError within `no_files`; to be called with a path or an address before it is opened."""
     if not _FILES_ARE_READ.get():
-        shown = name if len(name) <= 80 else f"{name[:77]}..."
-        raise ImageError(f"{shown!r} is a path or an address, and none is read here; pass the bytes of the file")
+        raise ImageError(f"{shown(name)!r} is a path or an address, and none is read here; pass the bytes of the file")
+
+
+def shown(name: str) -> str:
+    """A name for messages, of 80 characters at most: what is longer may be a picture's content instead."""
+    return name if len(name) <= 80 else f"{name[:40]}...{name[-37:]}"
 
 
 def load_image(source: ImageSource) -> Image.Image:
@@ -129,8 +134,9 @@ def open_image(source: ImageSource) -> Iterator[tuple[str, Image.Image]]:
         with _open_file(name, io.BytesIO(source)) as image:
             yield name, image
     elif isinstance(source, (str, Path)):
-        name = str(source)
-        with _open_path(name) as file, _open_file(name, file) as image:
+        check_files_are_read(str(source))
+        name = str(source) if os.path.exists(source) else shown(str(source))
+        with _open_path(Path(source), name) as file, _open_file(name, file) as image:
             yield name, image
     else:
         raise ImageError(
@@ -139,12 +145,9 @@ def open_image(source: ImageSource) -> Iterator[tuple[str, Image.Image]]:
         )
 
 
-def _open_path(name: str) -> IO[bytes]:
-    check_files_are_read(name)
+def _open_path(path: Path, name: str) -> IO[bytes]:
     if re.match(r"[a-z][a-z0-9+.-]+://|data:", name, re.IGNORECASE):
-        shown = name if len(name) <= 80 else f"{name[:77]}..."
-        raise ImageError(f"{shown} is an address, and none is fetched; download the image and give its path")
-    path = Path(name)
+        raise ImageError(f"{name} is an address, and none is fetched; download the image and give its path")
     try:
         if path.is_dir():
             raise ImageError(f"{name} is a folder; give the path of an image in it")
