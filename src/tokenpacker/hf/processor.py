@@ -238,12 +238,15 @@ class TokenPackerProcessor(ProcessorMixin):
         return BatchFeature(data, tensor_type=tensors, skip_tensor_conversion=self.skip_tensor_conversion)
 
     def apply_chat_template(self, conversation: Any, *args: Any, **kwargs: Any) -> Any:
-        """As in transformers; a part of a type that the model does not read is refused.
+        """As in transformers; a part that the model does not read is refused, and so are tools without a place.
 
         Raises:
-            ValueError: for such a part.
+            ValueError: for such a part, and with `tokenize=True` for an image part without its image.
         """
-        check_parts(conversation)
+        template = (args[0] if args else kwargs.get("chat_template")) or self.chat_template
+        if kwargs.get("tools") and "tools" not in str(template):
+            raise ValueError("tools were given, but the chat template has no place for them; leave tools out")
+        check_parts(conversation, needs_images=bool(kwargs.get("tokenize")))
         return super().apply_chat_template(conversation, *args, **kwargs)
 
     def region_inputs(
