@@ -17,7 +17,7 @@ import os
 import re
 import struct
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
@@ -97,10 +97,19 @@ def load_image(source: ImageSource) -> Image.Image:
     Raises:
         ImageError: when there is no such file, it is no image, is damaged, or has more than `MAX_PIXELS` pixels.
     """
+    return _load(source, _to_rgb)
+
+
+def load_unconverted(source: ImageSource) -> Image.Image:
+    """As `load_image`, but with the channels that the image has."""
+    return _load(source, lambda _, image: image.copy())
+
+
+def _load(source: ImageSource, convert: Callable[[str, Image.Image], Image.Image]) -> Image.Image:
     with open_image(source) as (name, image):
         try:
             _note_frames(name, image)
-            return _to_rgb(name, upright(image))
+            return convert(name, upright(image))
         except (ImageError, MemoryError):
             raise
         except (
@@ -197,7 +206,7 @@ def _note_frames(name: str, image: Image.Image) -> None:
     frames = getattr(image, "n_frames", 1)
     if frames > 1:
         used = "the first" if image.tell() == 0 else f"frame {image.tell() + 1}"  # a Pillow image may be moved on
-        warnings.warn(f"{name} holds {frames} frames; only {used} is used", ImageNote, stacklevel=3)
+        warnings.warn(f"{name} holds {frames} frames; only {used} is used", ImageNote, stacklevel=4)
 
 
 def _stored_size(image: Image.Image) -> tuple[int, int]:
