@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from tokenpacker.images import ImageError, ImageNote, image_size, load_image
+from tokenpacker.images import ImageError, ImageNote, image_size, load_image, load_unconverted
 
 
 def encoded(image: Image.Image, format: str, **options) -> bytes:
@@ -279,6 +279,16 @@ def test_a_png_with_large_texts_is_still_refused_for_too_many_pixels_and_damage(
     assert "178,956,970 pixels allowed" in one_line_error(huge[:33] + text + huge[33:])
     content = encoded(picture(200, 300), "PNG")
     assert "damaged" in one_line_error(content[:33] + text + content[33 : len(content) // 2])
+
+
+@pytest.mark.parametrize("mode", ["L", "RGBA", "RGB"])
+def test_an_unconverted_picture_is_read_with_the_same_care(mode):
+    content = encoded(picture(200, 300).convert(mode), "PNG", exif=oriented(6))
+    read = load_unconverted(content[:33] + LARGE_TEXTS["a packed text"] + content[33:])
+    assert read.mode == mode
+    assert_close(read.convert("RGB"), load_image(content), 0)
+    with pytest.raises(ImageError, match=r"cannot be decoded \(.*\); the file is damaged, save it anew"):
+        load_unconverted(content[: len(content) // 2])
 
 
 def test_damaged_metadata_does_not_spoil_the_picture():

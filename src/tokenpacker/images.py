@@ -13,10 +13,11 @@ Needs Pillow and NumPy, not torch. What happens to unusual pictures:
 from __future__ import annotations
 
 import io
+import os
 import re
 import struct
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
@@ -79,8 +80,12 @@ def no_files() -> Iterator[None]:
 def check_files_are_read(name: str) -> None:
     """Raises ImageError within `no_files`; to be called with a path or an address before it is opened."""
     if not _FILES_ARE_READ.get():
-        shown = name if len(name) <= 80 else f"{name[:77]}..."
-        raise ImageError(f"{shown!r} is a path or an address, and none is read here; pass the bytes of the file")
+        raise ImageError(f"{shown(name)!r} is a path or an address, and none is read here; pass the bytes of the file")
+
+
+def shown(name: str) -> str:
+    """A name for messages, of 80 characters at most: what is longer may be a picture's content instead."""
+    return name if len(name) <= 80 else f"{name[:40]}...{name[-37:]}"
 
 
 def load_image(source: ImageSource) -> Image.Image:
@@ -92,10 +97,19 @@ def load_image(source: ImageSource) -> Image.Image:
     Raises:
         ImageError: when there is no such file, it is no image, is damaged, or has more than `MAX_PIXELS` pixels.
     """
+    return _load(source, _to_rgb)
+
+
+def load_unconverted(source: ImageSource) -> Image.Image:
+    """As `load_image`, but with the channels that the image has."""
+    return _load(source, lambda _, image: image.copy())
+
+
+def _load(source: ImageSource, convert: Callable[[str, Image.Image], Image.Image]) -> Image.Image:
     with open_image(source) as (name, image):
         try:
             _note_frames(name, image)
-            return _to_rgb(name, upright(image))
+            return convert(name, upright(image))
         except (ImageError, MemoryError):
             raise
         except (
@@ -129,8 +143,9 @@ def open_image(source: ImageSource) -> Iterator[tuple[str, Image.Image]]:
         with _open_file(name, io.BytesIO(source)) as image:
             yield name, image
     elif isinstance(source, (str, Path)):
-        name = str(source)
-        with _open_path(name) as file, _open_file(name, file) as image:
+        check_files_are_read(str(source))
+        name = str(source) if os.path.exists(source) else shown(str(source))
+        with _open_path(Path(source), name) as file, _open_file(name, file) as image:
             yield name, image
     else:
         raise ImageError(
@@ -139,12 +154,9 @@ def open_image(source: ImageSource) -> Iterator[tuple[str, Image.Image]]:
         )
 
 
-def _open_path(name: str) -> IO[bytes]:
-    check_files_are_read(name)
+def _open_path(path: Path, name: str) -> IO[bytes]:
     if re.match(r"[a-z][a-z0-9+.-]+://|data:", name, re.IGNORECASE):
-        shown = name if len(name) <= 80 else f"{name[:77]}..."
-        raise ImageError(f"{shown} is an address, and none is fetched; download the image and give its path")
-    path = Path(name)
+        raise ImageError(f"{name} is an address, and none is fetched; download the image and give its path")
     try:
         if path.is_dir():
             raise ImageError(f"{name} is a folder; give the path of an image in it")
@@ -194,7 +206,7 @@ def _note_frames(name: str, image: Image.Image) -> None:
     frames = getattr(image, "n_frames", 1)
     if frames > 1:
         used = "the first" if image.tell() == 0 else f"frame {image.tell() + 1}"  # a Pillow image may be moved on
-        warnings.warn(f"{name} holds {frames} frames; only {used} is used", ImageNote, stacklevel=3)
+        warnings.warn(f"{name} holds {frames} frames; only {used} is used", ImageNote, stacklevel=4)
 
 
 def _stored_size(image: Image.Image) -> tuple[int, int]:

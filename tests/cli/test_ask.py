@@ -204,7 +204,8 @@ def test_the_first_region_is_the_first_mask_whatever_image_it_is_in(
     [
         ("what is <mask>?", [], "the question needs as many <mask> markers as regions: 1 markers, 0 regions"),
         ("what?", ["0,0,9,9"], "0 markers, 1 regions; mark each with --mask, --box or --polygon"),
-        ("what is <mask>?", ["no.png"], "region no.png is no file, nor numbers; give a mask's file, a box"),
+        ("what is <mask>?", ["no.png"], "region no.png does not exist; check the path, or give a mask's file, a box"),
+        ("what is <mask>?", ["here"], "region here is no file, nor numbers; give a mask's file, a box"),
         ("what is <mask>?", ["1,2,3"], "region 1,2,3 has 3 numbers; give a mask's file, a box x0,y0,x1,y1"),
         ("what is <mask>?", ["2:0,0,9,9"], "region 2:0,0,9,9 is of image 2, but there are 1; number them from 1"),
         ("<mask>, <mask>?", ["9,9,20,20", "90,0,99,9"], "region 2 reaches from (90, 0) to (99, 9), outside of its"),
@@ -217,7 +218,7 @@ def test_regions_that_cannot_be_are_told(one_line_error, region_model_dir, pictu
 
 def test_a_model_without_regions_says_so(one_line_error, ask, picture):
     message = one_line_error(*ask, picture, "what is <mask>?", "--box", "0,0,9,9")
-    assert message == "the model has not learned regions; choose one that has with --model"
+    assert message == "the model has not learned regions; choose one that has, such as --model tiny-regions"
 
 
 def test_a_question_that_is_not_utf_8_is_refused_in_one_line(run, picture, tiny_model_dir):

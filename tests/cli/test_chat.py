@@ -204,7 +204,10 @@ def test_a_model_without_regions_says_so_when_one_is_marked(conversation, image_
     session = Session(conversation, quiet=True)
     session.waiting = [conversation.pack(image_of(32, 32))]
     session.handle("/box 0,0,9,9")
-    assert session.turns[0]["error"] == "the model has not learned regions; choose one that has with --model"
+    assert (
+        session.turns[0]["error"]
+        == "the model has not learned regions; choose one that has, such as --model tiny-regions"
+    )
 
 
 def test_a_picture_shows_images_marks_and_words_so_far(region_model, image_of, tmp_path):
@@ -250,4 +253,7 @@ def test_a_mark_without_a_region_model_is_no_text(conversation, image_of):
     session = Session(conversation, quiet=True)
     session.waiting = [session.conversation.pack(image_of(32, 32))]
     session.handle("what is <mask>?")
-    assert "the model has not learned regions; choose one that has with --model" in session.turns[0]["error"]
+    assert (
+        "the model has not learned regions; choose one that has, such as --model tiny-regions"
+        in session.turns[0]["error"]
+    )

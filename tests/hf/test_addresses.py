@@ -11,7 +11,7 @@ import torch
 
 from tokenpacker.hf import addresses
 from tokenpacker.hf.pictures import to_source
-from tokenpacker.images import ImageError
+from tokenpacker.images import ImageError, no_files
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +45,9 @@ def test_one_picture_in_every_form_gives_the_same_tiles(tiny_processor, png, ser
     text = base64.b64encode(png).decode()
     in_lines = base64.encodebytes(png).decode()
     forms = [str(path), png, text, in_lines, f"data:image/png;base64,{text}", f"{server}/picture.png"]
+    urlsafe = base64.urlsafe_b64encode(png).decode()
+    assert urlsafe != text
+    forms += [urlsafe, f"data:image/png;base64,{urlsafe}"]
     expected = tiny_processor.image_processor(image_of(40, 30))["pixel_values"]
     for form in forms:
         assert torch.equal(tiny_processor.image_processor(form)["pixel_values"], expected), str(form)[:40]
@@ -85,6 +88,17 @@ def test_messages_do_not_repeat_what_was_sent(tiny_processor, form, message):
     with pytest.raises(ImageError, match=re.escape(message)) as error:
         tiny_processor(form, "<image>")
     assert SECRET[:20] not in str(error.value)
+    assert len(str(error.value)) < 250
+
+
+@pytest.mark.parametrize("form", [f"{SECRET}!", f"{SECRET}-/", f"http://{SECRET}", f"no/{SECRET}.png", f"{SECRET}\0"])
+def test_messages_stay_short(tiny_processor, form):
+    with pytest.raises(ImageError) as error:
+        tiny_processor(form, "<image>")
+    assert SECRET[45:150] not in str(error.value)
+    assert len(str(error.value)) < 250
+    with pytest.raises(ImageError) as error, no_files():
+        tiny_processor(form, "<image>")
     assert len(str(error.value)) < 250
 
 

@@ -119,6 +119,9 @@ def test_arrays_that_are_no_pictures_are_refused():
     processor = TokenPackerImageProcessor()
     with pytest.raises(ImageError, match=r"shape \(8, 8, 3\) and type float32 is no picture; pass uint8"):
         processor(np.full((8, 8, 3), np.nan, np.float32))
+    for channels in (2, 5):
+        with pytest.raises(ImageError, match=rf"shape \(8, 8, {channels}\) and type uint8 is no picture; pass uint8"):
+            processor(np.zeros((8, 8, channels), np.uint8))
 
 
 def test_new_processors_are_sound_and_the_preset_is_released():

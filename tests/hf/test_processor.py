@@ -342,6 +342,13 @@ def test_a_final_message_can_be_continued(tiny_processor, image_of):
         ({"type": "input_image", "image_url": "SECRET"}, "a part of type 'input_image' cannot be read"),
         ({"text": "SECRET"}, "a part of the form dict without a type cannot be read"),
         ("SECRET", "a part of the form str without a type cannot be read"),
+        ({"type": "text", "content": "SECRET"}, "a part of type 'text' has no text"),
+        ({"type": "text", "text": ["SECRET"]}, "a part of type 'text' has no text"),
+        ({"type": "image", "image_path": "SECRET"}, "a part of type 'image' has image_path beside its type, and so no"),
+        ({"type": "image", "base64": "SECRET!"}, "base64 of an image part is no base64"),
+        ({"type": "image", "base64": b"SECRET"}, "base64 of an image part is no base64"),
+        ({"type": "image_url", "url": "SECRET"}, "a part of type 'image_url' has no address"),
+        ({"type": "image_url", "image_url": {"uri": "SECRET"}}, "a part of type 'image_url' has no address"),
     ],
 )
 def test_a_part_that_cannot_be_read_is_refused_without_repeating_it(tiny_processor, part, message):
@@ -349,6 +356,22 @@ def test_a_part_that_cannot_be_read_is_refused_without_repeating_it(tiny_process
         with pytest.raises(ValueError, match=message) as error:
             tiny_processor.apply_chat_template(chat, tokenize=False)
         assert "SECRET" not in str(error.value)
+
+
+def test_a_mark_without_its_image_is_a_prompt_but_no_input(tiny_processor):
+    chat = conversation([{"type": "image", "image": None}, {"type": "image"}, {"type": "text", "text": "hi"}])
+    assert tiny_processor.apply_chat_template(chat) == "<s>USER: <image>\n<image>\nhi "
+    with pytest.raises(ValueError, match="a part of type 'image' has nothing beside its type, and so no image; give"):
+        tiny_processor.apply_chat_template(chat, tokenize=True, return_dict=True)
+
+
+def test_tools_are_refused_where_the_template_has_no_place_for_them(tiny_processor):
+    with pytest.raises(ValueError, match="tools were given, but the chat template has no place for them"):
+        tiny_processor.apply_chat_template(conversation("hi"), tools=[{"type": "function"}])
+    own = "{{ tools | length }}"
+    assert (
+        tiny_processor.apply_chat_template(conversation("hi"), chat_template=own, tools=[{"type": "function"}]) == "1"
+    )
 
 
 def test_the_start_token_is_written_once(tiny_processor, image_of):

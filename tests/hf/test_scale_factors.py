@@ -3,6 +3,7 @@
 import copy
 import re
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -70,7 +71,8 @@ def test_tiles_of_different_scale_factors_are_packed_one_by_one(tiny_model, tiny
 @pytest.mark.parametrize(
     ("scale_factor", "message"),
     [
-        ([2, 2], "scale_factor has 2 entries for 1 images; give one number for all, or a list with one entry per"),
+        ([2, None], "scale_factor has 2 entries for 1 images; give one number for all, or a list with one entry per"),
+        ([2, 2], "2 scale factors were given for the 7 tiles of an image, a grid of 2x3 and a thumbnail; give one"),
         ([[2, 2]], "2 scale factors were given for the 7 tiles of an image, a grid of 2x3 and a thumbnail; give one"),
         ([[9] * 7], "scale_factor=9 exceeds patch_grid=8x8"),
         ([[2.5] * 7], "scale_factor=2.5 must be an integer of at least 1"),
@@ -83,6 +85,25 @@ def test_tiles_of_different_scale_factors_are_packed_one_by_one(tiny_model, tiny
 def test_scale_factors_that_fit_nothing_are_refused(tiny_processor, image_of, scale_factor, message):
     with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
         tiny_processor(image_of(*SIZE), "<image>", scale_factor=scale_factor)
+
+
+@pytest.mark.parametrize(
+    "form", [MIXED, tuple(MIXED), np.array(MIXED), [np.array(MIXED)], [np.int64(factor) for factor in MIXED]]
+)
+def test_the_numbers_of_one_images_tiles_may_stand_alone_and_be_numpys(tiny_processor, image_of, form):
+    expected = tiny_processor(image_of(*SIZE), "<image>", scale_factor=[MIXED])
+    inputs = tiny_processor(image_of(*SIZE), "<image>", scale_factor=form)
+    assert inputs["input_ids"] == expected["input_ids"]
+    assert inputs["scale_factors"].tolist() == MIXED
+
+
+@pytest.mark.parametrize("options", [{"scale_factor": "bogus"}, {"max_tiles": -1}, {"scale_factor": [2, 2]}])
+def test_options_are_checked_without_an_image_too(tiny_processor, options):
+    with pytest.raises(ValueError, match=next(iter(options))):
+        tiny_processor(text="no image", **options)
+    fitting = {"scale_factor": np.int64(2), "max_tiles": 4}
+    assert tiny_processor(text="no image", **fitting) == tiny_processor(text="no image")
+    assert tiny_processor(text="no image", scale_factor=[]) == tiny_processor(text="no image")
 
 
 @pytest.mark.parametrize(

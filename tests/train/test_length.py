@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from dataclasses import replace
+from importlib.util import find_spec
 
 import pytest
 
@@ -135,6 +136,15 @@ def test_a_preview_refuses_what_the_run_refuses_before_the_hub_is_asked(
         with pytest.raises(ValueError, match=message):
             call(config)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_missing_file_is_told_before_a_missing_logger_and_that_with_its_remedy(run_config, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "tensorboard" else find_spec(name))
+    config = replace(run_config, max_steps=3, report_to=("tensorboard",))
+    with pytest.raises(ValueError, match=r"data file nope.json does not exist"):
+        preview(replace(config, data=replace(config.data, path="nope.json")))
+    with pytest.raises(ImportError, match=r"which is not installed; pip install 'tokenpacker\[train\]', or"):
+        preview(config)
 
 
 HOLD = """

@@ -17,7 +17,7 @@ from tokenpacker.hf.tokenizer import REGION_TOKEN
 from tokenpacker.visualize import PackedImage
 
 PLACING = "write it once for each new image, or leave it out"
-NO_REGIONS = "the model has not learned regions; choose one that has with --model"
+NO_REGIONS = "the model has not learned regions; choose one that has, such as --model tiny-regions"
 MARKING = "mark each with --mask, --box or --polygon, in a chat with /mask, /box or /polygon"
 
 

@@ -67,6 +67,8 @@ def _form(value: str, text: str) -> dict[str, Any]:
         numbers = [float(part) for part in value.split(",")]
     except ValueError:
         if not os.path.isfile(value):
+            if re.search(r"\.[a-zA-Z]+$", value) and not os.path.exists(value):
+                raise ValueError(f"region {text} does not exist; check the path, or give {REGION_FORMS}") from None
             raise ValueError(f"region {text} is no file, nor numbers; give {REGION_FORMS}") from None
         from tokenpacker.hf.masks import read_mask
 

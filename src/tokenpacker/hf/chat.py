@@ -30,6 +30,8 @@ BARE = "bare"
 
 PART_TYPES = ("text", "image", "image_url")
 """What a message's content may be made of, as transformers and OpenAI's API write it."""
+IMAGE_SOURCES = ("image", "path", "url", "base64")
+"""Where the image of an image part may be."""
 
 AFTER_END_MARK = "USER:"  # what the end mark of an answer is followed by
 
@@ -95,14 +97,17 @@ def chat_template(default_system: str | None = None, *, format: str = BARE, imag
     return template.replace("DEFAULT_SYSTEM", json.dumps(system)).replace("IMAGE_MARK", json.dumps(image_mark))
 
 
-def check_parts(conversation: Any) -> None:
-    """Raises ValueError for a part of a message, or of the messages of several conversations, that is no known type.
+def check_parts(conversation: Any, needs_images: bool = False) -> None:
+    """Raises ValueError for a part of a message, or of the messages of several conversations, that cannot be read.
 
-    transformers would look for its files first, and templates of others drop it.
+    transformers would look for its files first, and it and the templates drop what they do not know.
+
+    Args:
+        needs_images: whether an image part must say where its image is; else it may be a mark alone.
     """
     for entry in getattr(conversation, "messages", conversation):
         if isinstance(entry, (list, tuple)) or hasattr(entry, "messages"):
-            check_parts(entry)
+            check_parts(entry, needs_images)
             continue
         content = _value(entry, "content")
         for part in content if isinstance(content, (list, tuple)) else []:
@@ -110,6 +115,39 @@ def check_parts(conversation: Any) -> None:
             if kind not in PART_TYPES:
                 shown = f"type {kind!r}" if isinstance(kind, str) else f"the form {type(part).__name__} without a type"
                 raise ValueError(f"a part of {shown} cannot be read; use one of {', '.join(PART_TYPES)}")
+            if kind == "text" and not isinstance(_value(part, "text"), str):
+                raise ValueError("a part of type 'text' has no text; give it as a string under 'text'")
+            if kind == "image":
+                _check_image(part, needs_images)
+            if kind == "image_url":
+                address = _value(part, "image_url")
+                if not isinstance(address if isinstance(address, str) else _value(address, "url"), str):
+                    raise ValueError(
+                        "a part of type 'image_url' has no address; give it under 'image_url', as a string or"
+                        " {'url': ...}"
+                    )
+
+
+def _check_image(part: Any, needs_image: bool) -> None:
+    if all(_value(part, name) is None for name in IMAGE_SOURCES):
+        others = [str(name) for name, value in part.items() if value is not None] if isinstance(part, Mapping) else []
+        if needs_image or len(others) > 1:
+            has = ", ".join(name[:20] for name in others[:5] if name != "type") or "nothing"
+            raise ValueError(
+                f"a part of type 'image' has {has} beside its type, and so no image; give the image under"
+                f" {', '.join(IMAGE_SOURCES)}"
+            )
+    text = _value(part, "base64")
+    if text is None or (isinstance(text, str) and text[:5].lower() == "data:"):
+        return
+    from tokenpacker.hf.addresses import decode_base64
+
+    try:
+        decode_base64(text)
+    except (TypeError, ValueError):
+        raise ValueError(
+            "base64 of an image part is no base64; encode the file's bytes, or give a path under 'path'"
+        ) from None
 
 
 def _value(thing: Any, name: str) -> Any:

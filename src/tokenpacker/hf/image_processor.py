@@ -21,8 +21,8 @@ from transformers.processing_utils import Unpack
 
 from tokenpacker.hf.addresses import read_text
 from tokenpacker.hf.keywords import ImageMode, TokenPackerImageProcessorKwargs, check_names
-from tokenpacker.hf.pictures import read_picture, read_unconverted, to_rgb, to_source
-from tokenpacker.images import MAX_PIXELS, ImageError, ImageSource, image_size
+from tokenpacker.hf.pictures import read_picture, to_rgb, to_source
+from tokenpacker.images import MAX_PIXELS, ImageError, ImageSource, image_size, load_unconverted
 from tokenpacker.projectors.base import require_positive
 from tokenpacker.tiling import (
     GridList,
@@ -206,7 +206,7 @@ class TokenPackerImageProcessor(BaseImageProcessor):
         return self.tile_size[0], self.tile_size[1]
 
     def _read(self, source: ImageSource, at_least: tuple[int, int] | None = None) -> Image.Image:
-        return read_picture(source, at_least) if self.do_convert_rgb else read_unconverted(source)
+        return read_picture(source, at_least) if self.do_convert_rgb else load_unconverted(source)
 
     def _tiles(self, source: ImageSource, grid: TileGrid) -> Tensor:
         """(n, 3, h, w) tiles of one image."""

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
 from tokenpacker.hf.addresses import read_text
@@ -62,15 +62,6 @@ def read_picture(source: ImageSource, at_least: tuple[int, int] | None = None) -
     return load_image(source) if picture is None else picture
 
 
-def read_unconverted(source: ImageSource) -> Image.Image:
-    """A picture, upright, with the channels that it has. Raises ImageError as `load_image`."""
-    image_size(source)  # names what cannot be read, and what is too large
-    if isinstance(source, Image.Image):
-        return ImageOps.exif_transpose(source)
-    with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
-        return ImageOps.exif_transpose(image)
-
-
 def _is_ready(picture: Image.Image) -> bool:
     """Whether `load_image` would change nothing, so that its copies can be spared."""
     if type(picture) is not Image.Image or picture.mode != "RGB" or picture.has_transparency_data:
@@ -97,7 +88,8 @@ def _array_to_picture(array: np.ndarray, data_format: str | None) -> Image.Image
     first = array.ndim == 3 and array.shape[2] not in (1, 3, 4) and array.shape[0] in (1, 3, 4)
     if array.ndim == 3 and (first if data_format is None else data_format == "channels_first"):
         array = np.moveaxis(array, 0, 2)  # (C, H, W) -> (H, W, C)
-    if array.dtype != np.uint8 or array.ndim not in (2, 3) or array.size == 0:
+    has_channels = array.ndim == 3 and array.shape[2] in (1, 3, 4)
+    if array.dtype != np.uint8 or not (array.ndim == 2 or has_channels) or array.size == 0:
         raise ImageError(
             f"an array of shape {array.shape} and type {array.dtype} is no picture;"
             " pass uint8 pixels (H, W, 3) between 0 and 255, or a Pillow image"

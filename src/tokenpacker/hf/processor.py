@@ -27,7 +27,7 @@ from tokenpacker.hf.masks import split_regions
 from tokenpacker.hf.pictures import to_source
 from tokenpacker.hf.prompts import ImageTokens, encode_prompts
 from tokenpacker.hf.region_cells import Canvas, region_entries, region_tensors
-from tokenpacker.hf.scale_factors import per_image, per_tile, token_grids
+from tokenpacker.hf.scale_factors import per_image, per_tile, plain, token_grids
 from tokenpacker.hf.tokenizer import REGION_TOKEN
 from tokenpacker.images import image_size
 from tokenpacker.projectors import config_from_dict
@@ -213,7 +213,8 @@ class TokenPackerProcessor(ProcessorMixin):
                 `TokenPackerImageProcessor` and two more. `max_image_tokens` is a budget per image, separators included.
                 `scale_factor` is one number for all images, or a list with one entry per image of all prompts in order:
                 a number, None for the projector's own, or a list with one number per tile, row by row, the thumbnail's
-                last. Several prompts are padded by default when tensors are asked for.
+                last; for one image of several tiles that list may stand alone. Several prompts are padded by default
+                when tensors are asked for.
 
         Raises:
             ValueError: for unknown keywords, when markers and images or regions differ in number, for masks that cannot
@@ -238,12 +239,15 @@ class TokenPackerProcessor(ProcessorMixin):
         return BatchFeature(data, tensor_type=tensors, skip_tensor_conversion=self.skip_tensor_conversion)
 
     def apply_chat_template(self, conversation: Any, *args: Any, **kwargs: Any) -> Any:
-        """As in transformers; a part of a type that the model does not read is refused.
+        """As in transformers; a part that the model does not read is refused, and so are tools without a place.
 
         Raises:
-            ValueError: for such a part.
+            ValueError: for such a part, and with `tokenize=True` for an image part without its image.
         """
-        check_parts(conversation)
+        template = (args[0] if args else kwargs.get("chat_template")) or self.chat_template
+        if kwargs.get("tools") and "tools" not in str(template):
+            raise ValueError("tools were given, but the chat template has no place for them; leave tools out")
+        check_parts(conversation, needs_images=bool(kwargs.get("tokenize")))
         return super().apply_chat_template(conversation, *args, **kwargs)
 
     def region_inputs(
@@ -317,6 +321,7 @@ class TokenPackerProcessor(ProcessorMixin):
     def _process_images(self, images: Any, **kwargs: Any) -> tuple[dict[str, Any], list[str]]:
         """Inputs of the model with `image_layouts` beside them, and the text that stands for each image."""
         if images is None or not flatten(images):
+            self._check_image_options(kwargs)
             return {"image_layouts": []}, []
         options = {name: value for name, value in kwargs.items() if name not in ("scale_factor", "max_image_tokens")}
         data_format = options.pop("input_data_format", None)
@@ -335,6 +340,14 @@ class TokenPackerProcessor(ProcessorMixin):
         entries = per_image(options.pop("scale_factor", None), len(sizes))
         planned = zip(sizes, entries, strict=True)
         return [self.image_layout(size, scale_factor=entry, **options) for size, entry in planned]
+
+    def _check_image_options(self, images_kwargs: dict[str, Any]) -> None:
+        """Raises ValueError for options that no image could be prepared with."""
+        factor = plain(images_kwargs.get("scale_factor"))
+        if isinstance(factor, list):
+            per_image(factor, 0)
+            factor = None
+        self._layouts([self._patch_grid], images_kwargs | {"scale_factor": factor})
 
     def _process_text(
         self, text: list[str], layouts: Sequence[ImageLayout], replacements: list[str], merged: dict[str, Any]

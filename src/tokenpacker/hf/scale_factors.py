@@ -1,7 +1,8 @@
 """Which scale factor each tile gets; the processor counts with it, and hands it on to the model.
 
 A scale factor is given as one number for all images, or as a list with one entry per image: a number, None for the
-projector's own, or a list with one number per tile, row by row, the thumbnail's last.
+projector's own, or a list with one number per tile, row by row, the thumbnail's last. For one image of several tiles
+the list of its numbers may stand alone.
 """
 
 from __future__ import annotations
@@ -16,16 +17,24 @@ from tokenpacker.sequence import ImageLayout, TokenGrid
 
 def per_image(scale_factor: Any, num_images: int) -> list[Any]:
     """One entry per image. Raises ValueError for a list of another number of them."""
-    if hasattr(scale_factor, "tolist"):  # an array or tensor
-        scale_factor = scale_factor.tolist()
-    if not isinstance(scale_factor, (list, tuple)):
+    scale_factor = plain(scale_factor)
+    if not isinstance(scale_factor, list):
         return [scale_factor] * num_images
+    if num_images == 1 and len(scale_factor) > 1 and all(isinstance(factor, int) for factor in scale_factor):
+        return [scale_factor]
     if len(scale_factor) != num_images:
         raise ValueError(
             f"scale_factor has {len(scale_factor)} entries for {num_images} images; give one number for all, or a list"
             " with one entry per image: a number, or a list with one number per tile"
         )
-    return list(scale_factor)
+    return scale_factor
+
+
+def plain(scale_factor: Any) -> Any:
+    """Arrays, tensors and tuples as lists, and their numbers as Python's."""
+    if hasattr(scale_factor, "tolist"):
+        return scale_factor.tolist()
+    return [plain(entry) for entry in scale_factor] if isinstance(scale_factor, (list, tuple)) else scale_factor
 
 
 def token_grids(config: ProjectorConfig, patch_grid: TokenGrid, entry: Any) -> TokenGrid | list[TokenGrid]:

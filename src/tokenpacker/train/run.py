@@ -105,10 +105,10 @@ def train(config: TrainingConfig, output: Path) -> Path | None:
 
 def check(config: TrainingConfig, *, with_data: bool = True) -> None:
     """Raises what `train` would, as far as settings and names of files tell: nothing is loaded, no hub is asked."""
-    _require_trackers(config.report_to)
     if with_data:
         check_source(config)
     check_models(config.model)
+    _require_trackers(config.report_to)
 
 
 def _train(config: TrainingConfig, output: Path, arguments: TrainingArguments, leads: bool) -> Path | None:
@@ -309,8 +309,9 @@ def _require_trackers(names: tuple[str, ...]) -> None:
         if name not in TRACKERS:
             raise ValueError(f"report_to names {name!r}, which is unknown; use some of {', '.join(TRACKERS)}, or []")
         if importlib.util.find_spec(name) is None:
+            package = "'tokenpacker[train]'" if name == "tensorboard" else name
             raise ImportError(
-                f"report_to names {name}, which is not installed; pip install {name}, or --set report_to=[]"
+                f"report_to names {name}, which is not installed; pip install {package}, or --set report_to=[]"
             )
 
 

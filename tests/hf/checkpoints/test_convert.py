@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from released_layout import TOWER, VOCABULARY, load, save
@@ -73,6 +74,26 @@ def test_a_stage_1_folder_becomes_a_model_with_its_base(
     there = torch.load(src / "mm_projector.bin", weights_only=True)
     assert set(there) == set(back)
     assert all(torch.equal(there[name], back[name]) for name in there)
+
+
+def test_a_model_saved_under_old_names_is_written_back_the_same(make_complete, tmp_path):
+    src = make_complete(dtype=torch.bfloat16)
+    convert(src, tmp_path / "converted", dtype="float32")
+    for path in (tmp_path / "converted").glob("*.safetensors"):
+        weights = load_file(path)
+        old = {name.replace(".multi_modal_projector.", ".projector."): tensor for name, tensor in weights.items()}
+        assert set(old) != set(weights)
+        save_file(old, path, metadata={"format": "pt"})
+    config = tmp_path / "converted" / "config.json"
+    config.write_text(config.read_text().replace("model.multi_modal_projector.", "model.projector."))
+    export_original(tmp_path / "converted", tmp_path / "back")
+    there, back = load(src), load(tmp_path / "back")
+    assert set(there) == set(back)
+    assert all(there[name].dtype == back[name].dtype and torch.equal(there[name], back[name]) for name in there)
+    export_original(tmp_path / "converted", tmp_path / "stage-1", layout="stage-1")
+    projector = torch.load(tmp_path / "stage-1" / "mm_projector.bin", weights_only=True)
+    assert projector
+    assert all(torch.equal(projector[name], there[name]) for name in projector)
 
 
 def test_new_tokens_of_stage_1_take_their_rows_from_its_file(make_stage_1, base_folder, complete_tensors):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +20,7 @@ from tokenpacker.hf.checkpoints.folder import SHARD_BYTES, ShardWriter, new_fold
 from tokenpacker.hf.checkpoints.original import ORIGINAL_FOLDER, check_exportable, copy_tokenizer, original_config
 from tokenpacker.hf.checkpoints.parts import STAGE_1_FILE
 from tokenpacker.hf.config import TokenPackerConfig
+from tokenpacker.hf.pretrained import OLD_NAMES
 from tokenpacker.hub import fetch
 
 STORED_TYPES = {str(dtype).removeprefix("torch."): dtype for dtype in WEIGHT_TYPES.values()}
@@ -113,7 +115,8 @@ def _check_regions(processor_config: dict[str, Any], layout: Layout) -> None:
 
 def _entries(folder: Path, config: TokenPackerConfig, layout: Layout) -> dict[str, Entry]:
     """Our names with what is stored of them, all that the layout takes."""
-    found, expected = collect(weight_files(folder)), shapes_of(config)
+    found = {re.sub(*OLD_NAMES, name): entry for name, entry in collect(weight_files(folder)).items()}
+    expected = shapes_of(config)
     wrong = [name for name in expected if name not in found or found[name].shape != expected[name]]
     unknown = sorted(set(found) - set(expected))
     if wrong or unknown:
@@ -135,8 +138,8 @@ def _released_tensors(
     total, done = sum(entry.num_elements * entry.dtype.itemsize for entry in entries.values()), 0
     waiting: dict[str, dict[str, Tensor]] = {}
     for file in dict.fromkeys(entry.file for entry in entries.values()):
-        for entry, tensor in read(file, {name: e for name, e in entries.items() if e.file == file}):
-            ours = entry.stored_name
+        for entry, tensor in read(file, {e.stored_name: e for e in entries.values() if e.file == file}):
+            ours = re.sub(*OLD_NAMES, entry.stored_name)
             name = names.to_released(ours, config.num_vision_layers)
             assert name is not None, f"{ours} passed the accounts"
             parts = waiting.setdefault(name, {})
@@ -159,7 +162,7 @@ def _released_tensors(
 
 def _stored_dtype(name: str, released: dict[str, Any]) -> torch.dtype | None:
     """The type that a tensor of ours came in; see `accounts.dtypes_by_part`."""
-    dtypes = released.get("dtypes", {})
+    dtypes = {re.sub(*OLD_NAMES, part): dtype for part, dtype in released.get("dtypes", {}).items()}
     prefix = next((prefix for prefix in dtypes if prefix.endswith(".") and name.startswith(prefix)), "")
     return STORED_TYPES.get(dtypes.get(name, dtypes.get(prefix, "")))
 
