@@ -68,8 +68,10 @@ def test_cls_and_registers_are_left_out_as_stated(num_prefix_tokens):
 def test_features_are_a_tree_of_two_tensors_with_the_grid_in_its_form():
     features = VisionFeatures(torch.randn(2, 6, 8), torch.randn(2, 6, 16), (2, 3))
     leaves, form = pytree.tree_flatten(features)
-    assert leaves == [features.query, features.levels]
-    assert pytree.tree_unflatten(leaves, form) == features
+    assert [id(leaf) for leaf in leaves] == [id(features.query), id(features.levels)]
+    again = pytree.tree_unflatten(leaves, form)
+    assert (again.query is features.query, again.levels is features.levels) == (True, True)
+    assert again.patch_grid == features.patch_grid
     turned = VisionFeatures(features.query, features.levels, (3, 2))
     assert pytree.tree_structure(turned) != form
     assert pytree.tree_map(lambda tensor: tensor.half(), features).levels.dtype == torch.float16

@@ -65,8 +65,8 @@ def test_a_real_signal_without_a_terminal():
         command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ
     ) as process:
         assert process.stderr is not None
-        line = process.stderr.readline()
-        assert line.startswith("speed: "), "a plain line says how far it is"
+        # a plain line says how far it is; builds of torch may write one of their own before
+        assert any(line.startswith("speed: ") for line in process.stderr)
         process.send_signal(signal.SIGINT)
         printed, said = process.communicate(timeout=60)
     assert (process.returncode, printed) == (130, "")

@@ -114,7 +114,8 @@ def test_the_kernel_that_attention_took_is_seen(tiny_model, make_tiny_model):
 def test_the_machine_is_described():
     machine = describe_machine(CPU)
     assert (machine["device"], machine["threads"]) == ("cpu", torch.get_num_threads())
-    assert machine["versions"]["torch"] == torch.__version__
+    # a build such as 2.13.0+cu130 may be installed as 2.13.0
+    assert machine["versions"]["torch"].partition("+")[0] == torch.__version__.partition("+")[0]
 
 
 @pytest.mark.parametrize("setting", ["text_tokens", "output_tokens", "rounds", "warm_up"])
