@@ -3,8 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 # What meets transformers directly, run on each version; the golden conversions (minutes) run on the lock only.
-VERSIONS_TEST = python -m pytest -m "not slow" tests/hf tests/projectors/test_in_a_model.py tests/evaluate/test_run.py \
-	tests/cli/test_app.py tests/cli/test_ask.py tests/train/test_engine.py
+VERSIONS_TEST = python -m pytest -m "not slow" tests/hf tests/checkpoints tests/projectors/test_in_a_model.py tests/evaluate/test_evaluation.py \
+	tests/cli/test_app.py tests/cli/test_ask.py tests/train/test_trainer.py
 
 .PHONY: help demo test test-versions lint format lock upgrade clean
 help: ## show this list

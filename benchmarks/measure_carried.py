@@ -17,9 +17,9 @@ from typing import Any
 import torch
 import transformers
 
+from tokenpacker.carried.card import add_accuracies
 from tokenpacker.evaluate import measure_model
 from tokenpacker.hf import carried_model_path
-from tokenpacker.train.card import add_accuracies
 
 ROOT = Path(__file__).resolve().parents[1]
 MEASURED = ROOT / "docs" / "measured.json"

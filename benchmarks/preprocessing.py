@@ -19,7 +19,7 @@ from torch import Tensor
 
 from benchmarks.side_by_side import Target, arguments, median_ratio, peak_process_mib, report, time_in_turns
 from tokenpacker.hf import TokenPackerImageProcessor
-from tokenpacker.hf.image_processor import RELEASED_OPTIONS
+from tokenpacker.hf.processing.image_processor import RELEASED_OPTIONS
 from tokenpacker.images import ImageSource, load_image
 from tokenpacker.tiling import make_tiles
 

@@ -24,11 +24,11 @@ from torch import Tensor
 
 from benchmarks.preprocessing import QUALITY, landscape
 from benchmarks.side_by_side import Target, Times, arguments, report, time_in_turns
-from tokenpacker.evaluate.shapes import CLIP_LARGE_336
+from tokenpacker.carried.vocabulary import train_tokenizer
 from tokenpacker.hf import TokenPackerConfig, TokenPackerForConditionalGeneration, TokenPackerProcessor, add_regions
-from tokenpacker.hf.masks import to_mask
 from tokenpacker.hf.outputs import ImageFeatures
-from tokenpacker.train.tokenizer import train_tokenizer
+from tokenpacker.hf.regions.masks import to_mask
+from tokenpacker.speed.model_sizes import CLIP_LARGE_336
 
 NUM_REGIONS = 64
 NUM_POINTS = 40  # of a polygon

@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from tokenpacker import TokenPacker, TokenPackerProjectorConfig, VisionFeatures, projectors
-from tokenpacker.carried import carried_model_path
-from tokenpacker.data import FinePrint
 from tokenpacker.hf import TokenPackerForConditionalGeneration, TokenPackerProcessor, four_bit_config
+from tokenpacker.known_models import carried_model_path
+from tokenpacker.scenes import FinePrint
 
 DEVICE = torch.device(os.environ.get("GPU_TESTS_DEVICE", "cuda"))
 pytestmark = [

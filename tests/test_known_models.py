@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tokenpacker.carried import carried_model_path
-from tokenpacker.known_models import is_released, nearest, resolve
+from tokenpacker.known_models import carried_model_path, is_released, nearest, resolve
 
 
 def test_a_carried_model_goes_by_its_name_unless_a_folder_has_that_name(tmp_path, monkeypatch):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tokenpacker.hf import convert
+from tokenpacker.checkpoints import convert
 from tokenpacker.projectors import base
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tokenpacker.train.collate import collate_packed
-from tokenpacker.train.sources import RunData, look_through
+from tokenpacker.data.collate import collate_packed
+from tokenpacker.data.sources import RunData, look_through
 
 pytest.importorskip("psutil")
 

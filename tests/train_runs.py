@@ -147,8 +147,8 @@ def _note_warning(output: Path, message: Warning | str, *place: Any, **more: Any
 
 def _watch_steps(run: Start, rank: int, number: int) -> None:
     """Writes down which samples each step sees, and lets things happen in it."""
-    from tokenpacker.train.batches import IDS
-    from tokenpacker.train.engine import PartTrainer
+    from tokenpacker.data.batches import IDS
+    from tokenpacker.train.trainer import PartTrainer
 
     original = PartTrainer.training_step
     calls = 0
@@ -169,7 +169,7 @@ def _watch_steps(run: Start, rank: int, number: int) -> None:
 
 def _signal_before_second_step(signals: Sequence[tuple[float, int]]) -> None:
     """From another process, as to its parent a worker listens in any case; and while batches are still needed."""
-    from tokenpacker.train.engine import PartTrainer
+    from tokenpacker.train.trainer import PartTrainer
 
     original = PartTrainer.get_batch_samples
 

@@ -18,13 +18,13 @@ from benchmarks.gpu.run import Run, capture, peak_mib, time_in_turns
 from benchmarks.projector import PATCH_GRID, SCALE_FACTORS, Straightforward
 from benchmarks.side_by_side import MIB, median_ratio
 from tokenpacker import TokenPacker, TokenPackerProjectorConfig, VisionFeatures
-from tokenpacker.evaluate.machine import PeakMemory, attention_kernels
-from tokenpacker.evaluate.memory import FOUR_BIT, needed_memory, random_model
-from tokenpacker.evaluate.shapes import Candidate, candidates
-from tokenpacker.evaluate.speed_report import SpeedReport
-from tokenpacker.evaluate.speed_rows import Protocol
-from tokenpacker.evaluate.speed_run import measure_rows
 from tokenpacker.hf import TokenPackerForConditionalGeneration, four_bit_config
+from tokenpacker.speed.machine import PeakMemory, attention_kernels
+from tokenpacker.speed.memory import FOUR_BIT, needed_memory, random_model
+from tokenpacker.speed.model_sizes import Candidate, candidates
+from tokenpacker.speed.speed_report import SpeedReport
+from tokenpacker.speed.speed_rows import Protocol
+from tokenpacker.speed.speed_run import measure_rows
 
 TOLERANCE = 0.04  # of the largest value: several roundings of bfloat16 in a row
 MODES = (("plain", "CUDA graph"), ("compiled", "compiled, CUDA graph"))

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 
 from benchmarks.side_by_side import MIB, peak_tensor_mib
-from tokenpacker.carried import carried_model_path
-from tokenpacker.evaluate.machine import describe_machine
-from tokenpacker.evaluate.shapes import Shapes, named_shapes, shapes_of_folder
+from tokenpacker.known_models import carried_model_path
+from tokenpacker.speed.machine import describe_machine
+from tokenpacker.speed.model_sizes import Shapes, named_shapes, shapes_of_folder
 
 SPARE = 5  # seconds before the deadline in which nothing new begins
 SPAN_MS = 5.0  # that one timing takes at least, of as many calls as that needs

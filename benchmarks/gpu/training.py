@@ -21,17 +21,17 @@ import tokenpacker.train
 from benchmarks.gpu import ROOT
 from benchmarks.gpu.run import Run
 from benchmarks.training.data import ANNOTATIONS, write_samples
-from tokenpacker.evaluate.machine import PeakMemory, synchronize
-from tokenpacker.evaluate.memory import random_model
-from tokenpacker.evaluate.shapes import Shapes
+from tokenpacker.data.batches import only_item
 from tokenpacker.sequence import IGNORED
+from tokenpacker.speed.machine import PeakMemory, synchronize
+from tokenpacker.speed.memory import random_model
+from tokenpacker.speed.model_sizes import Shapes
 from tokenpacker.train.assemble import model_config, parts_of, unfreeze
-from tokenpacker.train.batches import only_item
 from tokenpacker.train.config import TrainingConfig
-from tokenpacker.train.engine import PartTrainer
 from tokenpacker.train.preview import preview
 from tokenpacker.train.recipes import find_recipe
 from tokenpacker.train.run import _arguments
+from tokenpacker.train.trainer import PartTrainer
 
 GIB = 2**30
 RECIPE = "instruct-7b-lora"

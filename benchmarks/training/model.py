@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from benchmarks.training.data import all_texts
 from benchmarks.training.settings import MAX_TILES, SCALE_FACTOR, Settings
+from tokenpacker.carried.vocabulary import IMAGE_TOKEN, train_tokenizer
 from tokenpacker.hf import TokenPackerConfig, TokenPackerForConditionalGeneration, TokenPackerProcessor
-from tokenpacker.hf.chat import VICUNA_SYSTEM
+from tokenpacker.hf.processing.chat import VICUNA_SYSTEM
 from tokenpacker.train.assemble import parts_of
-from tokenpacker.train.tokenizer import IMAGE_TOKEN, train_tokenizer
 
 MOST_TOKENS = 2048  # more than there are words and bytes, so that each is one
 

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModel
 
+from tokenpacker.data.samples import Sample
 from tokenpacker.features import VisionFeatures
 from tokenpacker.hf import TokenPackerForConditionalGeneration
 from tokenpacker.sequence import IGNORED
-from tokenpacker.train.samples import Sample
 
 
 class PlainModel(nn.Module):

@@ -23,12 +23,12 @@ from benchmarks.training.meter import Meter, autocast, device
 from benchmarks.training.model import build
 from benchmarks.training.plain import PlainModel, shuffled_batches
 from benchmarks.training.settings import Settings
+from tokenpacker.data.batches import IDS, BatchMaker, RunBatches, RunPlan, only_item
+from tokenpacker.data.sources import RunData, look_through
 from tokenpacker.hf import TokenPackerForConditionalGeneration
 from tokenpacker.sequence import IGNORED
-from tokenpacker.train.batches import IDS, BatchMaker, RunBatches, RunPlan, only_item
 from tokenpacker.train.config import DataConfig, OptimizerConfig, TrainingConfig
-from tokenpacker.train.engine import PartTrainer, part_groups
-from tokenpacker.train.sources import RunData, look_through
+from tokenpacker.train.trainer import PartTrainer, part_groups
 
 RATE = 2e-5  # of the paper's second stage; nothing is to be learned here
 

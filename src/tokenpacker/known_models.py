@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import difflib
+from importlib.resources import files
 from pathlib import Path
 
-from tokenpacker.carried import carried_model_path, carried_models
 from tokenpacker.released import RELEASED_MODELS
 
 SHAPES = ("7b", "13b", "small")  # sizes without weights, which `speed` measures and plans
@@ -42,3 +42,26 @@ def nearest(word: str, words: list[str]) -> str:
     """`; did you mean ...?` where one of the words is close, as the end of a message; else nothing."""
     close = difflib.get_close_matches(word, words, 1, CLOSE)
     return f"; did you mean {close[0]}?" if close else ""
+
+
+def carried_model_path(name: str = "tiny") -> Path:
+    """Folder of a model that travels with the package.
+
+    `tiny`; `tiny-regions`, which came from it and takes regions; `tiny-mlp`, its full-token comparison.
+
+    Raises:
+        ValueError: for a name that the package does not carry; the message lists those it does.
+    """
+    names = carried_models()
+    if name not in names:
+        raise ValueError(f"the package carries no model {name!r}; it carries: {', '.join(names) or 'none'}")
+    return _folder() / name
+
+
+def carried_models() -> list[str]:
+    """The names of all models that travel with the package, sorted."""
+    return sorted(path.name for path in _folder().iterdir() if path.is_dir()) if _folder().is_dir() else []
+
+
+def _folder() -> Path:
+    return Path(str(files("tokenpacker") / "models"))

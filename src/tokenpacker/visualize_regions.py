@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
-from tokenpacker.hf.masks import to_mask
-from tokenpacker.hf.tokenizer import REGION_TOKEN
+from tokenpacker.hf.processing.llama_tokenizer import REGION_TOKEN
+from tokenpacker.hf.regions.masks import to_mask
 from tokenpacker.visualize import FAINT_INK, INK, MARGIN, PAPER
 
 SIDE = 640  # pixels, the longer side of an image on the page

@@ -6,8 +6,8 @@ import pytest
 import torch
 from PIL import Image
 
-from tokenpacker.cli import chat as chat_module
-from tokenpacker.cli.chat import Session
+from tokenpacker.cli.commands import chat as chat_module
+from tokenpacker.cli.commands.chat import Session
 from tokenpacker.cli.conversation import Conversation
 from tokenpacker.visualize_regions import LINE
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tokenpacker.compare import everything
-from tokenpacker.compare.foundation import Foundation
+from tokenpacker.compare.common_parts import Foundation
 
 
 @pytest.fixture

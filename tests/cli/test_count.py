@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tokenpacker.cli.count import Geometry
+from tokenpacker.cli.commands.count import Geometry
 
 
 def test_counts_equal_the_length_that_the_processor_really_uses(run_json, tiny_model_dir, tiny_processor, picture):

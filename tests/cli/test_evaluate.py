@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from tokenpacker.data import Question, Sample
 from tokenpacker.evaluate import Task
-from tokenpacker.evaluate.run import Asker
+from tokenpacker.evaluate.evaluation import Asker
+from tokenpacker.scenes import Question, Sample
 
 
 @pytest.fixture(autouse=True)

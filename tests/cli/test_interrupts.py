@@ -20,22 +20,22 @@ def here(tmp_path, monkeypatch, image_of):
 STOPPED = [  # command, where Ctrl-C comes, what is said
     (
         ("convert", "tiny", "out", "--to", "original"),
-        "tokenpacker.hf.checkpoints.export_original",
+        "tokenpacker.checkpoints.export_original",
         "stopped; nothing is kept, for out appears when it is complete; call it again to start anew",
     ),
     (
         ("speed", "--shapes", "small"),
-        "tokenpacker.evaluate.speed_run.measure_rows",
+        "tokenpacker.speed.speed_run.measure_rows",
         "stopped; nothing was measured to its end; call it again, with a smaller --rounds to be sooner done",
     ),
     (
         ("data", "regions", "coco", "data.json", "--images", ".", "--output", "out.jsonl"),
-        "tokenpacker.train.regions.convert",
+        "tokenpacker.data.annotations.write_rows",
         "stopped; out.jsonl was not written; call it again to start anew",
     ),
     (
         ("data", "check", "data.json"),
-        "tokenpacker.train.check.check_data",
+        "tokenpacker.data.check.check_data",
         "stopped; nothing but the rejects so far is kept; call it again, with --sample N for a quicker look",
     ),
     (
@@ -51,7 +51,7 @@ def test_ctrl_c_says_what_is_kept_and_how_to_go_on(run, here, monkeypatch, comma
     def interrupted(*_args: object, **_options: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("tokenpacker.train.check.open_data", lambda *_args: [])
+    monkeypatch.setattr("tokenpacker.data.check.open_data", lambda *_args: [])
     monkeypatch.setattr(place, interrupted)
     result = run(*command)
     assert (result.exit_code, result.stdout) == (130, "")

@@ -7,8 +7,8 @@ import shutil
 
 import pytest
 
-from tokenpacker.carried import carried_model_path
-from tokenpacker.cli.models import find_model, load_model
+from tokenpacker.cli.loading import find_model, load_model
+from tokenpacker.known_models import carried_model_path
 
 
 @pytest.fixture

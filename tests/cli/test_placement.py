@@ -7,8 +7,8 @@ import importlib.util
 import pytest
 import torch
 
-from tokenpacker.cli import models
-from tokenpacker.cli.models import load_model
+from tokenpacker.cli import loading as models
+from tokenpacker.cli.loading import load_model
 
 
 @pytest.mark.parametrize("device", [None, "cpu", "auto"])
@@ -45,7 +45,7 @@ def test_four_bits_need_a_library(tiny_model_dir, monkeypatch):
 
 @pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is None, reason="--dtype 4bit needs bitsandbytes")
 def test_four_bits_are_for_the_language_model_only(make_complete, tmp_path):
-    from tokenpacker.hf import convert
+    from tokenpacker.checkpoints import convert
 
     convert(make_complete(), tmp_path / "model")
     model, _ = load_model(str(tmp_path / "model"), device="cpu", dtype="4bit")

@@ -57,7 +57,7 @@ def test_as_json_it_is_one_object(run_json, options, tmp_path):
 
 
 def test_the_formats_are_listed(run, run_json):
-    from tokenpacker.train.regions import FORMATS
+    from tokenpacker.data.annotations import FORMATS
 
     assert [line.split()[0] for line in run("data", "regions", "list").stdout.splitlines()] == list(FORMATS)
     assert run_json("data", "regions", "list")["visual-genome"]["max_regions"] == 3

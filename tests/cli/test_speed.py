@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tokenpacker.evaluate.flops import FORMULA
+from tokenpacker.speed.flops import FORMULA
 
 QUICK = ("--rounds", 1, "--batch-sizes", "1", "--output-tokens", 2, "--device", "cpu")
 LLAMA = {"hidden_size": 5120, "intermediate_size": 13824, "num_hidden_layers": 40, "num_attention_heads": 40}

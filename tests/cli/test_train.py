@@ -9,14 +9,14 @@ import pytest
 @pytest.fixture
 def trained(monkeypatch):
     """Calls of `train_tiny`, which here only notes them; what is measured then is noted in the card."""
+    import tokenpacker.carried.card
     import tokenpacker.evaluate
-    import tokenpacker.train.card
 
     calls = []
     rows = [{"task": "easy-vqa", "correct": 9, "questions": 10}]
     monkeypatch.setattr(tokenpacker.evaluate, "measure_model", lambda folder: rows)
     monkeypatch.setattr(
-        tokenpacker.train.card, "add_accuracies", lambda folder, rows: calls.append(("card", len(rows)))
+        tokenpacker.carried.card, "add_accuracies", lambda folder, rows: calls.append(("card", len(rows)))
     )
 
     def train_tiny(output_dir, **options):
@@ -24,9 +24,9 @@ def trained(monkeypatch):
         print("a log line of the trainer")
         return output_dir
 
-    module = ModuleType("tokenpacker.train.tiny")
+    module = ModuleType("tokenpacker.carried.tiny")
     module.train_tiny = module.train_tiny_regions = train_tiny
-    monkeypatch.setitem(sys.modules, "tokenpacker.train.tiny", module)
+    monkeypatch.setitem(sys.modules, "tokenpacker.carried.tiny", module)
     return calls
 
 

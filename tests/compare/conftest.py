@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tokenpacker.compare.foundation import Foundation
+from tokenpacker.compare.common_parts import Foundation
 from tokenpacker.compare.runs import Comparison
 
 
@@ -16,7 +16,7 @@ def foundation_dir(tmp_path_factory) -> Path:
     pytest.importorskip("easy_vqa", reason="the easy-vqa package is not installed")
     from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaForCausalLM
 
-    from tokenpacker.train.tokenizer import train_tokenizer
+    from tokenpacker.carried.vocabulary import train_tokenizer
 
     folder = tmp_path_factory.mktemp("foundation")
     encoder, language = folder / "encoder" / "result", folder / "language" / "result"

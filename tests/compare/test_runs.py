@@ -5,9 +5,9 @@ import torch
 
 from tokenpacker import projectors
 from tokenpacker.compare.runs import Comparison, Run, _without_what_is_off
+from tokenpacker.data.sources import open_source
 from tokenpacker.sequence import IGNORED
 from tokenpacker.train.assemble import load_processor
-from tokenpacker.train.sources import open_source
 
 BUILT_IN = (
     *("average-pool", "c-abstractor", "dense-connector", "ldp-v2"),

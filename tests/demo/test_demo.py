@@ -10,11 +10,12 @@ import torch
 from PIL import Image
 from rich.console import Console
 
-from tokenpacker.data import FinePrint, Question, Sample
 from tokenpacker.demo import __main__ as demo
+from tokenpacker.demo.drawings import SHADE_ALPHA, grid_picture, shade_map
 from tokenpacker.demo.examples import ask_example, draw_examples
-from tokenpacker.demo.pictures import SHADE_ALPHA, grid_picture, shade_map
-from tokenpacker.evaluate import Setting, Task
+from tokenpacker.evaluate import Task
+from tokenpacker.scenes import FinePrint, Question, Sample
+from tokenpacker.speed.question import Setting
 from tokenpacker.visualize import PackedImage
 
 

@@ -4,8 +4,8 @@ import sys
 
 import pytest
 
-from tokenpacker.data import FinePrint
 from tokenpacker.evaluate import find_task, tasks
+from tokenpacker.scenes import FinePrint
 
 
 def test_easy_vqa_is_the_whole_official_test_split():

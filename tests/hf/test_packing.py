@@ -6,10 +6,10 @@ from torch.nn import functional as F
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import flash_attention_mask
 
+from tokenpacker.data.collate import collate_packed, collate_padded
+from tokenpacker.data.samples import Sample
 from tokenpacker.hf.versions import RECOMPUTATION
 from tokenpacker.sequence import IGNORED
-from tokenpacker.train.collate import collate_packed, collate_padded
-from tokenpacker.train.samples import Sample
 
 # Float32 sums over rows of another width come in another order; a token seen or missed would show in the first digits.
 ROUNDING = {"rtol": 1e-4, "atol": 1e-5}

@@ -17,7 +17,7 @@ from transformers import (
 
 from tokenpacker.hf import TokenPackerForConditionalGeneration, TokenPackerProcessor, add_regions
 from tokenpacker.hf.outputs import CACHE, ImageFeatures
-from tokenpacker.hf.region_setup import add_region_token
+from tokenpacker.hf.regions.region_setup import add_region_token
 
 
 def half(height, width, side):

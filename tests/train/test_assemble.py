@@ -10,10 +10,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from tokenpacker.hf.checkpoints import convert
+from tokenpacker.checkpoints import convert
 from tokenpacker.train.assemble import assemble, load_processor, save_projector
 from tokenpacker.train.config import LoraConfig, ModelConfig, OptimizerConfig, TrainingConfig
-from tokenpacker.train.engine import count_parameters, part_groups
+from tokenpacker.train.trainer import count_parameters, part_groups
 
 OPTIMIZER = OptimizerConfig(learning_rate=1e-3, part_learning_rates={"projector": 1e-4})
 

@@ -15,10 +15,10 @@ import transformers
 from packaging.version import Version
 from safetensors.torch import load_file
 
+from tokenpacker.data.collate import collate_padded
+from tokenpacker.data.sources import look_through
 from tokenpacker.hf import TokenPackerForConditionalGeneration
 from tokenpacker.train.assemble import load_processor
-from tokenpacker.train.collate import collate_padded
-from tokenpacker.train.sources import look_through
 from train_runs import Death, Start, error, history, seen, sharded_step, start
 
 pytestmark = pytest.mark.slow

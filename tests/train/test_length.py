@@ -9,13 +9,13 @@ from importlib.util import find_spec
 
 import pytest
 
-from tokenpacker.train import checkpoints
+from tokenpacker.data.sources import open_source
+from tokenpacker.train import saving as checkpoints
 from tokenpacker.train.assemble import load_processor
-from tokenpacker.train.checkpoints import LOCK
 from tokenpacker.train.config import DataConfig, ScenesConfig
 from tokenpacker.train.preview import preview
 from tokenpacker.train.run import train
-from tokenpacker.train.sources import open_source
+from tokenpacker.train.saving import LOCK
 from train_runs import history
 
 

@@ -13,24 +13,24 @@ from PIL import Image
 from golden_pictures import synthetic
 from golden_regions import drawn
 from tar_shards import write_tar
+from tokenpacker.data.batches import IDS
+from tokenpacker.data.check import check_data, describe
+from tokenpacker.data.collate import collate_packed, collate_padded
+from tokenpacker.data.records import open_records
+from tokenpacker.data.row_pictures import draw_record
+from tokenpacker.data.rows import Record, RecordError, read_row
+from tokenpacker.data.samples import SampleMaker
+from tokenpacker.data.sources import open_source
+from tokenpacker.data.streams import open_shards
 from tokenpacker.hf import TokenPackerForConditionalGeneration, TokenPackerProcessor
-from tokenpacker.hf.image_processor import RELEASED_OPTIONS, TokenPackerImageProcessor
-from tokenpacker.hf.tokenizer import load_llama_tokenizer
+from tokenpacker.hf.processing.image_processor import RELEASED_OPTIONS, TokenPackerImageProcessor
+from tokenpacker.hf.processing.llama_tokenizer import load_llama_tokenizer
 from tokenpacker.sequence import IGNORED
 from tokenpacker.train.assemble import assemble, load_processor, parts_of
-from tokenpacker.train.batches import IDS
-from tokenpacker.train.check import check_data, describe
-from tokenpacker.train.collate import collate_packed, collate_padded
 from tokenpacker.train.config import LoraConfig, ModelConfig
-from tokenpacker.train.engine import part_of
-from tokenpacker.train.pictures import draw_record
 from tokenpacker.train.preview import preview
-from tokenpacker.train.records import open_records
-from tokenpacker.train.rows import Record, RecordError, read_row
 from tokenpacker.train.run import train
-from tokenpacker.train.samples import SampleMaker
-from tokenpacker.train.sources import open_source
-from tokenpacker.train.streams import open_shards
+from tokenpacker.train.trainer import part_of
 from train_runs import Start, history, start
 
 BOX, POLYGON = {"box": [5, 8, 50, 30]}, {"polygon": [[60, 5, 85, 5, 70, 30]]}

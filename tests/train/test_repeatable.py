@@ -37,8 +37,8 @@ def test_gradients_of_tiles_that_occur_often_do_not_depend_on_the_threads_timing
 def test_the_setting_holds_for_the_training_alone(run_config, tmp_path, monkeypatch):
     from dataclasses import replace
 
-    from tokenpacker.train.engine import PartTrainer
     from tokenpacker.train.run import train
+    from tokenpacker.train.trainer import PartTrainer
 
     seen, original = [], PartTrainer.training_step
 

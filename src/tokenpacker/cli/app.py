@@ -5,19 +5,19 @@ from typing import Annotated
 import typer
 
 from tokenpacker import __version__
-from tokenpacker.cli.ask import ask
-from tokenpacker.cli.chat import chat
-from tokenpacker.cli.compare import compare
-from tokenpacker.cli.convert import convert
-from tokenpacker.cli.count import count
-from tokenpacker.cli.data import data_app
+from tokenpacker.cli.commands.ask import ask
+from tokenpacker.cli.commands.chat import chat
+from tokenpacker.cli.commands.compare import compare
+from tokenpacker.cli.commands.convert import convert
+from tokenpacker.cli.commands.count import count
+from tokenpacker.cli.commands.data import data_app
+from tokenpacker.cli.commands.evaluate import evaluate
+from tokenpacker.cli.commands.models import models
+from tokenpacker.cli.commands.show import show
+from tokenpacker.cli.commands.speed import speed
+from tokenpacker.cli.commands.train import train_app
 from tokenpacker.cli.errors import reports_mistakes
-from tokenpacker.cli.evaluate import evaluate
 from tokenpacker.cli.output import survive_any_encoding
-from tokenpacker.cli.released import models
-from tokenpacker.cli.show import show
-from tokenpacker.cli.speed import speed
-from tokenpacker.cli.train import train_app
 
 app = typer.Typer(
     name="tokenpacker",

@@ -11,9 +11,9 @@ import torch
 from PIL import Image
 from transformers import TextStreamer
 
-from tokenpacker.cli.regions import Region
+from tokenpacker.cli.region_arguments import Region
 from tokenpacker.hf import TokenPackerForConditionalGeneration, TokenPackerProcessor
-from tokenpacker.hf.tokenizer import REGION_TOKEN
+from tokenpacker.hf.processing.llama_tokenizer import REGION_TOKEN
 from tokenpacker.visualize import PackedImage
 
 PLACING = "write it once for each new image, or leave it out"

@@ -19,14 +19,14 @@ from typing import Any
 import torch
 
 from tokenpacker.compare.figure import require_matplotlib
+from tokenpacker.compare.latency import OnProgress, measure_speed, speed_fingerprint
 from tokenpacker.compare.one_run import RUNS, TILES, run_one
 from tokenpacker.compare.report import write_report
 from tokenpacker.compare.results import RESULTS, RUN, SPEED, Row, append_row, latest, read_rows
 from tokenpacker.compare.runs import Comparison, Run
-from tokenpacker.compare.speed import OnProgress, measure_speed, speed_fingerprint
 from tokenpacker.compare.tiles import encode_test_tiles
-from tokenpacker.evaluate.machine import usable_cores
 from tokenpacker.progress import LINE_SECONDS
+from tokenpacker.speed.machine import usable_cores
 from tokenpacker.train.assemble import assemble
 
 LOG = "log.txt"

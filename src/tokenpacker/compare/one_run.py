@@ -16,9 +16,9 @@ from tokenpacker.compare.results import RUN, Row
 from tokenpacker.compare.runs import STAGES, Comparison, Run
 from tokenpacker.compare.tiles import HD, ONE_TILE, EncodedTiles, drawn_tasks, modes
 from tokenpacker.evaluate import TaskResult, evaluate
-from tokenpacker.evaluate.machine import describe_machine
 from tokenpacker.hf import TokenPackerForConditionalGeneration, TokenPackerProcessor
 from tokenpacker.projectors import ProjectorConfig, build
+from tokenpacker.speed.machine import describe_machine
 from tokenpacker.train.config import TrainingConfig
 from tokenpacker.train.run import CHECKPOINTS, DATA, HISTORY, train
 

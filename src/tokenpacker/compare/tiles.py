@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, ProcessorMixin
 
 from tokenpacker.evaluate import TASKS, Task
-from tokenpacker.evaluate.run import draw_questions
+from tokenpacker.evaluate.evaluation import draw_questions
 from tokenpacker.features import VisionFeatures
 from tokenpacker.progress import Progress
 

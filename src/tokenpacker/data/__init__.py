@@ -1,12 +1,1 @@
-"""Data sets with exact truth: easy-VQA (public), and fine print and regions (generated).
-
-All hand out :class:`Sample`: an image with questions, a caption and, where it was drawn by this package or can be
-derived, the :class:`Scene` it shows.
-"""
-
-from tokenpacker.data.easy_vqa import EasyVqa
-from tokenpacker.data.fine_print import FinePrint
-from tokenpacker.data.regions import Regions
-from tokenpacker.data.scene import Item, Question, Sample, Scene
-
-__all__ = ["EasyVqa", "FinePrint", "Item", "Question", "Regions", "Sample", "Scene"]
+"""From files on disk to device batches."""

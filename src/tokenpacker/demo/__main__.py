@@ -14,12 +14,13 @@ from rich.table import Table as ConsoleTable
 
 from tokenpacker.cli.arguments import check_arguments
 from tokenpacker.cli.errors import EXIT_CODE, INTERRUPTED, mistake
-from tokenpacker.cli.models import load_model
+from tokenpacker.cli.loading import load_model
 from tokenpacker.cli.output import print_error, print_note, survive_any_encoding
-from tokenpacker.data import Sample
 from tokenpacker.demo.examples import Example, ask_example, draw_examples
-from tokenpacker.demo.report import Table, describe_machine, make_table, write_report
-from tokenpacker.evaluate import Setting, evaluate, find_task, measure_speed
+from tokenpacker.demo.page import Table, describe_machine, make_table, write_report
+from tokenpacker.evaluate import evaluate, find_task
+from tokenpacker.scenes import Sample
+from tokenpacker.speed.question import Setting, measure_speed
 
 SCALE_FACTORS = (2, 3, 4)
 NUM_EXAMPLES = {"easy-vqa": 2, "fine-print": 3}

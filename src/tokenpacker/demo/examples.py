@@ -9,10 +9,11 @@ from dataclasses import dataclass, replace
 import torch
 from markupsafe import Markup
 
-from tokenpacker.data import Sample
-from tokenpacker.demo.pictures import attention_picture, grid_picture
-from tokenpacker.evaluate import Answer, Setting
-from tokenpacker.evaluate.run import Asker
+from tokenpacker.demo.drawings import attention_picture, grid_picture
+from tokenpacker.evaluate import Answer
+from tokenpacker.evaluate.evaluation import Asker
+from tokenpacker.scenes import Sample
+from tokenpacker.speed.question import Setting
 from tokenpacker.visualize import PackedImage
 
 MAX_NEW_TOKENS = 8

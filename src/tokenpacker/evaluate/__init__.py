@@ -1,4 +1,4 @@
-"""Evaluation: tasks with exact truth, greedy answers, accuracies with their uncertainty, and split times.
+"""Evaluation: tasks with exact truth, greedy answers, and accuracies with their uncertainty.
 
 >>> from tokenpacker.evaluate import TASKS
 >>> sorted(TASKS)
@@ -12,33 +12,28 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from tokenpacker.evaluate.evaluation import evaluate
     from tokenpacker.evaluate.measure import measure_model
-    from tokenpacker.evaluate.run import evaluate
     from tokenpacker.evaluate.score import Answer, Score, TaskResult
-    from tokenpacker.evaluate.speed import Setting, Speed, measure_speed
     from tokenpacker.evaluate.tasks import TASKS, Task, find_task, normalize_answer
 
 __all__ = [
     "TASKS",
     "Answer",
     "Score",
-    "Setting",
-    "Speed",
     "Task",
     "TaskResult",
     "evaluate",
     "find_task",
     "measure_model",
-    "measure_speed",
     "normalize_answer",
 ]
 
 # module -> the public names that it defines
 _PUBLIC = {
     "measure": {"measure_model"},
-    "run": {"evaluate"},
+    "evaluation": {"evaluate"},
     "score": {"Answer", "Score", "TaskResult"},
-    "speed": {"Setting", "Speed", "measure_speed"},
     "tasks": {"TASKS", "Task", "find_task", "normalize_answer"},
 }
 

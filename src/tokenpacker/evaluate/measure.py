@@ -6,7 +6,7 @@ import contextlib
 from pathlib import Path
 from typing import Any
 
-from tokenpacker.evaluate.run import evaluate, takes_regions
+from tokenpacker.evaluate.evaluation import evaluate, takes_regions
 from tokenpacker.evaluate.tasks import TASKS
 from tokenpacker.hf import TokenPackerForConditionalGeneration, TokenPackerProcessor
 from tokenpacker.projectors import ProjectorConfig

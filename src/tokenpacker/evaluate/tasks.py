@@ -7,8 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-from tokenpacker.data import EasyVqa, FinePrint, Regions, Sample
-from tokenpacker.data.regions import Form, shuffled
+from tokenpacker.scenes import EasyVqa, FinePrint, Regions, Sample
+from tokenpacker.scenes.marked_objects import Form, shuffled
 
 NUM_FINE_PRINT_IMAGES = 500
 NUM_REGION_IMAGES = 500

@@ -1,17 +1,16 @@
 """The transformers layer. Importing it registers the model with transformers' Auto classes."""
 
-from tokenpacker.carried import carried_model_path
 from tokenpacker.hf.backbone import TokenPackerModel
-from tokenpacker.hf.chat import CHAT_FORMATS, LLAVA_SYSTEM, VICUNA_SYSTEM, chat_template
-from tokenpacker.hf.checkpoints import convert, export_original, load_released
-from tokenpacker.hf.config import TokenPackerConfig
-from tokenpacker.hf.image_processor import RELEASED_OPTIONS, TokenPackerImageProcessor
+from tokenpacker.hf.configuration import TokenPackerConfig
 from tokenpacker.hf.model import TokenPackerForConditionalGeneration
-from tokenpacker.hf.processor import TokenPackerProcessor
+from tokenpacker.hf.processing.chat import CHAT_FORMATS, LLAVA_SYSTEM, VICUNA_SYSTEM, chat_template
+from tokenpacker.hf.processing.image_processor import RELEASED_OPTIONS, TokenPackerImageProcessor
+from tokenpacker.hf.processing.llama_tokenizer import load_llama_tokenizer
+from tokenpacker.hf.processing.processor import TokenPackerProcessor
 from tokenpacker.hf.quantization import four_bit_config
-from tokenpacker.hf.region_setup import add_regions
+from tokenpacker.hf.regions.region_setup import add_regions
 from tokenpacker.hf.registration import register
-from tokenpacker.hf.tokenizer import load_llama_tokenizer
+from tokenpacker.known_models import carried_model_path
 
 register()
 
@@ -28,9 +27,6 @@ __all__ = [
     "add_regions",
     "carried_model_path",
     "chat_template",
-    "convert",
-    "export_original",
     "four_bit_config",
     "load_llama_tokenizer",
-    "load_released",
 ]

@@ -18,7 +18,7 @@ from transformers.utils import TransformersKwargs, can_return_tuple, torch_compi
 
 from tokenpacker import projectors
 from tokenpacker.features import VisionFeatures
-from tokenpacker.hf.config import TokenPackerConfig
+from tokenpacker.hf.configuration import TokenPackerConfig
 from tokenpacker.hf.outputs import ImageFeatures, TokenPackerModelOutput, image_fields, name_cache
 from tokenpacker.hf.packing import separate_samples
 from tokenpacker.hf.pretrained import TokenPackerPreTrainedModel

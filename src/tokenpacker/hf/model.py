@@ -16,7 +16,7 @@ from transformers.utils import TransformersKwargs, can_return_tuple
 
 from tokenpacker import projectors
 from tokenpacker.hf.backbone import TokenPackerModel
-from tokenpacker.hf.config import TokenPackerConfig
+from tokenpacker.hf.configuration import TokenPackerConfig
 from tokenpacker.hf.generation import ImageGenerationMixin
 from tokenpacker.hf.outputs import ImageFeatures, TokenPackerCausalLMOutput
 from tokenpacker.hf.pretrained import TokenPackerPreTrainedModel

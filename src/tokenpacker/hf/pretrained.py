@@ -12,7 +12,7 @@ from transformers.core_model_loading import WeightRenaming
 from transformers.models.llava.modeling_llava import LlavaPreTrainedModel
 
 from tokenpacker import projectors
-from tokenpacker.hf.config import TokenPackerConfig
+from tokenpacker.hf.configuration import TokenPackerConfig
 from tokenpacker.hf.outputs import CACHE
 from tokenpacker.regions import RegionEncoder
 

@@ -16,11 +16,11 @@ from transformers.models.auto import modeling_auto
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from tokenpacker.hf.backbone import TokenPackerModel
-from tokenpacker.hf.config import TokenPackerConfig
-from tokenpacker.hf.image_processor import TokenPackerImageProcessor
+from tokenpacker.hf.configuration import TokenPackerConfig
 from tokenpacker.hf.model import TokenPackerForConditionalGeneration
-from tokenpacker.hf.processor import TokenPackerProcessor
-from tokenpacker.hf.tokenizer import ReleasedLlamaTokenizer
+from tokenpacker.hf.processing.image_processor import TokenPackerImageProcessor
+from tokenpacker.hf.processing.llama_tokenizer import ReleasedLlamaTokenizer
+from tokenpacker.hf.processing.processor import TokenPackerProcessor
 
 CLASS_NAMES = {
     "MODEL_MAPPING_NAMES": TokenPackerModel.__name__,

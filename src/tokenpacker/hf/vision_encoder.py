@@ -17,7 +17,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from transformers.utils.output_capturing import maybe_install_capturing_hooks
 
 from tokenpacker.features import VisionFeatures
-from tokenpacker.hf.config import TokenPackerConfig
+from tokenpacker.hf.configuration import TokenPackerConfig
 
 SELECTS_HIDDEN_STATES = version.parse(transformers.__version__) >= version.parse("5.24")
 """Whether `output_hidden_states` takes indices. Older versions count them otherwise, or keep all states anyway."""

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tokenpacker.features import VisionFeatures
 from tokenpacker.projectors.base import Projector, register
-from tokenpacker.projectors.parts import ScaledConfig, mean_of_windows, two_linears
+from tokenpacker.projectors.layers import ScaledConfig, mean_of_windows, two_linears
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from tokenpacker.features import VisionFeatures
 from tokenpacker.projectors.base import Projector, register, require_positive
-from tokenpacker.projectors.parts import ScaledConfig, require_grid, to_tokens, two_linears
+from tokenpacker.projectors.layers import ScaledConfig, require_grid, to_tokens, two_linears
 
 LAYER_NORM_EPS = 1e-6  # the released model's
 SQUEEZE = 4  # RegNet's squeeze-and-excitation keeps a quarter of the channels

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from tokenpacker.features import VisionFeatures
 from tokenpacker.projectors.base import Projector, register, require_positive
-from tokenpacker.projectors.parts import ScaledConfig, to_image, to_tokens
+from tokenpacker.projectors.layers import ScaledConfig, to_image, to_tokens
 
 
 @dataclass(frozen=True, kw_only=True)

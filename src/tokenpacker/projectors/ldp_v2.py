@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from tokenpacker.features import VisionFeatures
 from tokenpacker.projectors.base import Projector, register
-from tokenpacker.projectors.parts import ScaledConfig, mean_of_windows, to_image, to_tokens
+from tokenpacker.projectors.layers import ScaledConfig, mean_of_windows, to_image, to_tokens
 
 
 @dataclass(frozen=True, kw_only=True)

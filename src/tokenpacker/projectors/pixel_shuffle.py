@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from tokenpacker.features import VisionFeatures
 from tokenpacker.projectors.base import Projector, ProjectorConfig, register, require_positive
-from tokenpacker.projectors.parts import two_linears
+from tokenpacker.projectors.layers import two_linears
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from tokenpacker.features import VisionFeatures
 from tokenpacker.projectors.base import Projector, ProjectorConfig, register, require_positive
-from tokenpacker.projectors.parts import ceil_grid, require_grid
+from tokenpacker.projectors.layers import ceil_grid, require_grid
 
 LAYER_NORM_EPS = 1e-6  # the released model's
 HEAD_DIM = 128  # the released model's: 32 heads at D = 4096

@@ -18,8 +18,8 @@ from torch.nn import functional as F
 
 from tokenpacker.features import VisionFeatures
 from tokenpacker.projectors.base import Projector, register, require_positive
-from tokenpacker.projectors.parts import ScaledConfig, two_linears
-from tokenpacker.projectors.token_packer_fast import FastPath, FoldedTokenPacker, Windows
+from tokenpacker.projectors.folded import FastPath, FoldedTokenPacker, Windows
+from tokenpacker.projectors.layers import ScaledConfig, two_linears
 
 LAYER_NORM_EPS = 1e-6  # released weights need this; torch's default is 1e-5
 

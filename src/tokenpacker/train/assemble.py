@@ -13,15 +13,15 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, CLIPVisionModel, PreTrainedModel
 
 from tokenpacker import projectors
-from tokenpacker.hf.chat import chat_template
-from tokenpacker.hf.checkpoints.files import read_json
-from tokenpacker.hf.checkpoints.settings import MODEL_TYPES
-from tokenpacker.hf.config import TokenPackerConfig
+from tokenpacker.checkpoints.settings import MODEL_TYPES
+from tokenpacker.checkpoints.weight_files import read_json
+from tokenpacker.hf.configuration import TokenPackerConfig
 from tokenpacker.hf.model import TokenPackerForConditionalGeneration
-from tokenpacker.hf.processor import TokenPackerProcessor
+from tokenpacker.hf.processing.chat import chat_template
+from tokenpacker.hf.processing.llama_tokenizer import IMAGE_TOKEN, load_llama_tokenizer
+from tokenpacker.hf.processing.processor import TokenPackerProcessor
 from tokenpacker.hf.quantization import KEPT_WHOLE, four_bit_config
-from tokenpacker.hf.region_setup import add_region_token, add_regions
-from tokenpacker.hf.tokenizer import IMAGE_TOKEN, load_llama_tokenizer
+from tokenpacker.hf.regions.region_setup import add_region_token, add_regions
 from tokenpacker.hub import check_name, fetch
 from tokenpacker.regions import RegionConfig, RegionRule
 from tokenpacker.train.config import LoraConfig, ModelConfig, TrainingConfig

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from tokenpacker.hf.image_processor import ImageMode
+from tokenpacker.hf.processing.image_processor import ImageMode
 from tokenpacker.regions import RegionRule
 from tokenpacker.tiling import GridList
 

@@ -15,8 +15,8 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from transformers.trainer_utils import get_last_checkpoint
 
 from tokenpacker.progress import Progress
-from tokenpacker.train.checkpoints import locked
 from tokenpacker.train.optimizer import MuonAdamW
+from tokenpacker.train.saving import locked
 
 CHECKPOINTS = "checkpoints"
 HISTORY = "history.json"

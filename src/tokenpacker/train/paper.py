@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from tokenpacker.hf.checkpoints.settings import TILE_LIMITS
+from tokenpacker.checkpoints.settings import TILE_LIMITS
 from tokenpacker.train.config import LoraConfig, ModelConfig, OptimizerConfig, Part, TrainingConfig
 
 REGION_TILES = 9  # of the original's region branch

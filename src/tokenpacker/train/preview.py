@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 
-from tokenpacker.hf.config import TokenPackerConfig
+from tokenpacker.data.sources import is_stream, look_through
+from tokenpacker.hf.configuration import TokenPackerConfig
 from tokenpacker.hf.model import TokenPackerForConditionalGeneration
 from tokenpacker.train.assemble import learns_regions, load_processor, model_config, parts_of
 from tokenpacker.train.config import PARTS, TrainingConfig
 from tokenpacker.train.run import check
-from tokenpacker.train.sources import is_stream, look_through
 
 FLOAT32, SIXTEEN_BITS, FOUR_BITS = 4.0, 2.0, 0.5625  # bytes a weight; NF4 with one float32 per 64 weights
 # Of a trained weight: itself, its gradient and AdamW's two moments, all in float32.

@@ -8,11 +8,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from tokenpacker.train import paper, tiny_regions
+from tokenpacker.carried import tiny_regions
+from tokenpacker.carried.tiny_stage import tiny_stage
+from tokenpacker.scenes.steps import StepSpec
+from tokenpacker.train import paper
 from tokenpacker.train.config import ModelConfig, ScenesConfig, TrainingConfig
-from tokenpacker.train.dataset import StepSpec
 from tokenpacker.train.loop import Schedule
-from tokenpacker.train.tiny_stage import tiny_stage
 
 TOKEN_PACKER, MLP = "token-packer", "mlp"
 ENCODER, LANGUAGE = "runs/tiny/state/encoder/result", "runs/tiny/state/language/result"

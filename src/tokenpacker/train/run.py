@@ -22,6 +22,8 @@ from transformers import PrinterCallback, TrainingArguments, set_seed
 from transformers.integrations import TensorBoardCallback
 from transformers.trainer import TRAINING_ARGS_NAME
 
+from tokenpacker.data.batches import only_item
+from tokenpacker.data.sources import Source, check_source, open_source, same_beginning
 from tokenpacker.hf.versions import RECOMPUTATION
 from tokenpacker.train.assemble import (
     assemble,
@@ -31,8 +33,10 @@ from tokenpacker.train.assemble import (
     merged_model,
     save_projector,
 )
-from tokenpacker.train.batches import only_item
-from tokenpacker.train.checkpoints import (
+from tokenpacker.train.config import TrainingConfig
+from tokenpacker.train.config_reading import from_dict
+from tokenpacker.train.loop import ProgressBar, Stopwatch, deterministic_on_cpu, log_interval, write_whole
+from tokenpacker.train.saving import (
     CheckpointError,
     check_state,
     locked,
@@ -41,13 +45,9 @@ from tokenpacker.train.checkpoints import (
     step_of,
     whole_checkpoints,
 )
-from tokenpacker.train.config import TrainingConfig
-from tokenpacker.train.config_reading import from_dict
-from tokenpacker.train.engine import PartTrainer
-from tokenpacker.train.loop import ProgressBar, Stopwatch, deterministic_on_cpu, log_interval, write_whole
-from tokenpacker.train.report import write_report
 from tokenpacker.train.signals import StopOnSignal
-from tokenpacker.train.sources import Source, check_source, open_source, same_beginning
+from tokenpacker.train.summary import write_report
+from tokenpacker.train.trainer import PartTrainer
 
 CONFIG, DATA, START, CHECKPOINTS, MODEL, HISTORY, STOPWATCH = (
     "config.json",

@@ -1,0 +1,1 @@
+"""How the models that travel with the package are made."""

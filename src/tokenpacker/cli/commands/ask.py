@@ -1,0 +1,78 @@
+"""`tokenpacker ask`: one question about one or more images."""
+
+import os
+from typing import Annotated
+
+import typer
+
+from tokenpacker.cli.errors import INTERRUPTED
+from tokenpacker.cli.loading import REGION_MODEL, load_model
+from tokenpacker.cli.options import (
+    DeviceOption,
+    DtypeOption,
+    JsonOption,
+    MaxImageTokensOption,
+    MaxNewTokensOption,
+    ModelOption,
+    ScaleFactorOption,
+    VerboseOption,
+)
+from tokenpacker.cli.output import image_notes_on_stderr, print_json, print_note, print_piece
+from tokenpacker.cli.region_arguments import RegionOption, read_region
+
+
+def ask(
+    images: Annotated[list[str], typer.Argument(metavar="IMAGE", help="Image files, in the order of the question.")],
+    question: Annotated[str, typer.Argument(metavar="QUESTION", help="The question, in quotes.")],
+    regions: RegionOption = None,
+    model: ModelOption = None,
+    scale_factor: ScaleFactorOption = None,
+    max_image_tokens: MaxImageTokensOption = None,
+    max_new_tokens: MaxNewTokensOption = 256,
+    device: DeviceOption = None,
+    dtype: DtypeOption = None,
+    as_json: JsonOption = False,
+    verbose: VerboseOption = False,
+) -> None:
+    """Ask a question about images; the answer is streamed, then its cost is told.
+
+    The cost counts image tokens with their separators, beside what the same tiles would take at one token per patch.
+
+    Examples:
+
+        tokenpacker ask sign.png "what number is in the red box?"
+
+        tokenpacker ask before.png after.png "what changed?" --scale-factor 3 --json
+
+        tokenpacker ask signs.png "what colors are <mask> and <mask>?" --box 10,10,60,40 --mask mask.png
+
+        tokenpacker ask before.png after.png "was <mask> here: <mask>?" --box 2:10,10,60,40 --box 1:12,10,62,40
+    """
+    if os.path.isfile(question):  # pathlib would raise on a long question
+        raise ValueError(f"the last argument, {question}, is a file; write the images first and then the question")
+    if not question.strip():
+        raise ValueError("the question is empty; write it behind the images, in quotes")
+    from tokenpacker.images import load_image
+
+    with image_notes_on_stderr():
+        pictures = [load_image(image) for image in images]
+    marked = [read_region(region, len(images)) for region in regions or []]
+    about_regions = bool(regions) or "<mask>" in question
+    model = model or (REGION_MODEL if about_regions else None)
+    budget = {"scale_factor": scale_factor, "max_image_tokens": max_image_tokens}
+    loaded, processor = load_model(model, verbose, device, dtype, **budget)
+    from tokenpacker.cli.conversation import Conversation
+
+    conversation = Conversation(loaded, processor, max_new_tokens=max_new_tokens, **budget)
+    packed = [conversation.pack(picture) for picture in pictures]
+    for number, region in enumerate(marked, start=1):
+        conversation.check_region(region, packed[region.image], number)
+    answer = conversation.ask(question, packed, (lambda _: None) if as_json else print_piece, marked)
+    if as_json:
+        told = [region.to_dict() for region in marked]
+        print_json({"images": images, "question": question, "regions": told, **answer.to_dict()})
+    else:
+        print_piece("\n")
+        print_note(answer.summary())
+    if answer.interrupted:
+        raise typer.Exit(INTERRUPTED)

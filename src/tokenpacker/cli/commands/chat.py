@@ -1,0 +1,219 @@
+"""`tokenpacker chat`: a conversation about images, by keyboard or from a pipe."""
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from tokenpacker.cli.errors import EXIT_CODE, INTERRUPTED, mistake
+from tokenpacker.cli.loading import REGION_MODEL, load_model
+from tokenpacker.cli.options import (
+    DeviceOption,
+    DtypeOption,
+    JsonOption,
+    MaxImageTokensOption,
+    MaxNewTokensOption,
+    ModelOption,
+    ScaleFactorOption,
+    VerboseOption,
+)
+from tokenpacker.cli.output import (
+    check_picture,
+    image_notes_on_stderr,
+    print_error,
+    print_json,
+    print_note,
+    print_piece,
+)
+from tokenpacker.cli.region_arguments import Region, read_region
+from tokenpacker.known_models import nearest
+from tokenpacker.text import check_text
+
+if TYPE_CHECKING:
+    from tokenpacker.cli.conversation import Conversation
+    from tokenpacker.visualize import PackedImage
+
+HELP = (
+    "/image PATH adds an image to your next question; /mask FILE, /box x0,y0,x1,y1 or /polygon x,y,x,y,x,y,... marks"
+    " what it calls <mask>, with N: before it in image N; /unmark forgets these marks; /picture FILE draws images,"
+    " marks and words so far; /clear starts anew, /help says this again, /quit leaves; Ctrl-C stops an answer."
+)
+REGION_COMMANDS = ("/mask", "/box", "/polygon")
+COMMANDS = ("/image", *REGION_COMMANDS, "/unmark", "/picture", "/clear", "/help", "/quit", "/exit")
+
+
+def chat(
+    model: ModelOption = None,
+    scale_factor: ScaleFactorOption = None,
+    max_image_tokens: MaxImageTokensOption = None,
+    max_new_tokens: MaxNewTokensOption = 256,
+    device: DeviceOption = None,
+    dtype: DtypeOption = None,
+    as_json: JsonOption = False,
+    verbose: VerboseOption = False,
+) -> None:
+    """Talk about images: /image PATH adds one, /clear starts anew, /quit leaves, Ctrl-C stops an answer.
+
+    /mask, /box and /polygon mark what the next question calls <mask>; /unmark forgets the marks.
+
+    From a pipe, or with --json, the exit code is 2 where a line could not be done.
+
+    Examples:
+
+        tokenpacker chat --scale-factor 2
+
+        printf '/image sign.png\\nwhat number is in the red box?\\n' | tokenpacker chat --json
+    """
+    budget = {"scale_factor": scale_factor, "max_image_tokens": max_image_tokens}
+    loaded, processor = load_model(model or REGION_MODEL, verbose, device, dtype, **budget)
+    from tokenpacker.cli.conversation import Conversation
+
+    conversation = Conversation(loaded, processor, max_new_tokens=max_new_tokens, **budget)
+    print_note(HELP)
+    session = Session(conversation, quiet=as_json)
+    interrupted = False
+    try:
+        for line in _lines(quiet=as_json):
+            if not session.handle(line):
+                break
+    except KeyboardInterrupt:  # while a pipe was waited for
+        interrupted = True
+    if as_json:
+        print_json({"turns": session.turns})
+    if interrupted:
+        raise typer.Exit(INTERRUPTED)
+    if session.failed and (as_json or not sys.stdin.isatty()):
+        raise typer.Exit(EXIT_CODE)
+
+
+class Session:
+    """What the user types, line by line.
+
+    Args:
+        quiet: answers are only collected in `turns`, not printed.
+    """
+
+    def __init__(self, conversation: "Conversation", quiet: bool = False):
+        self.conversation = conversation
+        self.quiet = quiet
+        self.waiting: list[PackedImage] = []  # images for the next question
+        self.marked: list[Region] = []  # regions for the next question
+        self.files: set[Path] = set()  # of the images, which are not to be overwritten
+        self.turns: list[dict[str, Any]] = []
+        self.failed = False  # whether any line could not be done
+
+    def handle(self, line: str) -> bool:
+        """Does what a line says; False when the user leaves. Mistakes are told and change nothing."""
+        command, argument = [*line.strip().split(None, 1), "", ""][:2]
+        if command in ("/quit", "/exit"):
+            return False
+        try:
+            check_text(line, "the line")
+            if command == "/image":
+                self._add_image(argument.strip().strip("'\""))
+            elif command == "/clear":
+                self.conversation.clear()
+                self.waiting, self.marked = [], []
+                print_note("The conversation starts anew.")
+            elif command == "/unmark":
+                self.marked = []
+                print_note("No region is marked for the next question.")
+            elif command == "/picture":
+                self._draw(argument.strip().strip("'\""))
+            elif command in REGION_COMMANDS:
+                self._add_region(argument)
+            elif command == "/help":
+                print_note(HELP)
+            elif command.startswith("/"):
+                meant = nearest(command, list(COMMANDS)) or "; /help lists the commands"
+                raise ValueError(f"{command} is no command{meant}")
+            elif line.strip():
+                self._ask(line.strip())
+        except KeyboardInterrupt:  # while an image or a prompt was prepared; an answer is stopped further in
+            print_note("stopped")
+        except Exception as error:
+            told = mistake(error)
+            if told is None:
+                raise
+            self.failed = True
+            print_error(told)
+            self.turns.append({"input": line.strip(), "error": told})
+        return True
+
+    def _add_image(self, path: str) -> None:
+        from tokenpacker.images import load_image
+
+        if not path:
+            raise ValueError("/image needs a path, for example /image photo.jpg")
+        with image_notes_on_stderr():
+            packed = self.conversation.pack(load_image(path))
+        self.waiting.append(packed)
+        self.files.add(Path(path).resolve())
+        size = f"{packed.image.height} x {packed.image.width}"
+        print_note(f"{path}: {size}, {packed.layout.num_tokens} tokens; ask your question.")
+
+    def _add_region(self, text: str) -> None:
+        """Marks a region of the last image, or of the one whose number stands before it; a bad one is told at once."""
+        if not text:
+            raise ValueError("a region is missing; write for example /box 10,10,60,40")
+        images, number = [*self.conversation.images, *self.waiting], len(self.marked) + 1
+        region = read_region(text, len(images))
+        self.conversation.check_region(region, images[region.image], number)
+        self.marked.append(region)
+        print_note(f"region {number} is in image {region.image + 1}; it is <mask> number {number} of your question.")
+
+    def _draw(self, path: str) -> None:
+        """Images, marks and words so far as one picture."""
+        from tokenpacker.visualize_regions import draw_conversation
+
+        if not self.conversation.messages:
+            raise ValueError("nothing was said yet that /picture could draw; ask a question first")
+        out = Path(path)
+        check_picture(out, "/picture")
+        if out.resolve() in self.files:
+            raise ValueError(f"/picture {out} would overwrite an image of this conversation; choose another name")
+        images = [packed.image for packed in self.conversation.images]
+        regions = [(region.image, region.form) for region in self.conversation.regions]
+        draw_conversation(images, regions, self.conversation.said()).save(out)
+        print_note(f"{out} shows the conversation so far.")
+
+    def _ask(self, question: str) -> None:
+        on_text: Callable[[str], None] = (lambda _: None) if self.quiet else print_piece
+        answer = self.conversation.ask(question, self.waiting, on_text, self.marked)
+        told = [region.to_dict() for region in self.marked]
+        if answer.text or not answer.interrupted:
+            self.waiting, self.marked = [], []
+        if not self.quiet:
+            print_piece("\n")
+        print_note(("stopped; " if answer.interrupted else "") + answer.summary())
+        self.turns.append({"question": question, "regions": told, **answer.to_dict()})
+
+
+def _lines(quiet: bool) -> Iterator[str]:
+    """Lines from the keyboard or a pipe, until they end or Ctrl-C comes twice in a row."""
+    if quiet or not sys.stdin.isatty():
+        yield from sys.stdin
+        return
+    with contextlib.suppress(ImportError):  # absent on Windows; its import gives `input` history and editing
+        import readline  # noqa: F401
+    stops = 0
+    while stops < 2:
+        line = _read_line()
+        stops = stops + 1 if line is None else 0
+        if line is not None:
+            yield line
+        elif stops == 1:
+            print_note("\nCtrl-C once more, or /quit, leaves.")
+
+
+def _read_line() -> str | None:
+    """A line from the keyboard, /quit at its end (Ctrl-D), None for Ctrl-C."""
+    try:
+        return input("> ")
+    except EOFError:
+        return "/quit"
+    except KeyboardInterrupt:
+        return None

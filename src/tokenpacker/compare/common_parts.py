@@ -1,0 +1,68 @@
+"""What all runs begin with: the carried model's frozen encoder, and a language model trained once on described tiles.
+
+The carried language model itself would be no fair start: it was taught by one of the projectors.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from safetensors.torch import load_file
+from transformers import CLIPVisionModel
+
+from tokenpacker.carried.foundation import ENCODER, LANGUAGE, RESULT, make_encoder, make_language_model
+from tokenpacker.hf.model import TokenPackerForConditionalGeneration
+from tokenpacker.known_models import carried_model_path
+from tokenpacker.train.recipes import tiny
+
+WEIGHTS = "model.safetensors"
+
+
+@dataclass(frozen=True)
+class Foundation:
+    """Folders of the encoder and of the language model."""
+
+    encoder: Path
+    language_model: Path
+
+    @classmethod
+    def find(cls, folder: Path) -> Foundation:
+        """The foundation that `tokenpacker train tiny` or an earlier comparison made. Raises ValueError without one."""
+        found = cls(folder / ENCODER / RESULT, folder / LANGUAGE / RESULT)
+        for part in (found.encoder, found.language_model):
+            if not (part / WEIGHTS).is_file():
+                raise ValueError(
+                    f"foundation {folder} has no {part.parent.name}/{RESULT}/{WEIGHTS}; leave --foundation out to have"
+                    " one made, or name the folder `state` of a `tokenpacker train tiny`"
+                )
+        return found
+
+    @property
+    def digest(self) -> str:
+        """Of all weights: runs from others cannot be compared."""
+        digest = hashlib.sha256()
+        for folder in (self.encoder, self.language_model):
+            for name, tensor in sorted(load_file(folder / WEIGHTS).items()):
+                digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+                digest.update(tensor.contiguous().view(-1).numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+
+def make_foundation(folder: Path, *, language_steps: int | None = None) -> Foundation:
+    """The foundation in `folder`, made where it is not there yet; resumable, about ten minutes of two cores.
+
+    Args:
+        language_steps: that the language model is trained for; None takes the recipe's.
+    """
+    recipe = tiny()
+    if language_steps is not None:
+        recipe = replace(recipe, language=replace(recipe.language, num_steps=language_steps))
+    make_encoder(folder / ENCODER, _carried_encoder)
+    make_language_model(folder / LANGUAGE, recipe)
+    return Foundation.find(folder)
+
+
+def _carried_encoder() -> CLIPVisionModel:
+    return TokenPackerForConditionalGeneration.from_pretrained(carried_model_path()).model.vision_tower

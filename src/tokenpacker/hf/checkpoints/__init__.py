@@ -1,6 +1,0 @@
-"""Released checkpoints in the original layout: loaded, converted, and written back."""
-
-from tokenpacker.hf.checkpoints.convert import convert, load_released
-from tokenpacker.hf.checkpoints.export import export_original
-
-__all__ = ["convert", "export_original", "load_released"]

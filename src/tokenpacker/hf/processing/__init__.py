@@ -1,0 +1,1 @@
+"""Images, regions and prompts to model inputs."""

@@ -1,0 +1,410 @@
+"""Images, regions and prompts to model inputs: places, orders and counts every image token.
+
+Shapes: B samples, S sequence length, N tiles and R regions of all samples in order, P tiles of an image at most, L
+patches of a tile.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, Literal, get_args
+
+import torch
+from huggingface_hub.dataclasses import validate_typed_dict
+from huggingface_hub.errors import StrictDataclassError
+from torch import Tensor
+from transformers import BatchFeature, PreTrainedTokenizerBase
+from transformers.processing_utils import MultiModalData, ProcessorMixin, TextKwargs, Unpack
+
+from tokenpacker.hf.configuration import TokenPackerConfig
+from tokenpacker.hf.processing.chat import chat_template as default_chat_template
+from tokenpacker.hf.processing.chat import check_parts
+from tokenpacker.hf.processing.image_inputs import to_source
+from tokenpacker.hf.processing.image_processor import ABOUT_ARRAYS, TokenPackerImageProcessor, flatten
+from tokenpacker.hf.processing.keywords import TokenPackerProcessorKwargs, check_keywords
+from tokenpacker.hf.processing.llama_tokenizer import REGION_TOKEN
+from tokenpacker.hf.processing.placeholders import check_images, check_prompts, check_regions, count_marks
+from tokenpacker.hf.processing.prompts import ImageTokens, encode_prompts
+from tokenpacker.hf.processing.scale_factors import per_image, per_tile, plain, token_grids
+from tokenpacker.hf.regions.masks import split_regions
+from tokenpacker.hf.regions.region_cells import Canvas, region_entries, region_tensors
+from tokenpacker.images import image_size
+from tokenpacker.projectors import config_from_dict
+from tokenpacker.regions import RegionRule, check_rule
+from tokenpacker.sequence import ImageLayout, plan_layout
+from tokenpacker.tiling import TileGrid
+
+RowSeparator = Literal["newline", "unknown"]
+
+
+class TokenPackerProcessor(ProcessorMixin):
+    """Tokenizer, image processor and the projector's count in one.
+
+    What it decides about an image travels with the inputs: `model.generate(**processor(images, text, scale_factor=3))`.
+
+    Args:
+        image_processor: a `TokenPackerImageProcessor`.
+        tokenizer: any tokenizer that knows `image_token` as one token.
+        chat_template: Jinja template; Vicuna's format when None.
+        patch_grid: (rows, cols) of patches in one tile.
+        projector_config: dict of the model's projector, which counts the tokens of a tile.
+        image_token: marks an image's place in a prompt.
+        row_separator: token after each row of tiles and after the thumbnail: "newline" is what the tokenizer makes of
+            a line break. "unknown" is its unknown token, which the released weights need: the original looked the
+            line break up as a vocabulary entry, and LLaMA's has none. (Between the tiles of a row stands a comma.)
+        region_rule: how much a patch counts for a region, see `tokenpacker.regions.RegionRule`. A tokenizer without
+            the token `<mask>` belongs to a model without regions; there `<mask>` is ordinary text.
+
+    Raises:
+        ValueError: when the tokenizer lacks the image token or the row separator, and for an unknown rule.
+    """
+
+    valid_processor_kwargs = TokenPackerProcessorKwargs
+
+    def __init__(
+        self,
+        image_processor: TokenPackerImageProcessor,
+        tokenizer: PreTrainedTokenizerBase,
+        chat_template: str | None = None,
+        patch_grid: Sequence[int] = (24, 24),
+        projector_config: dict[str, Any] | None = None,
+        image_token: str = "<image>",
+        row_separator: RowSeparator = "newline",
+        region_rule: RegionRule = "coverage",
+    ):
+        self.image_token = image_token
+        self.image_token_id = tokenizer.convert_tokens_to_ids(image_token)
+        if self.image_token_id in (None, tokenizer.unk_token_id):
+            raise ValueError(f"the tokenizer has no token {image_token!r}; add it as a special token first")
+        self.patch_grid = list(patch_grid)
+        self.projector_config = projector_config or {"name": "token-packer", "vision_dim": 1024, "language_dim": 4096}
+        self.row_separator = _check_row_separator(row_separator, tokenizer)
+        self.region_rule = check_rule(region_rule)
+        super().__init__(image_processor, tokenizer, chat_template=chat_template or default_chat_template())
+
+    @classmethod
+    def from_config(
+        cls,
+        config: TokenPackerConfig,
+        tokenizer: PreTrainedTokenizerBase,
+        row_separator: RowSeparator = "newline",
+        region_rule: RegionRule = "coverage",
+        **image_processor_kwargs: Any,
+    ) -> TokenPackerProcessor:
+        """The processor of a model's config; further arguments go to `TokenPackerImageProcessor`."""
+        image_processor = TokenPackerImageProcessor(tile_size=config.tile_size, **image_processor_kwargs)
+        return cls(
+            image_processor,
+            tokenizer,
+            patch_grid=config.patch_grid,
+            projector_config=config.projector_config,
+            row_separator=row_separator,
+            region_rule=region_rule,
+        )
+
+    @classmethod
+    def from_args_and_dict(cls, args: Any, processor_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """The processor of a saved config; one that still stores the separators' ids is refused where they differ.
+
+        Raises:
+            ValueError: when a stored id is not what the tokenizer and `row_separator` give.
+        """
+        built = super().from_args_and_dict(args, processor_dict, **kwargs)
+        processor = built[0] if isinstance(built, tuple) else built
+        for name in ("tile_separator_id", "row_separator_id"):  # constructor arguments of version 0.1.0
+            stored, now = processor_dict.get(name), getattr(processor, name)
+            if stored not in (None, now):
+                raise ValueError(
+                    f"processor_config.json has {name}={stored}, but the tokenizer gives {now}; take {name} out, and"
+                    " for the unknown token after rows write row_separator='unknown'"
+                )
+        return built
+
+    @property
+    def tile_separator_id(self) -> int:
+        """Id of the comma between the tiles of a row."""
+        return _token_id(self.tokenizer, ",")
+
+    @property
+    def row_separator_id(self) -> int:
+        """Id of the token after each row of tiles and after the thumbnail."""
+        return self.tokenizer.unk_token_id if self.row_separator == "unknown" else _token_id(self.tokenizer, "\n")
+
+    @property
+    def region_token(self) -> str:
+        """Marks a region's place in a prompt."""
+        return REGION_TOKEN
+
+    @property
+    def region_token_id(self) -> int | None:
+        """Id of the region token; None where the tokenizer has none, for a model without regions."""
+        token_id = self.tokenizer.convert_tokens_to_ids(REGION_TOKEN)
+        return None if token_id in (None, self.tokenizer.unk_token_id) else token_id
+
+    @property
+    def _patch_grid(self) -> tuple[int, int]:
+        return self.patch_grid[0], self.patch_grid[1]
+
+    @property
+    def model_input_names(self) -> list[str]:
+        """What the model's forward takes of the processor's output; of regions, where the tokenizer knows them."""
+        regions = [] if self.region_token_id is None else ["region_cells", "region_first_tile"]
+        return [*super().model_input_names, "scale_factors", *regions]
+
+    @property
+    def unused_input_names(self) -> list[str]:
+        """What the image processor tells about images, and the model needs not know."""
+        return ["tile_grids", "image_sizes", "image_layouts"]
+
+    def image_layout(
+        self,
+        image_size: tuple[int, int],
+        *,
+        scale_factor: int | Sequence[int] | None = None,
+        max_image_tokens: int | None = None,
+        **options: Any,
+    ) -> ImageLayout:
+        """The token sequence that an image of (height, width) gets; None takes the processor's own setting.
+
+        Args:
+            scale_factor: of all tiles, or a list with one for each tile, the thumbnail's last.
+            options: of the image processor.
+
+        Raises:
+            ValueError: for a scale factor that cannot be, as many as there are not tiles, a budget too small for one
+                tile, and an unknown option.
+        """
+        images = self.image_processor.with_options(**options)
+        return plan_layout(
+            (image_size[0], image_size[1]),
+            (images.tile_size[0], images.tile_size[1]),
+            token_grids(config_from_dict(self.projector_config), self._patch_grid, scale_factor),
+            sliced=images.image_mode == "slice",
+            max_tiles=images.max_tiles,
+            max_image_tokens=max_image_tokens,
+            grid_list=images.grid_list,
+        )
+
+    def __call__(
+        self,
+        images: Any = None,
+        text: str | Sequence[str] | None = None,
+        region_masks: Any = None,
+        **kwargs: Unpack[TokenPackerProcessorKwargs],
+    ) -> BatchFeature:
+        """`input_ids` and `attention_mask` (B, S); with images `pixel_values` (N, 3, h, w) and `scale_factors` (N,).
+
+        With regions also `region_cells` (R, P, L), the weights of each patch of each tile of the region's image, and
+        `region_first_tile` (R,), where the tiles of that image begin. The model takes all of it as `**inputs`.
+
+        A start token that the text begins with, as chat templates write it, is not added again, and all else is
+        tokenized as without it. Tokenizers of released weights encode as in training: see `encode_as_trained`.
+
+        Args:
+            images: for one prompt an image or a list of images; for several prompts a list of lists, or a flat list
+                that the markers take from in order. See `TokenPackerImageProcessor.preprocess` for the types.
+            text: one prompt or several, with `<image>` where each image belongs, and `<mask>` for each region.
+            region_masks: one entry per image, in order, [] or None for none: a list of its regions, (R, H, W) boolean
+                masks or (R, 4) boxes; for one image also a lone region. A prompt's `<mask>` markers take the regions of
+                its images in order. See `hf.masks` for the forms of a region; coordinates are those of the image as
+                shown, after EXIF rotation.
+            kwargs: transformers' own, flat or in `text_kwargs` and `images_kwargs`; to the latter belong the options of
+                `TokenPackerImageProcessor` and two more. `max_image_tokens` is a budget per image, separators included.
+                `scale_factor` is one number for all images, or a list with one entry per image of all prompts in order:
+                a number, None for the projector's own, or a list with one number per tile, row by row, the thumbnail's
+                last; for one image of several tiles that list may stand alone. Several prompts are padded by default
+                when tensors are asked for.
+
+        Raises:
+            ValueError: for unknown keywords, when markers and images or regions differ in number, for masks that cannot
+                be, and as `image_layout`.
+        """
+        # `ProcessorMixin.__call__` writes each image's tokens into the prompt and tokenizes that text. Released weights
+        # need exact ids, which no text gives: a separator would be tokenized together with what stands beside it. So
+        # the same steps are taken here, and images are put in among the ids.
+        check_prompts(images, text, self.image_token)
+        merged = self._merge_kwargs(tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs)
+        images, prompts, *_ = self.prepare_inputs_layout(images=images, text=text)
+        self.validate_inputs(images=images, text=prompts)
+        regions = self._group_regions(region_masks, 0 if images is None else len(flatten(images)), prompts or [])
+        processed, replacements = self._process_images(images, **merged["images_kwargs"])
+        layouts = processed["image_layouts"]
+        data = {} if prompts is None else self._process_text(prompts, layouts, replacements, merged)
+        if any(map(split_regions, regions)):
+            sizes, grids = processed["image_sizes"].tolist(), [layout.tile_grid for layout in layouts]
+            data |= self.region_inputs(regions, sizes, grids, merged["images_kwargs"].get("image_mode"))
+        data |= {name: value for name, value in processed.items() if name not in self.unused_input_names}
+        tensors = merged["text_kwargs"].get("return_tensors")
+        return BatchFeature(data, tensor_type=tensors, skip_tensor_conversion=self.skip_tensor_conversion)
+
+    def apply_chat_template(self, conversation: Any, *args: Any, **kwargs: Any) -> Any:
+        """As in transformers; a part that the model does not read is refused, and so are tools without a place.
+
+        Raises:
+            ValueError: for such a part, and with `tokenize=True` for an image part without its image.
+        """
+        template = (args[0] if args else kwargs.get("chat_template")) or self.chat_template
+        if kwargs.get("tools") and "tools" not in str(template):
+            raise ValueError("tools were given, but the chat template has no place for them; leave tools out")
+        check_parts(conversation, needs_images=bool(kwargs.get("tokenize")))
+        return super().apply_chat_template(conversation, *args, **kwargs)
+
+    def region_inputs(
+        self,
+        region_masks: Any,
+        image_sizes: Sequence[Sequence[int]],
+        tile_grids: Sequence[TileGrid],
+        image_mode: str | None = None,
+    ) -> dict[str, Tensor]:
+        """`region_cells` (R, P, L) and `region_first_tile` (R,) for images of (height, width); R may be 0.
+
+        Args:
+            region_masks: as for a call.
+            tile_grids: per image.
+
+        Raises:
+            ValueError: when entries and images differ in number, and for masks that cannot be.
+        """
+        entries = region_entries(region_masks, len(image_sizes))
+        sizes = [(height, width) for height, width in image_sizes]
+        images = self.image_processor.with_options(image_mode=image_mode)
+        canvases = [Canvas(images, size, grid, self._patch_grid) for size, grid in zip(sizes, tile_grids, strict=True)]
+        return region_tensors(entries, sizes, canvases, math.prod(self.patch_grid), self.region_rule)
+
+    def replace_image_token(self, image_inputs: Any, image_idx: int, **kwargs: Any) -> str:
+        """The tokens of an image as text, for engines that ask for one; a call gives the exact ids.
+
+        Args:
+            image_inputs: what `_process_images` or the image processor gives.
+            kwargs: as for `image_layout`, where the image processor alone was called.
+        """
+        if "image_layouts" in image_inputs:
+            layout = image_inputs["image_layouts"][image_idx]
+        else:
+            layout = self.image_layout(image_inputs["image_sizes"][image_idx].tolist(), **kwargs)
+        return "".join(layout.token_ids(*self._image_token_texts))
+
+    def _get_num_multimodal_tokens(self, image_sizes: Any = None, **kwargs: Any) -> MultiModalData:
+        """What a call makes of images of (height, width): the tokens of each, and the rows of `pixel_values`."""
+        if image_sizes is None:
+            return MultiModalData()
+        options = self._merge_kwargs(**kwargs)["images_kwargs"]
+        layouts = self._layouts([(height, width) for height, width in image_sizes], options)
+        return MultiModalData(
+            num_image_tokens=[layout.num_tokens for layout in layouts],
+            num_image_patches=[layout.tile_grid.num_tiles for layout in layouts],
+        )
+
+    def validate_inputs(self, images: Any = None, text: Any = None, **kwargs: Any) -> None:
+        """Raises ValueError where there is no input, or marks and images differ in number."""
+        if images is None and text is None:
+            raise ValueError(f"You need to provide at least one input to call {type(self).__name__}")
+        if text is not None:
+            check_images(images, text, self.image_token)
+
+    def _merge_kwargs(
+        self, ModelProcessorKwargs: Any = None, tokenizer_init_kwargs: Any = None, **kwargs: Any
+    ) -> dict[str, Any]:
+        """As in transformers, but a name that is not known is refused. Raises ValueError for it and for wrong types."""
+        for name in ("videos", "audio"):
+            if kwargs.pop(name, None) is not None:
+                raise ValueError(f"{type(self).__name__} takes images and text, no {name}; leave it out")
+        check_keywords(kwargs, type(self).__name__)
+        try:
+            merged = super()._merge_kwargs(self.valid_processor_kwargs, tokenizer_init_kwargs, **kwargs)
+            validate_typed_dict(TextKwargs, merged["text_kwargs"])  # which transformers does for images alone
+            return merged
+        except StrictDataclassError as error:
+            raise ValueError(" ".join(str(error).split())) from None
+
+    def _process_images(self, images: Any, **kwargs: Any) -> tuple[dict[str, Any], list[str]]:
+        """Inputs of the model with `image_layouts` beside them, and the text that stands for each image."""
+        if images is None or not flatten(images):
+            self._check_image_options(kwargs)
+            return {"image_layouts": []}, []
+        options = {name: value for name, value in kwargs.items() if name not in ("scale_factor", "max_image_tokens")}
+        data_format = options.pop("input_data_format", None)
+        sources = [to_source(image, data_format) for image in flatten(images)]
+        layouts = self._layouts([image_size(source) for source in sources], kwargs)
+        processed = dict(self.image_processor(sources, tile_grids=[lay.tile_grid for lay in layouts], **options))
+        entries = per_image(kwargs.get("scale_factor"), len(sources))
+        factors = per_tile(config_from_dict(self.projector_config), self._patch_grid, entries, layouts)
+        if factors is not None:
+            processed["scale_factors"] = torch.tensor(factors, dtype=torch.int64)
+        processed["image_layouts"] = layouts
+        return processed, [self.replace_image_token(processed, index) for index in range(len(layouts))]
+
+    def _layouts(self, sizes: Sequence[tuple[int, int]], images_kwargs: dict[str, Any]) -> list[ImageLayout]:
+        options = {name: value for name, value in images_kwargs.items() if name not in ABOUT_ARRAYS}
+        entries = per_image(options.pop("scale_factor", None), len(sizes))
+        planned = zip(sizes, entries, strict=True)
+        return [self.image_layout(size, scale_factor=entry, **options) for size, entry in planned]
+
+    def _check_image_options(self, images_kwargs: dict[str, Any]) -> None:
+        """Raises ValueError for options that no image could be prepared with."""
+        factor = plain(images_kwargs.get("scale_factor"))
+        if isinstance(factor, list):
+            per_image(factor, 0)
+            factor = None
+        self._layouts([self._patch_grid], images_kwargs | {"scale_factor": factor})
+
+    def _process_text(
+        self, text: list[str], layouts: Sequence[ImageLayout], replacements: list[str], merged: dict[str, Any]
+    ) -> dict[str, Any]:
+        options = dict(merged["text_kwargs"])
+        wants_types, wants_offsets = (
+            bool(options.pop(name, False) or merged.get(name))  # in text_kwargs before transformers 5.24
+            for name in ("return_mm_token_type_ids", "return_text_replacement_offsets")
+        )
+        if "padding" not in options:
+            options["padding"] = options.get("return_tensors") is not None and len(text) > 1
+        ids = (self.image_token_id, self.tile_separator_id, self.row_separator_id)
+        tokens = [ImageTokens(layout.token_ids(*ids), layout.token_ids(*self._image_token_texts)) for layout in layouts]
+        remaining = iter(tokens)
+        images = [[next(remaining) for _ in range(count_marks(self.image_token, prompt))] for prompt in text]
+        data = encode_prompts(
+            self.tokenizer, text, images, self.image_token_id, options, offsets_in_expanded_text=wants_offsets
+        )
+        if not wants_types:
+            del data["mm_token_type_ids"]
+        if wants_offsets:
+            _, offsets = self.get_text_with_replacements(list(text), replacements)
+            for entries, shown in zip(offsets, images, strict=True):
+                for entry, image in zip(entries, shown, strict=True):
+                    entry["token_ids"] = image.ids  # exact, where encoding the replacement is not
+            data["text_replacement_offsets"] = offsets
+        return data
+
+    @property
+    def _image_token_texts(self) -> tuple[str, str, str]:
+        row_separator = self.tokenizer.unk_token if self.row_separator == "unknown" else "\n"
+        return self.image_token, ",", row_separator
+
+    def _group_regions(self, region_masks: Any, num_images: int, prompts: Sequence[str]) -> list[Any]:
+        """The regions of each image in order; raises ValueError where a prompt's marks and regions differ."""
+        entries = region_entries(region_masks, num_images)
+        if self.region_token_id is not None:
+            check_regions(entries, prompts, self.image_token)
+        elif any(map(split_regions, entries)):
+            raise ValueError(
+                f"region_masks were given but the tokenizer has no token {REGION_TOKEN!r}; use a model"
+                " that has learned regions; tokenpacker.hf.add_regions gives another what it needs to learn them"
+            )
+        return entries
+
+
+def _check_row_separator(name: RowSeparator, tokenizer: PreTrainedTokenizerBase) -> RowSeparator:
+    if name not in get_args(RowSeparator):
+        raise ValueError(f"row_separator={name!r} is unknown; use 'newline' or 'unknown'")
+    if name == "unknown" and tokenizer.unk_token_id is None:
+        raise ValueError("row_separator='unknown' needs a tokenizer with an unknown token; use row_separator='newline'")
+    return name
+
+
+def _token_id(tokenizer: PreTrainedTokenizerBase, text: str) -> int:
+    """Id of a one-character token: the piece itself where the vocabulary has it, else what encoding ends with."""
+    piece = tokenizer.convert_tokens_to_ids(text)
+    if piece not in (None, tokenizer.unk_token_id):
+        return piece
+    return tokenizer.encode(text, add_special_tokens=False)[-1]

@@ -1,0 +1,1 @@
+"""Regions as users give them, to what the model reads."""

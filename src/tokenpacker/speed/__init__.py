@@ -1,0 +1,1 @@
+"""What an image and its answer cost in time and memory."""
