@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from tokenpacker.hf.processing.image_processor import TokenPackerImageProcessor
+from tokenpacker.hf.regions.marked_pixels import MarkedPixels
 from tokenpacker.hf.regions.masks import is_lone_region, mark_region, split_regions
-from tokenpacker.hf.regions.rasterize import MarkedPixels
 from tokenpacker.regions import RegionRule, cells_under, covered_share, covered_share_of_box, tiles_of_cells
 from tokenpacker.tiling import TileGrid, TileView
 
