@@ -271,10 +271,12 @@ class TokenPackerProcessor(ProcessorMixin):
             ValueError: if entries and images differ in number, and for masks that cannot be read.
         """
         entries = region_entries(region_masks, len(image_sizes))
-        sizes = [(height, width) for height, width in image_sizes]
         images = self.image_processor.with_options(image_mode=image_mode)
-        canvases = [Canvas(images, size, grid, self._patch_grid) for size, grid in zip(sizes, tile_grids, strict=True)]
-        return region_tensors(entries, sizes, canvases, math.prod(self.patch_grid), self.region_rule)
+        canvases = [
+            Canvas(images, (height, width), grid, self._patch_grid)
+            for (height, width), grid in zip(image_sizes, tile_grids, strict=True)
+        ]
+        return region_tensors(entries, canvases, math.prod(self.patch_grid), self.region_rule)
 
     def replace_image_token(self, image_inputs: Any, image_idx: int, **kwargs: Any) -> str:
         """The tokens of an image as text, for engines that ask for one; a call gives the exact ids.

@@ -157,33 +157,26 @@ def read_mask(source: str | Path) -> np.ndarray:
 def _from_picture(picture: Image.Image, name: str) -> np.ndarray:
     """(H, W), upright as its image will be; colours are compared as they are shown, not by their place in a palette."""
     picture = upright(picture)
-    if picture.mode in GREY_MODES:
-        levels = [level for level, count in enumerate(picture.histogram()) if count]
-        _check_colours(levels, 0, "grey levels", name)
-        return np.asarray(picture) != 0
-    if picture.mode not in COLOUR_MODES:
+    kind, black = ("grey levels", 0) if picture.mode in GREY_MODES else ("colours", (0, 0, 0))
+    if picture.mode not in (*GREY_MODES, *COLOUR_MODES):
         raise ImageError(
             f"{name} is a picture of mode {picture.mode}; a mask is black and one other colour in 8 bits: save it as"
             " a black-and-white PNG file"
         )
     if picture.has_transparency_data and any(picture.convert("RGBA").getchannel("A").histogram()[:255]):
         raise ImageError(f"{name} is transparent in places; a mask is black where nothing is marked: fill it in")
-    picture = picture.convert("RGB")
+    picture = picture if picture.mode in GREY_MODES else picture.convert("RGB")
     counted = picture.getcolors(COLOURS_COUNTED)
     if counted is None:
         raise ImageError(
             f"{name} holds more than {COLOURS_COUNTED} colours; a mask has black and one other: {TWO_COLOURS}"
         )
-    colours: list[Any] = sorted(colour for _, colour in counted)
-    _check_colours(colours, (0, 0, 0), "colours", name)
-    other = max(colours, default=(0, 0, 0))
-    return np.asarray(picture.getchannel(other.index(max(other)))) != 0  # its strongest channel tells it from black
-
-
-def _check_colours(used: Sequence[Any], black: Any, kind: str, name: str) -> None:
+    used: list[Any] = sorted(colour for _, colour in counted)
     if len(used) > 2 or (len(used) == 2 and black not in used):
         told = ", ".join(map(str, used[:COLOURS_TOLD])) + (", ..." if len(used) > COLOURS_TOLD else "")
         raise ImageError(f"{name} holds {len(used)} {kind}, {told}; a mask has {black} and one other: {TWO_COLOURS}")
+    pixels = np.asarray(picture) != 0
+    return pixels if pixels.ndim == 2 else pixels.any(axis=2)
 
 
 def _from_array(region: Any, image_size: tuple[int, int], name: str) -> np.ndarray:
