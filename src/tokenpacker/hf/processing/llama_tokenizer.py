@@ -18,8 +18,7 @@ can express.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -134,9 +133,8 @@ def load_llama_tokenizer(
             "model, or the embedding must be resized first"
         )
     variant = variant or config.get("llama_variant") or ("slow_legacy" if config.get("legacy", True) else "slow")
-    rules = _Rules(variant, names["bos_token"], tuple(names.values()), tuple(added))
     return ReleasedLlamaTokenizer(
-        tokenizer_object=_build(vocabulary, merges, added, names, rules),
+        tokenizer_object=_build(vocabulary, merges, added, names, variant),
         **{role: _special(name) for role, name in names.items()},
         extra_special_tokens=[_special(name) for name in added if name not in names.values()],
         model_max_length=model_max_length or max_length(folder, config),
@@ -185,31 +183,27 @@ def encode_as_trained(tokenizer: PreTrainedTokenizerBase, text: str, *, image_ma
     return ids
 
 
-@dataclass(frozen=True)
-class _Rules:
-    """Where a leading "▁" belongs. `own` are the tokens with a role (start, end, unknown), `added` are all."""
+def _normalizer(variant: Variant, names: dict[str, str], added: Collection[str]) -> normalizers.Normalizer:
+    """Text to what the merges work on: spaces become "▁", and each text gets its leading one.
 
-    variant: Variant
-    bos: str
-    own: tuple[str, ...]
-    added: tuple[str, ...]
-
-    def normalizer(self) -> normalizers.Normalizer:
-        """Text to what the merges work on: spaces become "▁", and each text gets its leading one."""
-        steps: list[normalizers.Normalizer] = []
-        if self.variant == "slow":
-            steps.append(normalizers.Replace(MARKER, " "))
-        if self.variant != "fast":
-            steps += [
-                normalizers.Replace(Regex(f"{WHITESPACE}{_escape(name)}{WHITESPACE}"), name)
-                for name in self.added
-                if name not in self.own and name != IMAGE_TOKEN
-            ]
-        specials = "|".join(_escape(name) for name in self.added)
-        fresh = rf"(?<=\A|\A{_escape(self.bos)}|{_escape(IMAGE_TOKEN)})(?!\z|{specials})"
-        follows = rf"(?<={specials})" + ("(?= )" if self.variant == "slow" else rf"(?!\z|{specials})")
-        steps += [normalizers.Replace(Regex(f"{fresh}|{follows}"), MARKER), normalizers.Replace(" ", MARKER)]
-        return normalizers.Sequence(steps)
+    Args:
+        names: start, end, unknown and padding token by role.
+        added: all special tokens.
+    """
+    steps: list[normalizers.Normalizer] = []
+    if variant == "slow":
+        steps.append(normalizers.Replace(MARKER, " "))
+    if variant != "fast":
+        steps += [
+            normalizers.Replace(Regex(f"{WHITESPACE}{_escape(name)}{WHITESPACE}"), name)
+            for name in added
+            if name not in names.values() and name != IMAGE_TOKEN
+        ]
+    specials = "|".join(_escape(name) for name in added)
+    fresh = rf"(?<=\A|\A{_escape(names['bos_token'])}|{_escape(IMAGE_TOKEN)})(?!\z|{specials})"
+    follows = rf"(?<={specials})" + ("(?= )" if variant == "slow" else rf"(?!\z|{specials})")
+    steps += [normalizers.Replace(Regex(f"{fresh}|{follows}"), MARKER), normalizers.Replace(" ", MARKER)]
+    return normalizers.Sequence(steps)
 
 
 def _build(
@@ -217,7 +211,7 @@ def _build(
     merges: list[tuple[str, str]],
     added: dict[str, int],
     names: dict[str, str],
-    rules: _Rules,
+    variant: Variant,
 ) -> Tokenizer:
     """The library's tokenizer. Special tokens are matched after normalization, so that the normalizer sees all text."""
     unknown, bos = names["unk_token"], names["bos_token"]
@@ -232,8 +226,8 @@ def _build(
             f"added token {wrong[0]!r} wants id {added[wrong[0]]}, but the next free one is "
             f"{tokenizer.token_to_id(wrong[0])}; number the added tokens without gaps after the vocabulary"
         )
-    tokenizer.normalizer = rules.normalizer()
-    if rules.variant == "slow":
+    tokenizer.normalizer = _normalizer(variant, names, added)
+    if variant == "slow":
         tokenizer.pre_tokenizer = _cut_roles(tokenizer)
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{bos} $A", pair=f"{bos} $A {bos} $B", special_tokens=[(bos, added[bos])]

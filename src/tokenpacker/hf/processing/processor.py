@@ -327,9 +327,9 @@ class TokenPackerProcessor(ProcessorMixin):
     def _process_images(self, images: Any, **kwargs: Any) -> tuple[dict[str, Any], list[str]]:
         """Inputs of the model with `image_layouts` beside them, and the text that stands for each image."""
         if images is None or not flatten(images):
-            per_image(factor := plain(kwargs.get("scale_factor")), 0)
-            some_image = self._patch_grid  # whose size does not matter: options are checked without an image, too
-            self._plan([some_image], kwargs | {"scale_factor": None if isinstance(factor, list) else factor})
+            factor = plain(kwargs.get("scale_factor"))
+            self._plan([], kwargs)  # options are checked without an image, too
+            self._plan([self._patch_grid], kwargs | {"scale_factor": None if isinstance(factor, list) else factor})
             return {"image_layouts": []}, []
         options = {name: value for name, value in kwargs.items() if name not in ("scale_factor", "max_image_tokens")}
         data_format = options.pop("input_data_format", None)
