@@ -6,8 +6,8 @@ from PIL import Image
 
 from tokenpacker.data.labels import HUMAN
 from tokenpacker.data.rows import Record
-from tokenpacker.hf.processing.image_inputs import to_rgb
 from tokenpacker.hf.processing.llama_tokenizer import REGION_TOKEN
+from tokenpacker.hf.processing.pictures import to_rgb
 from tokenpacker.visualize_regions import draw_conversation
 
 

@@ -31,7 +31,7 @@ from tokenpacker.data.labels import (
 )
 from tokenpacker.data.rows import ImageReference, Kind, Record, RecordError
 from tokenpacker.hf import TokenPackerProcessor
-from tokenpacker.hf.processing.image_processor import to_rgb
+from tokenpacker.hf.processing.pictures import to_rgb
 from tokenpacker.images import MAX_PIXELS, ImageError, image_size
 from tokenpacker.sequence import IGNORED, ImageLayout
 from tokenpacker.tiling import TileGrid

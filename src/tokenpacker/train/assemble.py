@@ -17,10 +17,10 @@ from tokenpacker.checkpoints.settings import MODEL_TYPES
 from tokenpacker.checkpoints.weight_files import read_json
 from tokenpacker.hf.configuration import TokenPackerConfig
 from tokenpacker.hf.model import TokenPackerForConditionalGeneration
+from tokenpacker.hf.pretrained import KEPT_WHOLE, four_bit_config
 from tokenpacker.hf.processing.chat import chat_template
 from tokenpacker.hf.processing.llama_tokenizer import IMAGE_TOKEN, load_llama_tokenizer
 from tokenpacker.hf.processing.processor import TokenPackerProcessor
-from tokenpacker.hf.quantization import KEPT_WHOLE, four_bit_config
 from tokenpacker.hf.regions.region_setup import add_region_token, add_regions
 from tokenpacker.hub import check_name, fetch
 from tokenpacker.regions import RegionConfig, RegionRule
