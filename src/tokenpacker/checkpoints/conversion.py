@@ -67,6 +67,7 @@ def load_released(
         src,
         base=base,
         vision_tower=vision_tower,
+        merge=merge,
         max_tiles=max_tiles,
         tokenizer_variant=tokenizer_variant,
         revision=revision,
@@ -76,13 +77,13 @@ def load_released(
     with init_empty_weights(include_buffers=False):
         model = TokenPackerForConditionalGeneration(checkpoint.config)
     check_device(device)
-    for name, tensor in checkpoint.tensors(chosen, merge, progress):
+    for name, tensor in checkpoint.tensors(chosen, progress):
         value = tensor.to(device, chosen, copy=True)  # a view would keep its file in memory
         set_module_tensor_to_device(model, name, device, value, dtype=chosen, clear_cache=False)
     model.to(device)  # buffers
     model.generation_config = checkpoint.generation_config
     model.eval()
-    return (model if merge else checkpoint.require_adapter().attach(model)), checkpoint.processor
+    return (model if checkpoint.kept is None else checkpoint.kept.attach(model)), checkpoint.processor
 
 
 def convert(
@@ -120,26 +121,25 @@ def convert(
         src,
         base=base,
         vision_tower=vision_tower,
+        merge=merge,
         max_tiles=max_tiles,
         tokenizer_variant=tokenizer_variant,
         revision=revision,
     )
-    if not merge:
-        checkpoint.require_adapter()  # before anything is written
     chosen = as_dtype(dtype)
     checkpoint.config.dtype = chosen or checkpoint.config.dtype
     needed = sum(entry.num_bytes(chosen) for entry in checkpoint.entries)
     with new_folder(Path(dst), needed, overwrite, [src, base, vision_tower]) as folder:
-        tensors = ((name, t.to(chosen or t.dtype)) for name, t in checkpoint.tensors(chosen, merge, progress))
+        tensors = ((name, t.to(chosen or t.dtype)) for name, t in checkpoint.tensors(chosen, progress))
         count, written = write_weights(folder, tensors, shard_bytes=shard_bytes)
         checkpoint.config.save_pretrained(folder)
         checkpoint.generation_config.save_pretrained(folder)
         checkpoint.processor.save_pretrained(folder)
         (folder / ORIGINAL_FOLDER).mkdir()
-        copy_tokenizer(checkpoint.tokenizer_folder, folder / ORIGINAL_FOLDER)
-        if not merge:
-            checkpoint.require_adapter().save(folder / ADAPTER_FOLDER)
-    return {"kind": checkpoint.kind, "tensors": count, "bytes": written, "notes": list(checkpoint.notes)}
+        copy_tokenizer(checkpoint.parts.tokenizer_folder, folder / ORIGINAL_FOLDER)
+        if checkpoint.kept is not None:
+            checkpoint.kept.save(folder / ADAPTER_FOLDER)
+    return {"kind": checkpoint.parts.kind, "tensors": count, "bytes": written, "notes": list(checkpoint.parts.notes)}
 
 
 def as_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:

@@ -42,13 +42,11 @@ class Adapter:
 
     Args:
         factors: factors A (rank, in) and B (out, rank) by the name of our weight that they update.
+        settings: of PEFT's `LoraConfig`.
     """
 
     factors: Mapping[str, tuple[Tensor, Tensor]]
-    rank: int
-    alpha: float
-    dropout: float
-    rank_stabilised: bool
+    settings: Mapping[str, Any]
 
     @classmethod
     def read(cls, folder: Path) -> Adapter:
@@ -65,18 +63,17 @@ class Adapter:
         if used or settings.get("bias", "none") != "none":
             what = ", ".join(used) or "bias"
             raise ValueError(f"{where} sets {what}, which the original never did; merge it with peft")
-        adapter = cls(
-            factors=_read_factors(folder),
-            rank=int(_number(settings, "r", where)),
-            alpha=_number(settings, "lora_alpha", where),
-            dropout=_number({"lora_dropout": 0.0} | settings, "lora_dropout", where),
-            rank_stabilised=settings.get("use_rslora") is True,
-        )
-        for name, (a, b) in adapter.factors.items():
-            if a.dim() != 2 or b.dim() != 2 or not a.shape[0] == b.shape[1] == adapter.rank > 0:
+        kept = {"r": None, "lora_alpha": None, "lora_dropout": 0.0} | settings
+        kept = {key: kept[key] for key in ("r", "lora_alpha", "lora_dropout")}
+        for key, value in kept.items():
+            if type(value) not in (int, float) or not 0 <= value < float("inf"):
+                raise ValueError(f"{where} has {key}={value!r}; it must be a number of at least 0")
+        factors = _read_factors(folder)
+        for name, (a, b) in factors.items():
+            if a.dim() != 2 or b.dim() != 2 or not a.shape[0] == b.shape[1] == kept["r"] > 0:
                 shapes = f"{tuple(a.shape)} and {tuple(b.shape)}"
-                raise ValueError(f"{folder}: the factors of {name} are {shapes}, which is not rank r={adapter.rank}")
-        return adapter
+                raise ValueError(f"{folder}: the factors of {name} are {shapes}, which is not rank r={kept['r']}")
+        return cls(factors, kept | {"use_rslora": settings.get("use_rslora") is True})
 
     def check(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
         """Raises ValueError if a factor has no weight of ours to update, or does not fit its shape."""
@@ -88,7 +85,8 @@ class Adapter:
     def merge(self, name: str, weight: Tensor) -> Tensor:
         """The weight with its update, summed in float32."""
         a, b = self.factors[name]
-        scale = self.alpha / (self.rank**0.5 if self.rank_stabilised else self.rank)
+        rank = self.settings["r"]
+        scale = self.settings["lora_alpha"] / (rank**0.5 if self.settings["use_rslora"] else rank)
         return torch.addmm(weight.float(), b.float(), a.float(), alpha=scale).to(weight.dtype)
 
     def attach(self, model: nn.Module) -> PeftModel:
@@ -123,14 +121,8 @@ class Adapter:
             from peft import LoraConfig
         except ImportError as error:
             raise ImportError("keeping an adapter needs peft; run: pip install peft") from error
-        return LoraConfig(
-            r=self.rank,
-            lora_alpha=self.alpha,  # type: ignore[arg-type]
-            lora_dropout=self.dropout,
-            use_rslora=self.rank_stabilised,
-            target_modules=sorted(name.removesuffix(".weight") for name in self.factors),
-            inference_mode=True,
-        )
+        modules = sorted(name.removesuffix(".weight") for name in self.factors)
+        return LoraConfig(**self.settings, target_modules=modules, inference_mode=True)
 
 
 def _read_factors(folder: Path) -> dict[str, tuple[Tensor, Tensor]]:
@@ -154,10 +146,3 @@ def _read_factors(folder: Path) -> dict[str, tuple[Tensor, Tensor]]:
     if halves:
         raise ValueError(f"{file} lacks lora_A or lora_B of {listed(halves)}; {FETCH_AGAIN}")
     return {name: (pair["A"], pair["B"]) for name, pair in pairs.items()}
-
-
-def _number(settings: dict[str, Any], key: str, where: Path) -> float:
-    value: Any = settings.get(key)
-    if type(value) not in (int, float) or not 0 <= value < float("inf"):
-        raise ValueError(f"{where} has {key}={value!r}; it must be a number of at least 0")
-    return value

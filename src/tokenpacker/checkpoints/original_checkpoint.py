@@ -31,36 +31,26 @@ class ReleasedCheckpoint:
     """An opened checkpoint.
 
     Args:
-        kind: `complete`, `stage-1` or `lora`.
         entries: all stored tensors that the model needs, with our names in them.
-        adapter: of a LoRA checkpoint.
-        tokenizer_folder: holds the original tokenizer's files.
-        notes: for the user.
+        merged: adapter whose updates are added to the weights.
+        kept: adapter that stays beside the weights.
     """
 
-    kind: str
+    parts: Parts
     config: TokenPackerConfig
     processor: TokenPackerProcessor
     generation_config: GenerationConfig
     entries: tuple[Entry, ...]
-    adapter: Adapter | None
-    tokenizer_folder: Path
-    notes: tuple[str, ...]
-
-    def require_adapter(self) -> Adapter:
-        """The adapter that is to be kept. Raises ValueError if there is none."""
-        if self.adapter is None:
-            raise ValueError(f"a {self.kind} checkpoint has no adapter to keep; leave --keep-adapter (merge=False) out")
-        return self.adapter
+    merged: Adapter | None
+    kept: Adapter | None
 
     def tensors(
-        self, dtype: torch.dtype | None = None, merge: bool = True, progress: Progress | None = None
+        self, dtype: torch.dtype | None = None, progress: Progress | None = None
     ) -> Iterator[tuple[str, Tensor]]:
         """Our names and tensors in their stored types, file by file; they may be views of the files.
 
         Args:
             dtype: that the caller casts them to.
-            merge: add an adapter's updates to the weights.
 
         Raises:
             ValueError: for damaged files, and for weights that are not finite or too large for `dtype`.
@@ -69,8 +59,8 @@ class ReleasedCheckpoint:
             where = f"{entry.file}: {entry.name}"
             check_finite(tensor, dtype, where)
             for name, part in zip(entry.ours, tensor.chunk(len(entry.ours)), strict=True):
-                if self.adapter is not None and merge and name in self.adapter.factors:
-                    part = self.adapter.merge(name, part)
+                if self.merged is not None and name in self.merged.factors:
+                    part = self.merged.merge(name, part)
                     check_finite(part, dtype, f"{where}, with its adapter,")
                 yield name, part
             del tensor, part  # or they would hold their file while the next one is read
@@ -81,28 +71,26 @@ def open_checkpoint(
     *,
     base: str | Path | None = None,
     vision_tower: str | Path | None = None,
+    merge: bool = True,
     max_tiles: int | None = None,
     tokenizer_variant: Variant | None = None,
     revision: str | None = None,
 ) -> ReleasedCheckpoint:
     """The checkpoint in a folder or hub repository; its weights are listed but not read.
 
-    Args:
-        base: language model of a stage-1 or LoRA checkpoint, folder or hub id.
-        vision_tower: replaces the tower that the checkpoint holds or names.
-        max_tiles: replaces the config's `patch_num`.
-        tokenizer_variant: see `load_llama_tokenizer`; None takes the one that the checkpoint was trained with.
-        revision: of `src` on the hub.
-
-    Raises:
-        ValueError: for whatever is missing, damaged, unknown or does not fit together.
+    Arguments and errors are those of `load_released`.
     """
     base, vision_tower = (None if path is None else str(path) for path in (base, vision_tower))
     parts = find_parts(str(src), base, vision_tower, max_tiles, revision)
+    if not merge and parts.adapter is None:
+        raise ValueError(f"a {parts.kind} checkpoint has no adapter to keep; leave --keep-adapter (merge=False) out")
+    # Tokens that the original adds to the tokenizer, in its order.
+    added = [IMAGE_PATCH_TOKEN] if parts.content.get("mm_use_im_patch_token") else []
+    added += [IMAGE_START_TOKEN, IMAGE_END_TOKEN] if parts.settings.image_start_end else []
     tokenizer = load_llama_tokenizer(
         parts.tokenizer_folder,
         tokenizer_variant,
-        extra_tokens=_extra_tokens(parts),
+        extra_tokens=added,
         model_max_length=parts.settings.context_length,
         vocab_size=parts.text_config.vocab_size,
         region_token=parts.has_regions,
@@ -120,21 +108,14 @@ def open_checkpoint(
     }
     config.dtype = parts.found[EMBEDDING].dtype
     return ReleasedCheckpoint(
-        kind=parts.kind,
+        parts=parts,
         config=config,
         processor=_processor(parts, config, tokenizer),
         generation_config=_generation_config(parts),
         entries=entries,
-        adapter=parts.adapter,
-        tokenizer_folder=parts.tokenizer_folder,
-        notes=parts.notes,
+        merged=parts.adapter if merge else None,
+        kept=None if merge else parts.adapter,
     )
-
-
-def _extra_tokens(parts: Parts) -> list[str]:
-    """Tokens that the original adds to the tokenizer, in its order."""
-    patch = [IMAGE_PATCH_TOKEN] if parts.content.get("mm_use_im_patch_token") else []
-    return patch + ([IMAGE_START_TOKEN, IMAGE_END_TOKEN] if parts.settings.image_start_end else [])
 
 
 def _config(parts: Parts, tokenizer: PreTrainedTokenizerFast) -> TokenPackerConfig:
