@@ -89,6 +89,8 @@ def test_lengths_are_exact_without_decoding(maker, tiny_processor, picture_file,
         tokens=len(sample.input_ids),
         image_tokens=sum(layout.num_tokens for layout in layouts),
         tiles=len(sample.pixel_values),
+        images=len(images),
+        regions=0,
     )
     assert sample.tile_grids == tuple(layout.tile_grid for layout in layouts)
     packed = sum(layout.tile_grid.num_tiles * layout.tokens_per_tile for layout in layouts)
