@@ -85,7 +85,7 @@ def run_package(model: TokenPackerForConditionalGeneration, config: TrainingConf
         meter.model_built(model)
         meter.warm_up(model, lambda: model(**_inputs(batches[0])).loss)
         trainer.train()
-    rows = [[sum(data.lengths[number].tokens for number in row) for row in batch] for batch in plan.batches]
+    rows = [[int(data.lengths.tokens[row].sum()) for row in batch] for batch in plan.batches]
     return meter.result() | shape_of(rows)
 
 
@@ -111,7 +111,7 @@ def run_plain(model: TokenPackerForConditionalGeneration, config: TrainingConfig
             optimizer.step()
             optimizer.zero_grad()
             meter.losses.append(loss.item())
-    return meter.result() | shape_of([[data.lengths[number].tokens for number in batch] for batch in batches])
+    return meter.result() | shape_of([data.lengths.tokens[batch].tolist() for batch in batches])
 
 
 def with_as_many_steps(data: RunData) -> Planner:

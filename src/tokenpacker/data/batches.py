@@ -12,9 +12,8 @@ import os
 import random
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -32,6 +31,7 @@ from tokenpacker.sequence import IGNORED
 
 IDS = "ids"  # key of a batch: ids of its samples
 POSITION = "position"  # key of a stream's batch: where a reader may start to find this batch and all later ones
+BUFFER_KEYS = ("buffer", "batch")  # of a position, besides those of the stream
 BUFFER = 1024  # samples: with tar shards of 100 KB images 100 MB per process. More fill rows better and mix better
 
 
@@ -111,6 +111,14 @@ class FileBatches(Dataset[dict[str, Any]]):
         return self.maker.make(batch, self.records.__getitem__, index // self.plan.batches_per_step)
 
 
+class _Buffer(NamedTuple):
+    """Usable samples that follow each other in the stream, and their batches."""
+
+    start: Position
+    records: list[Record]
+    batches: list[Batch]
+
+
 class StreamBatches(Dataset[dict[str, Any]]):
     """Batches of a stream. Its epochs follow each other without end.
 
@@ -150,7 +158,9 @@ class StreamBatches(Dataset[dict[str, Any]]):
         if min(num_batches, buffer_size) < 1:
             raise ValueError(f"num_batches={num_batches} and buffer_size={buffer_size} must be at least 1")
         self.stream, self.maker, self.planner, self.num_batches = stream, maker, planner, num_batches
-        self.start = _checked(stream, start)
+        self.start = (
+            stream.start() | dict.fromkeys(BUFFER_KEYS, 0) if start is None else stream.check(start, *BUFFER_KEYS)
+        )
         maker.maker.check_scale_factor(maker.longest_scale_factor)
         # Every process measures all samples, and one of them counts; decoding counts the share that a process decodes.
         self._measured = Rejects(maker.rejects.path, maker.rejects.max_share)
@@ -191,7 +201,7 @@ class StreamBatches(Dataset[dict[str, Any]]):
             self._process, self._buffers, self._buffer = os.getpid(), None, None
         if self._buffers is None:
             self._buffers = self._read_buffers()
-        while self._buffer is None or index >= self._buffer.end:
+        while self._buffer is None or index >= self._buffer.start["batch"] + len(self._buffer.batches):
             self._buffer = None  # never holds two
             try:
                 self._buffer = next(self._buffers)
@@ -254,20 +264,6 @@ class StreamBatches(Dataset[dict[str, Any]]):
             raise ValueError(NOTHING_USABLE)
 
 
-@dataclass(frozen=True)
-class _Buffer:
-    """Usable samples that follow each other in the stream, and their batches."""
-
-    start: Position
-    records: list[Record]
-    batches: list[Batch]
-
-    @property
-    def end(self) -> int:
-        """The number of the batch after the last one."""
-        return int(self.start["batch"]) + len(self.batches)
-
-
 def only_item(items: list[dict[str, Any]]) -> dict[str, Any]:
     """The one item of a list: the collate function for data sets whose items are whole batches."""
     (item,) = items
@@ -292,12 +288,3 @@ def _counts() -> bool:
     """Whether this process counts what all of them read: the first worker of the first process."""
     worker = get_worker_info()
     return os.environ.get("RANK", "0") == "0" and (worker is None or worker.id == 0)
-
-
-def _checked(stream: Stream, start: Position | None) -> Position:
-    if start is None:
-        return stream.start() | {"buffer": 0, "batch": 0}
-    position = stream.check(start)
-    if any(type(position.get(key)) is not int or position[key] < 0 for key in ("buffer", "batch")):
-        raise ValueError(f"start={start!r} needs whole numbers buffer and batch; use one that a batch carried")
-    return dict(position)

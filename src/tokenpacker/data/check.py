@@ -5,10 +5,9 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -31,39 +30,36 @@ BAR_WIDTH = 40  # characters
 CHART, CHART_HEIGHT, CHART_TOP = 640, 300, 150  # pixels
 
 
-@dataclass(frozen=True, kw_only=True)
-class Numbers:
-    """Statistics of one quantity over all usable samples."""
+class Numbers(NamedTuple):
+    """Statistics of one quantity over usable samples; zeros if there are none."""
 
-    total: int
-    mean: float
-    median: float
-    p95: float
-    max: int
+    total: int = 0
+    mean: float = 0.0
+    median: float = 0.0
+    p95: float = 0.0
+    max: int = 0
 
     @classmethod
     def of(cls, values: np.ndarray) -> Numbers:
-        """The statistics of values; zeros if there are none."""
+        """The statistics of values."""
         if not len(values):
-            return cls(total=0, mean=0.0, median=0.0, p95=0.0, max=0)
-        return cls(
-            total=int(values.sum()),
-            mean=round(float(values.mean()), 2),
-            median=float(np.median(values)),
-            p95=float(np.percentile(values, 95)),
-            max=int(values.max()),
-        )
+            return cls()
+        mean, p95 = round(float(values.mean()), 2), float(np.percentile(values, 95))
+        return cls(int(values.sum()), mean, float(np.median(values)), p95, int(values.max()))
 
 
-@dataclass(frozen=True, kw_only=True)
 class DataReport:
     """The report of `tokenpacker data check`.
 
     Args:
-        samples: checked.
-        usable: samples among them that a run would use.
-        with_images: usable samples with an image; `multi_image` of them have several, `with_regions` have regions.
-        text_only: usable samples without an image.
+        lengths: of the samples checked.
+        max_share: of samples that may be rejected.
+        decoded: whether images were decoded; False if only their headers were read.
+
+    Attributes:
+        samples, usable: checked, and among them those that a run would use.
+        with_images, text_only: usable samples with an image, and without. Of the former `multi_image` have several,
+            `with_regions` have regions.
         tokens: per usable sample, image tokens included.
         image_tokens: per usable sample with images, separators included.
         regions: per usable sample with regions.
@@ -71,25 +67,25 @@ class DataReport:
         tiles: usable samples by number of tiles.
         rejected: samples left out, by kind.
         examples: (id, reason, source) of some, by kind.
-        max_share: of samples that may be rejected.
-        decoded: whether images were decoded; False if only their headers were read.
     """
 
-    samples: int
-    usable: int
-    with_images: int
-    multi_image: int
-    with_regions: int
-    text_only: int
-    tokens: Numbers
-    image_tokens: Numbers
-    regions: Numbers
-    histogram: tuple[tuple[int, int, int], ...]
-    tiles: dict[int, int]
-    rejected: dict[str, int]
-    examples: dict[str, list[tuple[str, str, str]]]
-    max_share: float
-    decoded: bool
+    def __init__(self, lengths: Lengths, max_share: float, decoded: bool) -> None:
+        usable = lengths.usable
+        tokens, image_tokens, tiles, images, regions = (getattr(lengths, name)[usable] for name in Length._fields)
+        self.samples, self.usable = len(lengths), len(usable)
+        self.with_images, self.multi_image = int((images > 0).sum()), int((images > 1).sum())
+        self.with_regions, self.text_only = int((regions > 0).sum()), int((images == 0).sum())
+        self.tokens = Numbers.of(tokens)
+        self.image_tokens = Numbers.of(image_tokens[images > 0])
+        self.regions = Numbers.of(regions[regions > 0])
+        self.histogram = _histogram(tokens)
+        self.tiles = dict(sorted(Counter(tiles.tolist()).items()))
+        self.rejected = dict(Counter(error.kind for error in lengths.errors.values()).most_common())
+        self.examples: dict[str, list[tuple[str, str, str]]] = {kind: [] for kind in self.rejected}
+        for error in lengths.errors.values():
+            if len(self.examples[error.kind]) < NUM_EXAMPLES:
+                self.examples[error.kind].append((error.id, error.reason, error.source))
+        self.max_share, self.decoded = max_share, decoded
 
     @property
     def rejected_share(self) -> float:
@@ -103,18 +99,15 @@ class DataReport:
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain JSON."""
-        keys = ("from", "to", "samples")
-        return {
-            **asdict(self),
-            "histogram": [dict(zip(keys, bin, strict=True)) for bin in self.histogram],
-            "tiles": {str(tiles): count for tiles, count in self.tiles.items()},
-            "examples": {
-                kind: [dict(zip(("id", "reason", "source"), example, strict=True)) for example in examples]
-                for kind, examples in self.examples.items()
-            },
-            "rejected_share": self.rejected_share,
-            "passes": self.passes,
+        bins = [dict(zip(("from", "to", "samples"), bin, strict=True)) for bin in self.histogram]
+        examples = {
+            kind: [dict(zip(("id", "reason", "source"), example, strict=True)) for example in found]
+            for kind, found in self.examples.items()
         }
+        numbers = {name: getattr(self, name)._asdict() for name in ("tokens", "image_tokens", "regions")}
+        tiles = {str(tiles): count for tiles, count in self.tiles.items()}
+        shares = {"rejected_share": self.rejected_share, "passes": self.passes}
+        return {**vars(self), **numbers, "histogram": bins, "tiles": tiles, "examples": examples, **shares}
 
 
 def check_data(
@@ -162,7 +155,7 @@ def check_data(
             num_workers=num_workers,
             progress=progress,
         )
-    return _report(lengths, max_share, decode)
+    return DataReport(lengths, max_share, decode)
 
 
 def describe(report: DataReport) -> str:
@@ -258,33 +251,6 @@ def _stream_lengths(
     width = len(Length._fields)
     table = np.fromiter(lengths(), dtype=np.dtype((np.int32, width))).reshape(-1, width).T
     return Lengths(**dict(zip(Length._fields, table, strict=True)), errors=errors)
-
-
-def _report(lengths: Lengths, max_share: float, decoded: bool) -> DataReport:
-    usable = lengths.usable
-    tokens, image_tokens, tiles, images, regions = (getattr(lengths, name)[usable] for name in Length._fields)
-    kinds = Counter(error.kind for error in lengths.errors.values())
-    examples: dict[str, list[tuple[str, str, str]]] = {kind: [] for kind, _ in kinds.most_common()}
-    for error in lengths.errors.values():
-        if len(examples[error.kind]) < NUM_EXAMPLES:
-            examples[error.kind].append((error.id, error.reason, error.source))
-    return DataReport(
-        samples=len(lengths),
-        usable=len(usable),
-        with_images=int((images > 0).sum()),
-        multi_image=int((images > 1).sum()),
-        with_regions=int((regions > 0).sum()),
-        text_only=int((images == 0).sum()),
-        tokens=Numbers.of(tokens),
-        image_tokens=Numbers.of(image_tokens[images > 0]),
-        regions=Numbers.of(regions[regions > 0]),
-        histogram=_histogram(tokens),
-        tiles=dict(sorted(Counter(tiles.tolist()).items())),
-        rejected=dict(kinds.most_common()),
-        examples=examples,
-        max_share=max_share,
-        decoded=decoded,
-    )
 
 
 def _histogram(tokens: np.ndarray) -> tuple[tuple[int, int, int], ...]:

@@ -50,10 +50,6 @@ class Lengths:
     def __len__(self) -> int:
         return len(self.tokens)
 
-    def __getitem__(self, index: int) -> Length:
-        """The length of a usable record."""
-        return Length(*(int(getattr(self, name)[index]) for name in Length._fields))
-
     @property
     def usable(self) -> np.ndarray:
         """Numbers of the records that make a sample. Every sample has tokens."""

@@ -18,7 +18,6 @@ import contextlib
 import json
 import os
 import re
-from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate
@@ -124,64 +123,53 @@ def _format_of(path: Path) -> Format:
     return chosen
 
 
-class _File(ABC):
-    """The rows of one data file by number."""
-
-    def __init__(self, path: Path, images_root: Path) -> None:
-        self.path, self.images_root = path, images_root
-
-    @abstractmethod
-    def __len__(self) -> int: ...
-
-    @abstractmethod
-    def where(self, number: int) -> str:
-        """File and place of a row, for messages."""
-
-    @abstractmethod
-    def row(self, number: int) -> Any:
-        """The row as it is in the file. Raises RecordError."""
-
-
-class _JsonFile(_File):
+class _JsonFile:
     """Rows of JSON, of which only the places are kept.
 
     Args:
-        place: how messages name a row, with its `entry` and `line`.
+        place: how messages name a row, by its `entry` and `line`.
+        content: what the places are in; None is the file.
     """
 
     def __init__(
-        self, path: Path, images_root: Path, places: Iterable[_Place], place: str = "entry {entry} in line {line}"
+        self,
+        path: Path,
+        images_root: Path,
+        places: Iterable[_Place],
+        place: str = "entry {entry} in line {line}",
+        content: bytes | None = None,
     ) -> None:
-        super().__init__(path, images_root)
-        self._places = np.fromiter(places, dtype=np.dtype((np.int64, 3)))  # few objects, which processes share cheaply
-        self._place = place
+        self.path, self.images_root, self._place, self._content = path, images_root, place, content
+        self._places = np.fromiter(places, dtype=np.dtype((np.int64, 3)))  # which processes share, unlike objects
 
     def __len__(self) -> int:
         return len(self._places)
 
     def where(self, number: int) -> str:
+        """File and place of a row, for messages."""
         return f"{self.path}, {self._place.format(entry=number + 1, line=self._places[number][2])}"
 
     def row(self, number: int) -> Any:
+        """The row as it is in the file. Raises RecordError."""
         start, end, _ = self._places[number].tolist()
-        return parse_row(self._read(start, end), self.where(number))
-
-    def _read(self, start: int, end: int) -> bytes:
+        if self._content is not None:
+            return parse_row(self._content[start:end], self.where(number))
         with self.path.open("rb") as file:  # opened anew: worker processes would share the position of a handle
             file.seek(start)
-            return file.read(end - start)
+            return parse_row(file.read(end - start), self.where(number))
 
 
 class _CaptionFile(_JsonFile):
-    """COCO captions, a record for each annotation: their rows are kept in one block of bytes."""
+    """COCO captions, a record for each annotation. Their rows are kept in one block of bytes."""
 
     def __init__(self, path: Path, images_root: Path, content: dict[str, Any]) -> None:
         rows = list(_caption_rows(path, content))
         ends = list(accumulate(map(len, rows)))
-        super().__init__(path, images_root, zip([0, *ends], ends, ends, strict=False), "annotation {entry}")
-        self._block = b"".join(rows)
+        places = ((end - len(row), end, 0) for row, end in zip(rows, ends, strict=True))
+        super().__init__(path, images_root, places, "annotation {entry}", b"".join(rows))
 
     def row(self, number: int) -> Any:
+        """A LLaVA row. Raises RecordError for an annotation without a text or an image."""
         row, where = super().row(number), self.where(number)
         if not isinstance(row["caption"], str) or not row["caption"].strip():
             raise RecordError(where, f"caption={row['caption']!r} is no text; write one", source=where)
@@ -190,18 +178,15 @@ class _CaptionFile(_JsonFile):
             raise RecordError(where, reason, source=where)
         return {"id": row["id"], "image": row["image"], "conversations": caption_messages(row["caption"])}
 
-    def _read(self, start: int, end: int) -> bytes:
-        return self._block[start:end]
 
-
-class _ParquetFile(_File):
+class _ParquetFile:
     """Rows of a Parquet file, of which one row group is kept.
 
     Rows in order are fast; in random order each may cost reading a row group. `streams.open_dataset` reads in order.
     """
 
     def __init__(self, path: Path, images_root: Path) -> None:
-        super().__init__(path, images_root)
+        self.path, self.images_root = path, images_root
         self._opened: Any = None
         self._group: tuple[int, Any] = (-1, None)
         metadata, names = self._open().metadata, self._open().schema_arrow.names
@@ -250,6 +235,9 @@ class _ParquetFile(_File):
             except (pa.ArrowException, OSError) as error:
                 raise ValueError(f"{self.path} is no readable Parquet file ({error}); write it anew") from None
         return self._opened
+
+
+_File = _JsonFile | _ParquetFile
 
 
 def _open_lines(path: Path, images_root: Path) -> _File:

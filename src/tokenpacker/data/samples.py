@@ -25,7 +25,7 @@ from tokenpacker.data.labels import GPT, Example, TrainingFormat, expand, prepar
 from tokenpacker.data.rows import ImageReference, Kind, Record, RecordError
 from tokenpacker.hf import TokenPackerProcessor
 from tokenpacker.hf.processing.image_processor import to_rgb
-from tokenpacker.images import MAX_PIXELS, ImageError, image_size
+from tokenpacker.images import ImageError, image_size
 from tokenpacker.sequence import IGNORED, ImageLayout
 from tokenpacker.tiling import TileGrid
 
@@ -75,7 +75,6 @@ class SampleMaker:
         max_length: tokens of the longest sample, image tokens included; longer ones are rejected, never cut.
         max_tiles: of the largest sample; larger ones are rejected.
         max_image_tokens: budget per image, separators included.
-        max_pixels: of the largest image, which bounds the memory for decoding (12 bytes a pixel for its floats alone).
 
     Raises:
         ValueError: for an unknown format and for limits that no sample can meet.
@@ -89,20 +88,18 @@ class SampleMaker:
         *,
         max_tiles: int | None = None,
         max_image_tokens: int | None = None,
-        max_pixels: int = MAX_PIXELS,
     ) -> None:
         if chat_format not in get_args(TrainingFormat):
             raise ValueError(
                 f"chat_format={chat_format!r} is unknown; use one of {', '.join(get_args(TrainingFormat))}"
             )
-        if min(max_length, max_pixels) < 1:
-            raise ValueError(f"max_length={max_length} and max_pixels={max_pixels} must be at least 1")
+        if max_length < 1:
+            raise ValueError(f"max_length={max_length} must be at least 1")
         self.processor = processor
         self.chat_format: TrainingFormat = chat_format
         self.max_length = max_length
         self.max_tiles = max_tiles
         self.max_image_tokens = max_image_tokens
-        self.max_pixels = max_pixels
         self.check_scale_factor(None)
 
     def check_scale_factor(self, scale_factor: int | None) -> None:
@@ -117,7 +114,7 @@ class SampleMaker:
         backend = json.loads(tokenizer.backend_tokenizer.to_str())
         for state in ("padding", "truncation"):  # of the last call
             backend.pop(state, None)
-        limits = [self.chat_format, self.max_length, self.max_tiles, self.max_image_tokens, self.max_pixels]
+        limits = [self.chat_format, self.max_length, self.max_tiles, self.max_image_tokens]
         tokens = {role: str(token) for role, token in tokenizer.special_tokens_map.items()}
         variant = tokenizer.init_kwargs.get("llama_variant")
         settings = [limits, self.processor.to_dict(), backend, tokens, variant]
@@ -241,16 +238,10 @@ class SampleMaker:
 
     def _size(self, record: Record, image: ImageReference) -> tuple[int, int]:
         try:
-            height, width = image_size(image)
+            return image_size(image)
         except ImageError as error:
             missing = isinstance(image, str) and not os.path.exists(image)
             raise _reject(record, str(error), "missing image" if missing else "unreadable image") from None
-        if height * width > self.max_pixels:
-            reason = (
-                f"an image is {height}x{width}, more than max_pixels={self.max_pixels}; shrink it, or raise the limit"
-            )
-            raise _reject(record, reason, "unreadable image")
-        return height, width
 
     def _example(self, record: Record) -> Example:
         """Ids and labels with one mark per image."""

@@ -93,10 +93,9 @@ def open_source(
     data = look_through(config, processor, output, progress)
     digest = hashlib.sha256(data.lengths.tokens.tobytes() + data.lengths.tiles.tobytes())
     digest.update(json.dumps(data.plan.batches).encode())
-    # Counts what decoding finds, judged by the size of the whole data set.
-    rejects = Rejects(data.rejects.path, data.rejects.max_share, num_samples=len(data.lengths.usable))
+    maker = _batch_maker(config, processor, output, len(data.lengths.usable))
     return Source(
-        batches=FileBatches(data.plan, data.records, _batch_maker(config, data.maker, rejects)),
+        batches=FileBatches(data.plan, data.records, maker),
         num_steps=data.plan.num_steps,
         samples_per_step=data.plan.samples_per_step,
         fingerprint=digest.hexdigest(),
@@ -149,20 +148,18 @@ def look_through(
     data = config.data
     records = open_data(data.path or "", data.images, format=data.format)
     assert isinstance(records, Records)
-    maker = _sample_maker(config, processor)
-    rejects = Rejects(output / REJECTS if output else None, data.max_reject_share)
+    maker, planner = _batch_maker(config, processor, output), _planner(config)
     lengths = index_lengths(
         records,
-        maker,
-        scale_factor=min(config.scale_factors, default=None),  # of which a sample is longest
-        rejects=rejects,
+        maker.maker,
+        scale_factor=maker.longest_scale_factor,
+        rejects=maker.rejects,
         cache=output / INDEX if output else None,
         progress=progress,
     )
-    rejects.finish()
-    planner = _planner(config)
+    maker.rejects.finish()
     plan = plan_run(planner, lengths.tokens, lengths.tiles, epochs=config.epochs, max_steps=config.max_steps)
-    return RunData(records, maker, lengths, planner, plan, rejects)
+    return RunData(records, maker.maker, lengths, planner, plan, maker.rejects)
 
 
 def is_stream(config: TrainingConfig) -> bool:
@@ -202,10 +199,10 @@ def open_data(
 def _stream(
     config: TrainingConfig, processor: TokenPackerProcessor, output: Path, position: dict[str, Any] | None
 ) -> Source:
-    data, num_steps, planner = config.data, _num_steps(config, STREAM_HAS_NO_END), _planner(config)
+    data, num_steps = config.data, _num_steps(config, STREAM_HAS_NO_END)
     stream = open_data(data.path or "", data.images, format=data.format, seed=config.seed)
     assert isinstance(stream, Stream)
-    maker = _batch_maker(config, _sample_maker(config, processor), Rejects(output / REJECTS, data.max_reject_share))
+    planner, maker = _planner(config), _batch_maker(config, processor, output)
     return Source(
         batches=StreamBatches(stream, maker, planner, num_steps * planner.batches_per_step, position),
         num_steps=num_steps,
@@ -246,16 +243,6 @@ def _num_steps(config: TrainingConfig, why: str) -> int:
     return config.max_steps
 
 
-def _sample_maker(config: TrainingConfig, processor: TokenPackerProcessor) -> SampleMaker:
-    data = config.data
-    return SampleMaker(processor, config.model.chat_format, data.max_length, max_tiles=data.max_tiles_per_batch)
-
-
-def _batch_maker(config: TrainingConfig, maker: SampleMaker, rejects: Rejects) -> BatchMaker:
-    scale_factors, seed = config.scale_factors, config.seed
-    return BatchMaker(maker, rejects, packed=config.data.packed, scale_factors=scale_factors, seed=seed)
-
-
 def _planner(config: TrainingConfig) -> Planner:
     data = config.data
     return Planner(
@@ -267,3 +254,12 @@ def _planner(config: TrainingConfig) -> Planner:
         grouped=data.grouped,
         seed=config.seed,
     )
+
+
+def _batch_maker(
+    config: TrainingConfig, processor: TokenPackerProcessor, output: Path | None, num_samples: int | None = None
+) -> BatchMaker:
+    data, format = config.data, config.model.chat_format
+    samples = SampleMaker(processor, format, data.max_length, max_tiles=data.max_tiles_per_batch)
+    rejects = Rejects(output / REJECTS if output else None, data.max_reject_share, num_samples=num_samples)
+    return BatchMaker(samples, rejects, packed=data.packed, scale_factors=config.scale_factors, seed=config.seed)

@@ -93,9 +93,9 @@ class Stream:
             for sample, record in enumerate(self.shards[number].read(done), done + 1):
                 yield {"epoch": epoch, "shard": place, "sample": sample, "stream": self._fingerprint}, record
 
-    def check(self, position: Position) -> Position:
-        """The position itself. Raises the ValueErrors of `stream`."""
-        keys = ("epoch", "shard", "sample")
+    def check(self, position: Position, *more: str) -> Position:
+        """The position itself, which may have to have `more` keys. Raises the ValueErrors of `stream`."""
+        keys = ("epoch", "shard", "sample", *more)
         if not isinstance(position, dict) or not all(type(position.get(key)) is int for key in keys):
             raise ValueError(f"position={position!r} needs whole numbers {', '.join(keys)}; use one that a stream gave")
         if min(position[key] for key in keys) < 0 or position["shard"] >= len(self.shards):
