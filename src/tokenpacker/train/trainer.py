@@ -25,9 +25,8 @@ from transformers import Trainer
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from tokenpacker.data.batches import IDS
+from tokenpacker.data.batches import IDS, POSITION
 from tokenpacker.data.rejects import TooManyRejects
-from tokenpacker.data.stream_batches import POSITION
 from tokenpacker.hf.backbone import TokenPackerModel
 from tokenpacker.train.config import OptimizerConfig
 from tokenpacker.train.optimizer import MuonAdamW
