@@ -132,7 +132,7 @@ def _shortened(config: Any, fraction: float) -> Any:
     return replace(config, max_steps=max(1, round(config.max_steps * fraction)))
 
 
-def _with_models(config: TrainingConfig, models: dict[str, str]) -> TrainingConfig:
+def _with_models(config: TrainingConfig, models: dict[str, Any]) -> TrainingConfig:
     return replace(config, model=replace(config.model, **models))
 
 

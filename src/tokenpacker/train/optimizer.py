@@ -6,13 +6,13 @@ several times slower on a CPU, hence this float32 version; matrices of equal sha
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from tokenpacker.train.config import OptimizerConfig
+from tokenpacker.train.config import OptimizerConfig, Part
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # coefficients of the quintic iteration, from its authors
 NEWTON_SCHULZ_STEPS = 5
@@ -22,7 +22,7 @@ RMS_OF_ADAM = 0.2  # scales updates to the size that AdamW's have, so that one w
 
 
 # Names of modules in parameter names, and the parts that they belong to.
-PART_MODULES = {
+PART_MODULES: dict[str, Part] = {
     "vision_tower": "vision_tower",
     "spare_vision_layers": "vision_tower",
     "multi_modal_projector": "projector",
@@ -45,15 +45,14 @@ def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Opt
 
 def part_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str, Any]]:
     """Parameter groups for an optimizer, one for each part that has trainable parameters."""
-    by_part: dict[str, list[nn.Parameter]] = {}
+    by_part: dict[Part, list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             by_part.setdefault(part_of(name), []).append(parameter)
-    rates: Mapping[str, float] = config.part_learning_rates
     return [
         {
             "params": parameters,
-            "lr": rates.get(part, config.learning_rate),
+            "lr": config.part_learning_rates.get(part, config.learning_rate),
             "weight_decay": config.weight_decay,
             "name": part,
         }
@@ -61,7 +60,7 @@ def part_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str, Any
     ]
 
 
-def part_of(name: str) -> str:
+def part_of(name: str) -> Part:
     """The part that a parameter belongs to, by its full name. The head belongs to the language model."""
     for module, part in PART_MODULES.items():
         if f".{module}." in f".{name}":

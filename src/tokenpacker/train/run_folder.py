@@ -110,7 +110,7 @@ class RunFolder:
                 TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
         elif self.has_model:
             raise ValueError(
-                f"{self.path} has no checkpoint to continue from; give --start {self.model} and another --output"
+                f"{self.path} has no checkpoint left to go on from; give --start {self.model} and another --output"
             )
         return checkpoint
 
