@@ -18,13 +18,12 @@ from transformers import CLIPVisionConfig, CLIPVisionModel
 from tokenpacker.carried.local_attention import look_at_neighbours
 from tokenpacker.scenes import easy_vqa, fine_print
 from tokenpacker.scenes.dense_labels import NUM_CLASSES, UNKNOWN, label_tiles
-from tokenpacker.scenes.scene import Scene, draw
+from tokenpacker.scenes.scene import IMAGE_MEAN, IMAGE_STD, Scene, draw
 from tokenpacker.tiling import TileGrid, choose_tile_grid, make_tiles
 
 GROUPS_PER_STEP, TILES_PER_GROUP = 4, 5
 READING_SHARE = 0.4  # of the steps, at first, show pages of text: twice as much to learn from per tile
 NOTHING_WEIGHT = 0.03  # most labels are "none of these"; at full weight they would drown the others
-IMAGE_MEAN, IMAGE_STD = 0.92, 0.25  # pale backgrounds become about 0, as padding is; ink stands out
 
 
 class DenseClassifier(nn.Module):
@@ -82,7 +81,7 @@ class LabelledTiles(Dataset[dict[str, Tensor]]):
         grid = TileGrid(1, 1) if size == self.tile_size else choose_tile_grid(size, self.tile_size)
         chosen = rng.sample(range(grid.num_tiles), min(limit, grid.num_tiles))
         tiles = make_tiles(normalise(draw(scene)), grid, self.tile_size)[chosen]
-        return tiles, label_tiles(scene, grid, self.tile_size, self.patch_size, chosen)
+        return tiles, label_tiles(scene, grid, self.tile_size, self.patch_size)[chosen]
 
 
 def normalise(image: Image.Image) -> Tensor:
