@@ -4,11 +4,12 @@ from dataclasses import replace
 
 import pytest
 
-from tokenpacker.evaluate.tables import markdown, mebi, milliseconds, tera
 from tokenpacker.speed.flops import Flops
 from tokenpacker.speed.model_sizes import candidates, named_shapes
 from tokenpacker.speed.speed_report import disagreements
-from tokenpacker.speed.speed_rows import Counted, SpeedRow, Spread
+from tokenpacker.speed.speed_rows import Counted, SpeedRow
+from tokenpacker.speed.stopwatch import Spread
+from tokenpacker.speed.tables import markdown, mebi, milliseconds, tera
 
 COUNTED = Counted(
     tiles=1,
@@ -32,14 +33,15 @@ def full() -> SpeedRow:
         candidate=candidates(named_shapes("small"))[-1],
         batch_size=1,
         counted=COUNTED,
-        vision=same(10),
-        projector=same(10),
-        prefill=same(80),
-        first_token=same(100),
-        per_token=same(1),
-        total=same(227),
-        flops=Flops(vision=100, projector=100, language=700, head=100),
-        decode_flops=1270,
+        times={
+            "vision": same(10),
+            "projector": same(10),
+            "prefill": same(80),
+            "first_token": same(100),
+            "per_output_token": same(1),
+            "total": same(227),
+        },
+        flops=Flops(vision=100, projector=100, language=700, head=100, decode=1270),
     )
 
 
@@ -47,9 +49,13 @@ def full() -> SpeedRow:
 def packed(full) -> SpeedRow:
     """A quarter of the prefill's operations in a quarter of its time; the projector costs as much as the MLP."""
     flops = replace(full.flops, language=175, head=25)
-    return replace(
-        full, candidate=candidates(named_shapes("small"))[0], flops=flops, prefill=same(20), first_token=same(40)
-    )
+    packer = candidates(named_shapes("small"))[0]
+    return timed(replace(full, candidate=packer, flops=flops), prefill=20, first_token=40)
+
+
+def timed(row: SpeedRow, **milliseconds: float) -> SpeedRow:
+    """The row with other times of some parts."""
+    return replace(row, times=row.times | {part: same(value) for part, value in milliseconds.items()})
 
 
 def test_nothing_is_said_where_time_follows_operations(packed, full):
@@ -58,7 +64,7 @@ def test_nothing_is_said_where_time_follows_operations(packed, full):
 
 
 def test_fewer_operations_that_take_longer_are_said(packed, full):
-    (line,) = disagreements(replace(packed, first_token=same(120)), full)
+    (line,) = disagreements(timed(packed, first_token=120), full)
     assert line == (
         "token-packer at batch 1, first token: fewer operations but slower (against mlp 2.50 x by theory, 0.83 x by the"
         " clock)"
@@ -66,19 +72,20 @@ def test_fewer_operations_that_take_longer_are_said(packed, full):
 
 
 def test_less_than_half_of_the_promise_is_said(packed, full):
-    (line,) = disagreements(replace(packed, prefill=same(42)), full)
+    (line,) = disagreements(timed(packed, prefill=42), full)
     assert "prefill: less than half of the speed-up that theory promises (against mlp 4.00 x" in line
-    assert list(disagreements(replace(packed, prefill=same(38)), full)) == []
+    assert list(disagreements(timed(packed, prefill=38), full)) == []
 
 
 def test_more_operations_that_take_less_time_are_said(packed, full):
-    (line,) = disagreements(replace(packed, flops=replace(packed.flops, projector=150), projector=same(5)), full)
+    costly = replace(packed, flops=replace(packed.flops, projector=150))
+    (line,) = disagreements(timed(costly, projector=5), full)
     assert "projector: more operations but faster (against mlp 0.67 x by theory, 2.00 x by the clock)" in line
 
 
 def test_differences_within_the_noise_are_not_said(packed, full):
-    close = replace(packed, flops=replace(packed.flops, projector=97), projector=same(10.4))
-    assert list(disagreements(close, full)) == []
+    close = replace(packed, flops=replace(packed.flops, projector=97))
+    assert list(disagreements(timed(close, projector=10.4), full)) == []
 
 
 def test_a_table_lines_up_with_text_to_the_left():

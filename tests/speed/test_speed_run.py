@@ -6,8 +6,9 @@ import torch
 from tokenpacker.speed.machine import attention_kernels, describe_machine
 from tokenpacker.speed.memory import needed_memory, random_model, require_memory
 from tokenpacker.speed.model_sizes import candidates, named_shapes, shapes_of_folder
-from tokenpacker.speed.speed_rows import Protocol, Spread, Times
-from tokenpacker.speed.speed_run import make_projector, measure_rows
+from tokenpacker.speed.speed_rows import Protocol
+from tokenpacker.speed.speed_run import make_projector, measure_rows, spreads
+from tokenpacker.speed.stopwatch import Spread, Stopwatch, take_turns
 
 CPU = torch.device("cpu")
 CACHED = 2 * 2 * 16 * 4  # bytes of a token: keys and values of 2 layers, 2 heads of 8 numbers in float32
@@ -50,14 +51,14 @@ def test_tokens_tiles_and_cache_are_counted_in_the_tensors(rows, tiny_processor)
 def test_operations_are_those_of_the_whole_batch(rows):
     single, double = rows[0].flops, rows[3].flops
     assert double.first_token == 2 * single.first_token
-    assert rows[3].decode_flops == 2 * rows[0].decode_flops > 0
+    assert double.decode == 2 * single.decode > 0
 
 
 def test_every_part_has_its_time(rows):
     for row in rows:
-        parts = (row.vision, row.projector, row.prefill, row.first_token, row.per_token, row.total)
-        assert all(0 < spread.median <= spread.p95 for spread in parts)  # of one round they are the same
-        assert row.first_token.median == pytest.approx(row.vision.median + row.projector.median + row.prefill.median)
+        assert all(0 < spread.median <= spread.p95 for spread in row.times.values())  # of one round they are the same
+        parts = [row.median(part) for part in ("vision", "projector", "prefill")]
+        assert row.median("first_token") == pytest.approx(sum(parts))
 
 
 def test_an_answer_has_its_length_even_where_the_model_would_end_it_at_once(make_tiny_model, shapes):
@@ -71,25 +72,39 @@ def test_an_answer_has_its_length_even_where_the_model_would_end_it_at_once(make
 
 def test_answers_of_one_token_leave_nothing_to_divide(tiny_model, shapes):
     row = measure(tiny_model, shapes, batch_sizes=(1,), output_tokens=1)[0]
-    assert row.per_token is None
-    assert row.total == row.first_token
+    assert row.times["per_output_token"] is None
+    assert row.times["total"] == row.times["first_token"]
     assert row.counted.full_cache_bytes == row.counted.cache_bytes
 
 
-def test_progress_is_told_step_by_step(tiny_model, shapes):
-    told = []
+def test_progress_is_shown_step_by_step(tiny_model, shapes, monkeypatch, capsys):
+    monkeypatch.setattr("tokenpacker.progress.FIRST_LINE_SECONDS", 0)
+    monkeypatch.setattr("tokenpacker.progress.LINE_SECONDS", 0)
     protocol = Protocol(batch_sizes=(1,), rounds=2, warm_up=1, output_tokens=2)
-    measure_rows(tiny_model, shapes, candidates(shapes), protocol, lambda *step: told.append(step))
-    assert [done for done, _, _ in told] == list(range(1, 10))
-    assert told[0] == (1, 9, "token-packer, batch 1")
+    measure_rows(tiny_model, shapes, candidates(shapes), protocol)
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 9
+    assert lines[0].startswith("speed: 1 of 9 (")
+    assert lines[0].endswith("; token-packer, batch 1")
+
+
+def test_variants_take_turns_and_each_round_starts_with_another():
+    assert "".join(take_turns("abc", 3)) == "abcbcacab"
+
+
+def test_a_stopwatch_keeps_the_mean_of_calls_in_a_row_and_returns_the_result():
+    watch, calls = Stopwatch(CPU), []
+    assert watch.time("part", lambda: calls.append(0) or len(calls), repeats=4) == 4
+    assert watch.time("part", lambda: "result") == "result"
+    assert [len(times["part"]) for times in (watch.wall, watch.cpu)] == [2, 2]
 
 
 def test_per_token_is_what_an_answer_takes_after_its_first_token():
-    times = Times(vision=[1.0], projector=[0.5], prefill=[2.0], answer=[5.0], decode=[3.0])
-    spreads = times.spreads(output_tokens=4)
-    assert spreads["per_token"].median == 1000
-    assert spreads["first_token"].median == 3500
-    assert spreads["total"].median == 6500
+    seconds = {"vision": [1.0], "projector": [0.5], "prefill": [2.0], "answer": [5.0], "decode": [3.0]}
+    times = spreads(seconds, output_tokens=4)
+    assert times["per_output_token"].median == 1000
+    assert times["first_token"].median == 3500
+    assert times["total"].median == 6500
 
 
 def test_a_spread_is_median_and_95th_percentile_in_milliseconds():

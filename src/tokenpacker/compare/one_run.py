@@ -1,4 +1,4 @@
-"""One run: both stages of training, then all test questions, and what came of it as a row for the results file."""
+"""One run: both stages of training, all test questions, and the row for the results file."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import torch
 from tokenpacker.compare.results import RUN, Row
 from tokenpacker.compare.runs import STAGES, Comparison, Run
 from tokenpacker.compare.tiles import HD, ONE_TILE, EncodedTiles, drawn_tasks, modes
-from tokenpacker.evaluate import TaskResult, evaluate
+from tokenpacker.evaluate import evaluate
 from tokenpacker.hf import TokenPackerForConditionalGeneration, TokenPackerProcessor
 from tokenpacker.projectors import ProjectorConfig, build
 from tokenpacker.speed.machine import describe_machine
@@ -27,12 +27,12 @@ LAST_SHARE = 0.1  # of the logged losses, whose mean is the last loss
 
 
 def run_one(comparison: Comparison, run: Run, output: Path, *, command: str = "") -> Row | None:
-    """The finished run's row; None where a signal ended its training, which the next call goes on with.
+    """The finished run's row; None where a signal stopped its training, which the next call resumes.
 
-    Models stay in `output/runs`, checkpoints go.
+    Models stay in `output/runs`, checkpoints are deleted.
 
     Args:
-        command: that is written into the row.
+        command: the command line for the row.
     """
     folder = output / RUNS / comparison.fingerprint(run)
     seconds: dict[str, float] = {}
@@ -63,7 +63,7 @@ def run_one(comparison: Comparison, run: Run, output: Path, *, command: str = ""
 
 
 def _row(comparison: Comparison, run: Run, configs: tuple[TrainingConfig, ...], folder: Path) -> Row:
-    """What a row has beside scores and times."""
+    """The row without scores and times."""
     projector = comparison.projector(run)
     losses, data, steps = {}, {}, {}
     for stage, config in zip(STAGES, configs, strict=True):
@@ -90,7 +90,7 @@ def _row(comparison: Comparison, run: Run, configs: tuple[TrainingConfig, ...], 
 
 
 def _scores(comparison: Comparison, model_folder: Path, tiles_folder: Path) -> dict[str, Any]:
-    """By task and mode: right answers, questions, tokens an image. Images of one tile are the same in both modes."""
+    """Scores by task and mode. A task whose images are all one tile has the same score in both modes."""
     model = TokenPackerForConditionalGeneration.from_pretrained(model_folder).eval()
     processor = TokenPackerProcessor.from_pretrained(model_folder)
     if torch.cuda.is_available():
@@ -103,7 +103,7 @@ def _scores(comparison: Comparison, model_folder: Path, tiles_folder: Path) -> d
         by_mode = {}
         for mode, max_tiles in modes(processor, task).items():
             processor.image_processor.max_tiles = max_tiles
-            by_mode[mode] = _score(evaluate(model, processor, task))
+            by_mode[mode] = evaluate(model, processor, task).to_row()
             processor.image_processor.max_tiles = own_limit
         scores[task.name] = {HD: by_mode[ONE_TILE], **by_mode}
     return scores
@@ -112,16 +112,6 @@ def _scores(comparison: Comparison, model_folder: Path, tiles_folder: Path) -> d
 def _count_parameters(config: ProjectorConfig) -> int:
     with torch.device("meta"):
         return sum(weight.numel() for weight in build(config).parameters())
-
-
-def _score(result: TaskResult) -> dict[str, Any]:
-    return {
-        "correct": result.score.num_correct,
-        "questions": result.score.num_questions,
-        "image_tokens": round(result.image_tokens, 1),
-        "seconds": round(result.seconds, 1),
-        "kinds": {kind: [score.num_correct, score.num_questions] for kind, score in result.kinds.items()},
-    }
 
 
 def _last_loss(losses: list[float]) -> float:

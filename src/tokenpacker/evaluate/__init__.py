@@ -4,7 +4,7 @@
 >>> sorted(TASKS)
 ['easy-vqa', 'fine-print', 'regions', 'regions-boxes', 'regions-shuffled']
 
-Importing this loads nothing; the first use of a public name loads what that needs. So the command line can refuse an
+Importing this loads nothing. The first use of a public name loads its module, so that the command line can refuse an
 unknown task at once.
 """
 

@@ -1,4 +1,4 @@
-"""The tasks a model is tested on, by name: images never trained on, questions, and the only right answers."""
+"""The tasks that a model is tested on: images never trained on, questions, and their only right answers."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class Task:
 
     Args:
         description: one line for reports.
-        load: gives the samples, always the same ones in the same order.
-        max_new_tokens: where an answer is cut off; no true answer is nearly as long.
-        regions: its questions are about masks, which not every model takes.
+        load: returns the samples, always the same ones in the same order.
+        max_new_tokens: limit of an answer; every true answer is far shorter.
+        regions: whether its questions are about masks, which not every model takes.
     """
 
     name: str
@@ -77,7 +77,7 @@ TASKS = {
         ),
         _region_task(
             "regions-shuffled",
-            "the same questions with the masks of an image exchanged, answers as before: who scores here guesses",
+            "the same questions with the masks of an image exchanged, answers as before: scores here are guesses",
             partial(_load_regions, exchanged=True),
         ),
     )
@@ -96,5 +96,5 @@ def find_task(name: str) -> Task:
 
 
 def normalize_answer(answer: str) -> str:
-    """The form in which answers are compared: lower case, without space around. Nothing else is forgiven."""
+    """The form in which answers are compared: lower case, without outer white space."""
     return answer.strip().lower()

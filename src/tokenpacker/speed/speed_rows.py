@@ -1,31 +1,29 @@
-"""What is measured of speed, and what is found: settings, and a row for each projector at each batch size.
+"""A speed measurement's protocol, and its rows: one per projector and batch size.
 
 Shapes: N tiles of all images in a batch, S tokens of a prompt.
 """
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Any
 
 from tokenpacker.projectors.base import require_positive
 from tokenpacker.speed.flops import Flops
 from tokenpacker.speed.model_sizes import Candidate
-
-PERCENTILE = 0.95
+from tokenpacker.speed.stopwatch import Spread
 
 
 @dataclass(frozen=True, kw_only=True)
 class Protocol:
-    """What is measured.
+    """How a measurement is done.
 
     Args:
         image_size: (height, width); None is one tile.
-        text_tokens: of each prompt, beside its image's.
-        output_tokens: of the long answer; the short one has a single token. Both are forced, whatever the model says.
+        text_tokens: text in each prompt, besides the image.
+        output_tokens: length of the long answer; the short one has a single token. Both lengths are forced.
         rounds: how often everything is timed.
-        warm_up: how often everything runs before, the first run being the one whose memory is measured.
+        warm_up: untimed rounds before; the memory is measured in the first of them.
     """
 
     image_size: tuple[int, int] | None = None
@@ -43,26 +41,9 @@ class Protocol:
             require_positive(name, getattr(self, name))
 
 
-@dataclass(frozen=True)
-class Spread:
-    """Median and 95th percentile of several times, in milliseconds."""
-
-    median: float
-    p95: float
-
-    @classmethod
-    def of(cls, seconds: Sequence[float]) -> Spread:
-        """Of times in seconds; percentiles between two times are interpolated."""
-        ordered = sorted(1000 * value for value in seconds)
-        place = PERCENTILE * (len(ordered) - 1)
-        low = int(place)
-        high = min(low + 1, len(ordered) - 1)
-        return cls(statistics.median(ordered), ordered[low] + (place - low) * (ordered[high] - ordered[low]))
-
-
 @dataclass(frozen=True, kw_only=True)
 class Counted:
-    """What the tensors of a call held, counted in them.
+    """Counts from the tensors of a call.
 
     Args:
         tiles: N, of the whole batch.
@@ -70,8 +51,8 @@ class Counted:
         prompt_tokens: S.
         output_tokens: of the long answer.
         cache_bytes: keys and values of the whole batch after the first token.
-        full_cache_bytes: those after the long answer.
-        peak_bytes: the most memory in use during the long answer, from pixels on; None where nothing tells.
+        full_cache_bytes: the same after the long answer.
+        peak_bytes: peak memory from pixels to the end of the long answer; None where the system does not tell.
     """
 
     tiles: int
@@ -89,53 +70,26 @@ class SpeedRow:
     """One projector at one batch size.
 
     Args:
-        prefill: the language model up to its first token.
-        first_token: vision, projector and prefill together, of the same round.
-        per_token: of each further token, for the whole batch; None for answers of one token.
-        total: pixels to the end of the long answer.
-        flops: of the whole batch, up to the first token.
-        decode_flops: of the whole batch, after the first token.
+        times: by part, for the whole batch. `prefill` is the language model up to its first token, `first_token` is
+            vision, projector and prefill of the same round, `per_output_token` is None for answers of one token, and
+            `total` ends with the long answer.
+        folded: the projector's time after `fold()`; None for a projector that has no such form.
+        flops: of the whole batch.
     """
 
     candidate: Candidate
     batch_size: int
     counted: Counted
-    vision: Spread
-    projector: Spread
-    prefill: Spread
-    first_token: Spread
-    per_token: Spread | None
-    total: Spread
+    times: dict[str, Spread | None]
+    folded: Spread | None = None
     flops: Flops
-    decode_flops: int
 
+    def median(self, part: str) -> float:
+        """Milliseconds of a part that has a time."""
+        spread = self.times[part]
+        assert spread is not None, f"{part} has no time"
+        return spread.median
 
-@dataclass
-class Times:
-    """Seconds of each part, one of each in a round.
-
-    Args:
-        prefill: the answer of one token.
-        answer: the long answer.
-        decode: what the long answer took after its first token.
-    """
-
-    vision: list[float] = field(default_factory=list)
-    projector: list[float] = field(default_factory=list)
-    prefill: list[float] = field(default_factory=list)
-    answer: list[float] = field(default_factory=list)
-    decode: list[float] = field(default_factory=list)
-
-    def spreads(self, output_tokens: int) -> dict[str, Spread | None]:
-        """The times that a `SpeedRow` has."""
-        first = [sum(parts) for parts in zip(self.vision, self.projector, self.prefill, strict=True)]
-        total = [sum(parts) for parts in zip(self.vision, self.projector, self.answer, strict=True)]
-        steps = [seconds / (output_tokens - 1) for seconds in self.decode] if output_tokens > 1 else None
-        return {
-            "vision": Spread.of(self.vision),
-            "projector": Spread.of(self.projector),
-            "prefill": Spread.of(self.prefill),
-            "first_token": Spread.of(first),
-            "per_token": None if steps is None else Spread.of(steps),
-            "total": Spread.of(total),
-        }
+    def milliseconds(self) -> dict[str, Any]:
+        """All times, JSON-ready."""
+        return {part: spread and spread.to_dict() for part, spread in self.times.items()}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,12 +16,10 @@ from tokenpacker.cli.options import DeviceOption, DtypeOption, JsonOption, Scale
 from tokenpacker.cli.output import print_json, print_note
 from tokenpacker.hub import fetch
 from tokenpacker.known_models import SHAPES, nearest
-from tokenpacker.progress import Progress
 
 if TYPE_CHECKING:
     import torch
 
-    from tokenpacker.hf import TokenPackerForConditionalGeneration
     from tokenpacker.speed.model_sizes import Candidate, Shapes
     from tokenpacker.speed.speed_report import SpeedReport
     from tokenpacker.speed.speed_rows import Protocol
@@ -184,34 +181,19 @@ def _measure(
     device: str | None,
     dtype: str | None,
 ) -> SpeedReport:
-    """Everything measured. Raises ValueError before allocating what does not fit, and as `load_model`."""
-    from tokenpacker.speed.machine import PeakMemory, attention_kernels, describe_machine
-    from tokenpacker.speed.memory import require_memory
-    from tokenpacker.speed.speed_report import SpeedReport
-    from tokenpacker.speed.speed_run import measure_rows
+    """The measurement. Raises ValueError before allocating what does not fit, and as `load_model`."""
+    import torch
+
+    from tokenpacker.speed.memory import random_model, require_memory
+    from tokenpacker.speed.speed_run import measure
 
     place, type_name = _where(sizes, stored, device, dtype)
-    needed = require_memory(sizes, asked, protocol, type_name, place)
-    built = load_model(model, device=device, dtype=dtype)[0] if stored else _random_model(sizes, type_name, place)
-    with Progress("speed") as shown:
-        rows = measure_rows(built, sizes, asked, protocol, partial(_tell, shown))
-    attention = {
-        "vision_tower": built.model.vision_tower.config._attn_implementation,
-        "language_model": built.model.language_model.config._attn_implementation,
-        "kernels": attention_kernels(built),
-    }
-    return SpeedReport(
-        name=sizes.name,
-        random_weights=not stored,
-        dtype=type_name,
-        protocol=protocol,
-        image_size=protocol.image_size or sizes.config.tile_size,
-        attention=attention,
-        machine=describe_machine(place),
-        peak_kind=PeakMemory(place).kind,
-        needed_bytes=needed.total,
-        rows=tuple(rows),
-    )
+    require_memory(sizes, asked, protocol, type_name, place)
+    if stored:
+        built = load_model(model, device=device, dtype=dtype)[0]
+    else:
+        built = random_model(sizes.config, getattr(torch, type_name), place)
+    return measure(built, sizes, asked, protocol, dtype=type_name, random_weights=not stored)
 
 
 def _where(sizes: Shapes, stored: bool, device: str | None, dtype: str | None) -> tuple[torch.device, str]:
@@ -230,18 +212,6 @@ def _where(sizes: Shapes, stored: bool, device: str | None, dtype: str | None) -
     own = getattr(sizes.config, "dtype", None) if stored else None
     fresh = torch.float32 if name == "cpu" else torch.bfloat16
     return torch.device(name), str(own or fresh).removeprefix("torch.")
-
-
-def _random_model(sizes: Shapes, dtype: str, device: torch.device) -> TokenPackerForConditionalGeneration:
-    import torch
-
-    from tokenpacker.speed.memory import random_model
-
-    return random_model(sizes.config, getattr(torch, dtype), device)
-
-
-def _tell(shown: Progress, done: int, total: int, what: str) -> None:
-    shown.update(done, what, total=total)
 
 
 def _image_size(image: str | None) -> tuple[int, int] | None:
