@@ -95,8 +95,8 @@ def test_an_image_costs_its_tiles_and_its_prompt():
     shapes = named_shapes("7b")
     table, (packer, *_) = FlopTable(shapes.config), candidates(shapes, ["token-packer"], 2)
     one, seven = table.of(packer, 1, 209), table.of(packer, 7, 1079)
-    assert seven.vision == 7 * one.vision
-    assert seven.projector == 7 * one.projector
-    assert one.language == table.language.prefill(209)
-    assert one.first_token == one.vision + one.projector + one.language + one.head
-    assert one.vision / TERA == pytest.approx(2 * 0.183, abs=0.001)
+    assert seven["vision"] == 7 * one["vision"]
+    assert seven["projector"] == 7 * one["projector"]
+    assert one["language"] == table.language.prefill(209)
+    assert one["first_token"] == one["vision"] + one["projector"] + one["language"] + one["head"]
+    assert one["vision"] / TERA == pytest.approx(2 * 0.183, abs=0.001)

@@ -17,7 +17,7 @@ from tokenpacker.compare.tiles import HD, ONE_TILE
 from tokenpacker.speed.machine import describe_machine
 from tokenpacker.speed.memory import random_model, require_memory
 from tokenpacker.speed.model_sizes import LLAMA_UNKNOWN_ID, Candidate, Shapes
-from tokenpacker.speed.speed_rows import Protocol, SpeedRow
+from tokenpacker.speed.speed_report import Protocol
 from tokenpacker.speed.speed_run import measure_rows
 from tokenpacker.train.assemble import model_config
 
@@ -69,17 +69,16 @@ def measure_speed(comparison: Comparison, *, command: str = "") -> Row:
     }
 
 
-def _row(run: Run, mode: str, size: tuple[int, int], row: SpeedRow) -> dict[str, Any]:
-    times = row.milliseconds()
+def _row(run: Run, mode: str, size: tuple[int, int], row: dict[str, Any]) -> dict[str, Any]:
     return {
         "projector": run.projector,
         "scale_factor": run.scale_factor,
         "mode": mode,
         "image_size": list(size),
-        "tiles": row.counted.tiles,
-        "image_tokens": row.counted.image_tokens,
-        "milliseconds": {part: times[part] for part in (*PARTS, "first_token")},
-        "multiplications": {part: getattr(row.flops, part) // 2 for part in PARTS},  # half of the operations
+        "tiles": row["counted"]["tiles"],
+        "image_tokens": row["counted"]["image_tokens"],
+        "milliseconds": {part: row["milliseconds"][part] for part in (*PARTS, "first_token")},
+        "multiplications": {part: row["flops"][part] // 2 for part in PARTS},  # half of the operations
     }
 
 

@@ -9,7 +9,7 @@ Shapes: n tokens, L patches, C vision width, M levels.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -91,35 +91,6 @@ class LanguageCost:
         return round(self.cache * num_tokens * bytes_per_number)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Flops:
-    """Operations by part: up to the first token, and `decode` for all further tokens."""
-
-    vision: int
-    projector: int
-    language: int
-    head: int
-    decode: int
-
-    @property
-    def prefill(self) -> int:
-        """The language model with its head."""
-        return self.language + self.head
-
-    @property
-    def first_token(self) -> int:
-        """Everything up to the first token."""
-        return self.vision + self.projector + self.prefill
-
-    def times(self, batch_size: int) -> Flops:
-        """Operations of a whole batch."""
-        return Flops(**{part: batch_size * operations for part, operations in asdict(self).items()})
-
-    def to_dict(self) -> dict[str, int]:
-        """A JSON-ready dict."""
-        return asdict(self) | {"first_token": self.first_token}
-
-
 class FlopTable:
     """Counts for one model; the language model, the tower and each projector are counted once."""
 
@@ -137,17 +108,26 @@ class FlopTable:
         """The vision tower's for one tile."""
         return count_vision(self.config)
 
-    def of(self, candidate: Candidate, num_tiles: int, num_prompt: int, num_output: int = 1) -> Flops:
-        """Operations for one image of `num_tiles` in a prompt of `num_prompt` tokens, image tokens included."""
+    def of(
+        self, candidate: Candidate, num_tiles: int, num_prompt: int, num_output: int = 1, batch_size: int = 1
+    ) -> dict[str, int]:
+        """Operations by part, for images of `num_tiles` in prompts of `num_prompt` tokens, image tokens included.
+
+        `prefill` is `language` and `head` together, `first_token` everything up to the first token, and `decode` all
+        further tokens.
+        """
         if candidate not in self._projectors:
             self._projectors[candidate] = count_projector(self.config, candidate)
-        return Flops(
-            vision=num_tiles * self.vision,
-            projector=num_tiles * self._projectors[candidate],
-            language=self.language.prefill(num_prompt),
-            head=self.language.head,
-            decode=self.language.decode(num_prompt, num_output),
-        )
+        parts = {
+            "vision": num_tiles * self.vision,
+            "projector": num_tiles * self._projectors[candidate],
+            "language": self.language.prefill(num_prompt),
+            "head": self.language.head,
+        }
+        prefill = parts["language"] + parts["head"]
+        parts |= {"prefill": prefill, "first_token": parts["vision"] + parts["projector"] + prefill}
+        parts |= {"decode": self.language.decode(num_prompt, num_output)}
+        return {part: batch_size * operations for part, operations in parts.items()}
 
 
 def count_vision(config: TokenPackerConfig) -> int:

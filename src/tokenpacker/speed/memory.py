@@ -15,7 +15,7 @@ from tokenpacker.hf.backbone import TokenPackerModel
 from tokenpacker.hf.configuration import TokenPackerConfig
 from tokenpacker.hf.model import TokenPackerForConditionalGeneration
 from tokenpacker.speed.model_sizes import Candidate, Shapes
-from tokenpacker.speed.speed_rows import Protocol
+from tokenpacker.speed.speed_report import Protocol
 
 GIBI = 2**30
 FOUR_BIT = "4bit"

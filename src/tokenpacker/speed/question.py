@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 from tokenpacker.evaluate.evaluation import Asker
 from tokenpacker.progress import Progress
 from tokenpacker.scenes import Sample
-from tokenpacker.speed.stopwatch import Spread, Stopwatch
+from tokenpacker.speed.stopwatch import Stopwatch, spread
 
 NUM_WARM_UP = 3  # images; the first calls pay for allocations that later ones do not
 
@@ -73,8 +73,8 @@ def measure_speed(settings: Sequence[Setting], samples: Sequence[Sample], *, max
             label=setting.label,
             num_questions=len(timed),
             image_tokens=statistics.mean(asker.layout(sample).num_tokens for sample in timed),
-            vision_ms=Spread.of(watch.wall["vision"][NUM_WARM_UP:]).median,
-            language_ms=Spread.of(watch.wall["language"][NUM_WARM_UP:]).median,
+            vision_ms=spread(watch.wall["vision"][NUM_WARM_UP:])["median"],
+            language_ms=spread(watch.wall["language"][NUM_WARM_UP:])["median"],
         )
         for setting, asker, watch in zip(settings, askers, watches, strict=True)
     ]

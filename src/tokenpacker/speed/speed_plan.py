@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tokenpacker.sequence import ImageLayout
-from tokenpacker.speed.flops import FORMULA, Flops
+from tokenpacker.speed.flops import FORMULA
 from tokenpacker.speed.model_sizes import MLP, Candidate, Mode, Shapes, candidates
 from tokenpacker.speed.tables import markdown, mebi, number, size_text, tera, times
 
@@ -18,46 +17,26 @@ PLANNED_DTYPE = "bfloat16"
 
 
 @dataclass(frozen=True, kw_only=True)
-class PlanRow:
-    """One projector at one scale factor on one image.
+class Plan:
+    """The plan for one image and its prompt.
 
     Args:
-        prompt_tokens: image and text.
-        flops: of one image and prompt.
-        cache_bytes: keys and values of the prompt.
-        full_cache_bytes: the same for the prompt and all output tokens but the last, which the model does not read.
-        fits_context: whether prompt and answer fit the language model's context.
+        rows: JSON-ready, one per mode, projector and scale factor; the last of each mode is the MLP that keeps every
+            token. `cache_bytes` are keys and values of the prompt; `full_cache_bytes` are also those of all output
+            tokens but the last, which the model does not read. `saved_by_theory` is how many times as many operations
+            the MLP needs up to the first token.
     """
-
-    candidate: Candidate
-    mode: Mode
-    layout: ImageLayout
-    prompt_tokens: int
-    flops: Flops
-    cache_bytes: int
-    full_cache_bytes: int
-    fits_context: bool
-
-
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    """All rows for one image; the last of each mode keeps every token."""
 
     shapes: Shapes
     image_size: tuple[int, int]
     text_tokens: int
     output_tokens: int
     dtype: str
-    rows: tuple[PlanRow, ...]
-    notes: tuple[str, ...]
-
-    def saved(self, row: PlanRow) -> float:
-        """How many times as many operations the MLP that keeps every token needs up to the first token."""
-        full = next(one for one in self.rows if one.candidate.name == MLP and one.mode == row.mode)
-        return full.flops.first_token / row.flops.first_token
+    rows: list[dict[str, Any]]
+    notes: list[str]
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready, for one image and its prompt."""
+        """JSON-ready."""
         return {
             "model": self.shapes.name,
             "image": list(self.image_size),
@@ -68,48 +47,28 @@ class Plan:
             "context": self.shapes.context,
             "formula": FORMULA,
             "flops_count": "a multiplication and its addition are two",
-            "rows": [self._row(row) for row in self.rows],
-            "notes": list(self.notes),
-        }
-
-    def _row(self, row: PlanRow) -> dict[str, Any]:
-        grid = row.layout.tile_grid
-        return {
-            "mode": row.mode,
-            "projector": row.candidate.name,
-            "scale_factor": row.candidate.packs,
-            "grid": [grid.rows, grid.cols],
-            "tiles": grid.num_tiles,
-            "tokens_per_tile": row.layout.tokens_per_tile,
-            "image_tokens": row.layout.num_tokens,
-            "prompt_tokens": row.prompt_tokens,
-            "fits_context": row.fits_context,
-            "flops": row.flops.to_dict(),
-            "saved_by_theory": round(self.saved(row), 3),
-            "cache_bytes": row.cache_bytes,
-            "full_cache_bytes": row.full_cache_bytes,
+            "rows": self.rows,
+            "notes": self.notes,
         }
 
     def to_markdown(self) -> str:
-        """A table with a line of what it stands for above it."""
+        """A table below a line with its assumptions."""
         header = ["image", "projector", "s", "tiles", "image tokens", "vision", "projector", "prefill", "first token"]
         header += ["mlp needs", f"{self.output_tokens} tokens", "KV cache MiB"]
-        rows = []
-        for row in self.rows:
-            grid, flops = row.layout.tile_grid, row.flops
-            rows.append(
-                [
-                    row.mode if row.mode == "one-tile" else size_text((grid.rows, grid.cols)),
-                    row.candidate.name,
-                    number(row.candidate.packs),
-                    number(grid.num_tiles),
-                    f"{row.layout.num_tokens:,}{'' if row.fits_context else ' !'}",
-                    *map(tera, (flops.vision, flops.projector, flops.prefill, flops.first_token)),
-                    times(self.saved(row)),
-                    tera(flops.decode),
-                    mebi(row.cache_bytes),
-                ]
-            )
+        rows = [
+            [
+                row["mode"] if row["mode"] == "one-tile" else size_text(row["grid"]),
+                row["projector"],
+                number(row["scale_factor"]),
+                number(row["tiles"]),
+                f"{row['image_tokens']:,}{'' if row['fits_context'] else ' !'}",
+                *(tera(row["flops"][part]) for part in ("vision", "projector", "prefill", "first_token")),
+                times(row["saved_by_theory"]),
+                tera(row["flops"]["decode"]),
+                mebi(row["cache_bytes"]),
+            ]
+            for row in self.rows
+        ]
         title = (
             f"{self.shapes.name}, an image of {size_text(self.image_size)}, {self.text_tokens} text tokens; TFLOP"
             f" counted from the modules, `{FORMULA}` for a layer of LLaMA's kind; cache of the prompt in {self.dtype}"
@@ -143,8 +102,12 @@ def make_plan(
         raise ValueError(f"dtype={dtype!r} is no type of keys and values; use one of {', '.join(BYTES)}")
     size = shapes.config.tile_size if image_size is None else image_size
     asked, notes = _candidates(shapes, projectors, scale_factor)
-    rows = [_row(shapes, one, mode, size, text_tokens, output_tokens, BYTES[dtype]) for mode in MODES for one in asked]
-    if not all(row.fits_context for row in rows):
+    rows = []
+    for mode in MODES:
+        of_mode = [_row(shapes, one, mode, size, text_tokens, output_tokens, BYTES[dtype]) for one in asked]
+        full = next(row for row in of_mode if row["projector"] == MLP)["flops"]["first_token"]
+        rows += [row | {"saved_by_theory": round(full / row["flops"]["first_token"], 3)} for row in of_mode]
+    if not all(row["fits_context"] for row in rows):
         notes.append(f"! with text and answer this exceeds the language model's context of {shapes.context:,} tokens")
     return Plan(
         shapes=shapes,
@@ -152,8 +115,8 @@ def make_plan(
         text_tokens=text_tokens,
         output_tokens=output_tokens,
         dtype=dtype,
-        rows=tuple(rows),
-        notes=tuple(notes),
+        rows=rows,
+        notes=notes,
     )
 
 
@@ -182,16 +145,20 @@ def _row(
     text_tokens: int,
     output_tokens: int,
     bytes_per_number: float,
-) -> PlanRow:
+) -> dict[str, Any]:
     layout, language = shapes.layout(candidate, image_size, mode), shapes.table.language
-    prompt = layout.num_tokens + text_tokens
-    return PlanRow(
-        candidate=candidate,
-        mode=mode,
-        layout=layout,
-        prompt_tokens=prompt,
-        flops=shapes.table.of(candidate, layout.tile_grid.num_tiles, prompt, output_tokens),
-        cache_bytes=language.cache_bytes(prompt, bytes_per_number),
-        full_cache_bytes=language.cache_bytes(prompt + output_tokens - 1, bytes_per_number),
-        fits_context=shapes.context is None or prompt + output_tokens <= shapes.context,
-    )
+    grid, prompt = layout.tile_grid, layout.num_tokens + text_tokens
+    return {
+        "mode": mode,
+        "projector": candidate.name,
+        "scale_factor": candidate.packs,
+        "grid": [grid.rows, grid.cols],
+        "tiles": grid.num_tiles,
+        "tokens_per_tile": layout.tokens_per_tile,
+        "image_tokens": layout.num_tokens,
+        "prompt_tokens": prompt,
+        "fits_context": shapes.context is None or prompt + output_tokens <= shapes.context,
+        "flops": shapes.table.of(candidate, grid.num_tiles, prompt, output_tokens),
+        "cache_bytes": language.cache_bytes(prompt, bytes_per_number),
+        "full_cache_bytes": language.cache_bytes(prompt + output_tokens - 1, bytes_per_number),
+    }

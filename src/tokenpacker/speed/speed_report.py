@@ -1,4 +1,17 @@
-"""A speed measurement as a table and as JSON, with warnings where time does not follow the operations."""
+"""A speed measurement: its protocol, and its rows as a table and as JSON, with warnings.
+
+A row is JSON-ready. It is one projector at one batch size:
+
+    projector, scale_factor, trained, batch_size
+    counted        counts from the tensors, for the whole batch: tiles, tokens_per_tile, image_tokens and prompt_tokens
+                   of one prompt, output_tokens of the long answer, cache_bytes after its first token, full_cache_bytes
+                   after its last, and peak_bytes from pixels to its end, None where the system does not tell
+    milliseconds   median and p95 by part: vision, projector, prefill (the language model up to its first token),
+                   first_token (these three in the same round), per_output_token (None for answers of one token), and
+                   total (to the end of the long answer)
+    folded_projector_milliseconds   the projector after `fold()`; None for one that cannot be folded
+    flops          operations by part, see `FlopTable.of`
+"""
 
 from __future__ import annotations
 
@@ -6,20 +19,47 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from tokenpacker.projectors.base import require_positive
 from tokenpacker.speed.flops import FORMULA
 from tokenpacker.speed.machine import machine_text, versions_text
 from tokenpacker.speed.model_sizes import MLP
-from tokenpacker.speed.speed_rows import Protocol, SpeedRow
-from tokenpacker.speed.tables import UNKNOWN, markdown, mebi, number, size_text, tera, times
+from tokenpacker.speed.tables import UNKNOWN, markdown, mebi, milliseconds, number, size_text, tera, times
 
 SAME = 0.05  # ratios this near to 1 say nothing, as two runs of the same thing differ by as much
 HALF = 0.5  # of the theoretical speed-up; below it there is a warning
-PARTS = ("projector", "prefill", "first_token")
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Protocol:
+    """How a measurement is done.
+
+    Args:
+        image_size: (height, width); None is one tile.
+        text_tokens: text in each prompt, besides the image.
+        output_tokens: length of the long answer; the short one has a single token. Both lengths are forced.
+        rounds: how often everything is timed.
+        warm_up: untimed rounds before; the memory is measured in the first of them.
+    """
+
+    image_size: tuple[int, int] | None = None
+    batch_sizes: tuple[int, ...] = (1, 8)
+    text_tokens: int = 64
+    output_tokens: int = 128
+    rounds: int = 10
+    warm_up: int = 2
+
+    def __post_init__(self) -> None:
+        if not self.batch_sizes:
+            raise ValueError("batch_sizes is empty; name at least one, for example 1 and 8")
+        require_positive("the smallest of batch_sizes", min(self.batch_sizes))
+        for name in ("text_tokens", "output_tokens", "rounds", "warm_up"):
+            require_positive(name, getattr(self, name))
 
 
 @dataclass(frozen=True, kw_only=True)
 class SpeedReport:
-    """The result of a measurement and its circumstances.
+    """The rows of a measurement and its circumstances.
 
     Args:
         random_weights: whether the model was made of shapes alone.
@@ -38,16 +78,12 @@ class SpeedReport:
     machine: dict[str, Any]
     peak_kind: str
     needed_bytes: int
-    rows: tuple[SpeedRow, ...]
+    rows: list[Row]
 
     @property
     def warnings(self) -> list[str]:
         """Parts whose time does not follow their operations."""
-        return [line for row in self.rows for line in disagreements(row, self.full_row(row))]
-
-    def full_row(self, row: SpeedRow) -> SpeedRow:
-        """The row of the MLP that keeps every token, at the same batch size."""
-        return next(one for one in self.rows if one.candidate.name == MLP and one.batch_size == row.batch_size)
+        return [line for row in self.rows for line in disagreements(row, self._full_row(row))]
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready; times in milliseconds, for a whole batch."""
@@ -62,22 +98,12 @@ class SpeedReport:
             "flops_count": "a multiplication and its addition are two",
             "peak_memory_kind": self.peak_kind,
             "needed_bytes_estimate": self.needed_bytes,
-            "rows": [self._row(row) for row in self.rows],
+            "rows": [
+                row | {"speedup_of_first_token": {"theory": round(theory, 4), "clock": round(clock, 4)}}
+                for row in self.rows
+                for theory, clock in [speedups(row, self._full_row(row), "first_token")]
+            ],
             "warnings": self.warnings,
-        }
-
-    def _row(self, row: SpeedRow) -> dict[str, Any]:
-        theory, clock = speedups(row, self.full_row(row), "first_token")
-        return {
-            "projector": row.candidate.name,
-            "scale_factor": row.candidate.packs,
-            "trained": row.candidate.trained,
-            "batch_size": row.batch_size,
-            "counted": asdict(row.counted),
-            "milliseconds": row.milliseconds(),
-            "folded_projector_milliseconds": row.folded and row.folded.to_dict(),
-            "flops": row.flops.to_dict(),
-            "speedup_of_first_token": {"theory": round(theory, 4), "clock": round(clock, 4)},
         }
 
     def to_markdown(self) -> str:
@@ -104,37 +130,41 @@ class SpeedReport:
         header += ["per token", f"{self.protocol.output_tokens} tokens", "KV cache MiB", "peak MiB", "TFLOP"]
         rows = []
         for row in self.rows:
-            vision, projector, *others = row.times.values()
-            shown = (vision, projector, row.folded, *others)
+            vision, projector, *others = row["milliseconds"].values()
+            spreads = (vision, projector, row["folded_projector_milliseconds"], *others)
             rows.append(
                 [
-                    number(row.batch_size),
-                    row.candidate.name,
-                    number(row.candidate.packs),
-                    number(row.counted.image_tokens),
-                    *(UNKNOWN if spread is None else str(spread) for spread in shown),
-                    mebi(row.counted.full_cache_bytes),
-                    mebi(row.counted.peak_bytes),
-                    tera(row.flops.first_token),
-                    *map(times, speedups(row, self.full_row(row), "first_token")),
+                    number(row["batch_size"]),
+                    row["projector"],
+                    number(row["scale_factor"]),
+                    number(row["counted"]["image_tokens"]),
+                    *(f"{milliseconds(of['median'])} ({milliseconds(of['p95'])})" if of else UNKNOWN for of in spreads),
+                    mebi(row["counted"]["full_cache_bytes"]),
+                    mebi(row["counted"]["peak_bytes"]),
+                    tera(row["flops"]["first_token"]),
+                    *map(times, speedups(row, self._full_row(row), "first_token")),
                 ]
             )
         return markdown([*header, "by theory", "by clock"], rows)
+
+    def _full_row(self, row: Row) -> Row:
+        """The row of the MLP that keeps every token, at the same batch size."""
+        return next(one for one in self.rows if one["projector"] == MLP and one["batch_size"] == row["batch_size"])
 
     @property
     def _lengths(self) -> list[int]:
         return sorted({1, self.protocol.output_tokens})
 
 
-def speedups(row: SpeedRow, full: SpeedRow, part: str) -> tuple[float, float]:
+def speedups(row: Row, full: Row, part: str) -> tuple[float, float]:
     """A part's speed-up against the full-token row: by its operations, and by the clock."""
-    operations = getattr(full.flops, part) / max(1, getattr(row.flops, part))
-    return operations, full.median(part) / row.median(part)
+    operations = full["flops"][part] / max(1, row["flops"][part])
+    return operations, full["milliseconds"][part]["median"] / row["milliseconds"][part]["median"]
 
 
-def disagreements(row: SpeedRow, full: SpeedRow) -> Iterator[str]:
+def disagreements(row: Row, full: Row) -> Iterator[str]:
     """Lines on the parts whose speed-up against the full-token row is not the one that theory promises."""
-    for part in PARTS:
+    for part in ("projector", "prefill", "first_token"):
         theory, clock = speedups(row, full, part)
         if theory > 1 + SAME and clock < 1 - SAME:
             problem = "fewer operations but slower"
@@ -145,6 +175,6 @@ def disagreements(row: SpeedRow, full: SpeedRow) -> Iterator[str]:
         else:
             continue
         yield (
-            f"{row.candidate.name} at batch {row.batch_size}, {part.replace('_', ' ')}: {problem}"
+            f"{row['projector']} at batch {row['batch_size']}, {part.replace('_', ' ')}: {problem}"
             f" (against {MLP} {theory:.2f} x by theory, {clock:.2f} x by the clock)"
         )

@@ -8,9 +8,10 @@ Shapes: B images in a batch, N tiles of all of them, T packed tokens per tile, D
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,59 +22,73 @@ from transformers import PreTrainedModel, StoppingCriteria, StoppingCriteriaList
 from tokenpacker import projectors
 from tokenpacker.hf.outputs import CACHE, ImageFeatures
 from tokenpacker.progress import Progress
-from tokenpacker.projectors import Projector
+from tokenpacker.projectors import Projector, TokenPacker
 from tokenpacker.sequence import ImageLayout
 from tokenpacker.speed.machine import attention_kernels, describe_machine
-from tokenpacker.speed.memory import PeakMemory, needed_memory
+from tokenpacker.speed.memory import PeakMemory, random_model, require_memory
 from tokenpacker.speed.model_sizes import Candidate, Shapes
-from tokenpacker.speed.speed_report import SpeedReport
-from tokenpacker.speed.speed_rows import Counted, Protocol, SpeedRow
-from tokenpacker.speed.stopwatch import Spread, Stopwatch, synchronize, take_turns
+from tokenpacker.speed.speed_report import Protocol, Row, SpeedReport
+from tokenpacker.speed.stopwatch import Stopwatch, spread, synchronize, take_turns
 
 
 def measure(
-    model: PreTrainedModel,
     shapes: Shapes,
     asked: Sequence[Candidate],
     protocol: Protocol,
+    device: torch.device,
+    dtype: str | None = None,
     *,
-    dtype: str,
-    random_weights: bool = False,
+    load: Callable[[], PreTrainedModel] | None = None,
 ) -> SpeedReport:
-    """The report on a model of these shapes. Raises ValueError as `measure_rows`."""
-    configs = {part: getattr(model.model, part).config for part in ("vision_tower", "language_model")}
+    """Measures the projectors in a stored model, or in one of random weights.
+
+    Args:
+        device: whose memory is measured.
+        dtype: of the weights, or `4bit` for a stored model; None takes the stored type, and for random weights float32
+            on a CPU and bfloat16 elsewhere.
+        load: returns the stored model; None makes random weights.
+
+    Raises:
+        ValueError: for image sizes and scale factors that do not fit, and for a device with too little memory, before
+            anything is allocated.
+    """
+    if dtype is None:
+        stored = getattr(shapes.config, "dtype", None) if load else None
+        dtype = str(stored or (torch.float32 if device.type == "cpu" else torch.bfloat16)).removeprefix("torch.")
+    needed = require_memory(shapes, asked, protocol, dtype, device)
+    model = load() if load else random_model(shapes.config, getattr(torch, dtype), device)
+    rows = measure_rows(model, shapes, asked, protocol)
+    parts = {part: getattr(model.model, part).config for part in ("vision_tower", "language_model")}
     return SpeedReport(
-        rows=tuple(measure_rows(model, shapes, asked, protocol)),
         name=shapes.name,
-        random_weights=random_weights,
+        random_weights=load is None,
         dtype=dtype,
         protocol=protocol,
         image_size=protocol.image_size or shapes.config.tile_size,
-        attention={part: config._attn_implementation for part, config in configs.items()}
+        attention={part: config._attn_implementation for part, config in parts.items()}
         | {"kernels": attention_kernels(model)},
-        machine=describe_machine(model.device),
-        peak_kind=PeakMemory(model.device).kind,
-        needed_bytes=needed_memory(shapes, asked, protocol, dtype).total,
+        machine=describe_machine(device),
+        peak_kind=PeakMemory(device).kind,
+        needed_bytes=needed.total,
+        rows=rows,
     )
 
 
 @torch.inference_mode()
-def measure_rows(
-    model: PreTrainedModel, shapes: Shapes, asked: Sequence[Candidate], protocol: Protocol
-) -> list[SpeedRow]:
-    """One row per batch size and projector, in the order in which they were given.
+def measure_rows(model: PreTrainedModel, shapes: Shapes, asked: Sequence[Candidate], protocol: Protocol) -> list[Row]:
+    """One row per batch size and projector, in the order in which they were given; see `speed_report`.
 
     Raises ValueError for image sizes and scale factors that do not fit.
     """
     layouts = {one: shapes.layout(one, protocol.image_size) for one in asked}
     modules = {one: make_projector(model, one) for one in asked}
-    folded = {one: fold() for one in asked if (fold := getattr(modules[one], "fold", None))}
+    folded = {one: _fold(module) for one, module in modules.items()}
     rounds = protocol.warm_up + protocol.rounds
     rows, done = [], 0
     with Progress("speed", len(protocol.batch_sizes) * len(asked) * rounds) as shown:
         for batch_size in protocol.batch_sizes:
             runners = [
-                Runner(model, modules[one], folded.get(one), one, layouts[one], protocol, batch_size) for one in asked
+                Runner(model, modules[one], folded[one], one, layouts[one], protocol, batch_size) for one in asked
             ]
             for runner in take_turns(runners, rounds):
                 runner.run()
@@ -90,6 +105,13 @@ def make_projector(model: PreTrainedModel, candidate: Candidate) -> Projector:
         return own
     like = next(own.parameters())
     return projectors.build(candidate.config).to(like.device, like.dtype).eval()
+
+
+def _fold(projector: nn.Module) -> nn.Module | None:
+    """The projector's form for inference; None if it has none, or cannot be folded as it is, such as in four bits."""
+    with contextlib.suppress(ValueError):
+        return projector.fold() if isinstance(projector, TokenPacker) else None
+    return None
 
 
 class Runner:
@@ -114,8 +136,13 @@ class Runner:
         self.text_id, self.separator_id, *_ = (id_ for id_ in range(3) if id_ != model.config.image_token_id)
 
     def run(self) -> None:
-        """One run; the batch is there only for its time, as other runners make theirs."""
-        self._make_batch()
+        """One run; its batch is freed at the end, before other runners make theirs."""
+        image = self.layout.token_ids(self.model.config.image_token_id, self.separator_id, self.separator_id)
+        before = self.protocol.text_tokens // 2
+        prompt = [self.text_id] * before + image + [self.text_id] * (self.protocol.text_tokens - before)
+        self.input_ids = torch.tensor([prompt] * self.batch_size, device=self.device)  # (B, S)
+        tiles = (self.batch_size * self.layout.tile_grid.num_tiles, 3, *self.model.config.tile_size)
+        self.pixel_values = torch.randn(tiles, device=self.device, dtype=self.model.model.vision_tower.dtype)
         if self.num_runs == 0:
             self.counted = self._count()
         else:
@@ -125,29 +152,20 @@ class Runner:
             self.watch = Stopwatch(self.device)
         del self.input_ids, self.pixel_values
 
-    def row(self, shapes: Shapes) -> SpeedRow:
+    def row(self, shapes: Shapes) -> Row:
         """The result of all runs."""
-        counted, batch = self.counted, self.batch_size
-        lengths = (counted.tiles // batch, counted.prompt_tokens, counted.output_tokens)
-        folded = self.watch.wall.get("folded")
-        return SpeedRow(
-            candidate=self.candidate,
-            batch_size=batch,
-            counted=counted,
-            times=spreads(self.watch.wall, counted.output_tokens),
-            folded=None if folded is None else Spread.of(folded),
-            flops=shapes.table.of(self.candidate, *lengths).times(batch),
-        )
-
-    def _make_batch(self) -> None:
-        image = self.layout.token_ids(self.model.config.image_token_id, self.separator_id, self.separator_id)
-        before = self.protocol.text_tokens // 2
-        prompt = [self.text_id] * before + image + [self.text_id] * (self.protocol.text_tokens - before)
-        self.input_ids = torch.tensor([prompt] * self.batch_size, device=self.device)  # (B, S)
-        num_tiles = self.batch_size * self.layout.tile_grid.num_tiles
-        dtype = self.model.model.vision_tower.dtype
-        tiles = (num_tiles, 3, *self.model.config.tile_size)
-        self.pixel_values = torch.randn(tiles, device=self.device, dtype=dtype)
+        counted, folded = self.counted, self.watch.wall.get("folded")
+        num_tiles, num_output = self.layout.tile_grid.num_tiles, counted["output_tokens"]
+        return {
+            "projector": self.candidate.name,
+            "scale_factor": self.candidate.packs,
+            "trained": self.candidate.trained,
+            "batch_size": self.batch_size,
+            "counted": counted,
+            "milliseconds": summarize(self.watch.wall, num_output),
+            "folded_projector_milliseconds": folded and spread(folded),
+            "flops": shapes.table.of(self.candidate, num_tiles, counted["prompt_tokens"], num_output, self.batch_size),
+        }
 
     def _vision(self) -> Any:
         return self.model.model.vision_features(self.pixel_values)
@@ -172,7 +190,7 @@ class Runner:
             stopping_criteria=StoppingCriteriaList(criteria),
         )
 
-    def _count(self) -> Counted:
+    def _count(self) -> dict[str, Any]:
         """Runs all parts, counts their tensors and measures the peak memory."""
         peak = PeakMemory(self.device)
         can_tell = peak.start()
@@ -181,46 +199,46 @@ class Runner:
         synchronize(self.device)
         peak_bytes = peak.stop() if can_tell else None
         short = self._generate(packed, 1)
-        return Counted(
-            tiles=packed.shape[0],
-            tokens_per_tile=packed.shape[1],
-            image_tokens=int((self.input_ids[0] != self.text_id).sum()),
-            prompt_tokens=self.input_ids.shape[1],
-            output_tokens=long.sequences.shape[1] - self.input_ids.shape[1],
-            cache_bytes=_cache_bytes(short[CACHE]),
-            full_cache_bytes=_cache_bytes(long[CACHE]),
-            peak_bytes=peak_bytes,
-        )
+        return {
+            "tiles": packed.shape[0],
+            "tokens_per_tile": packed.shape[1],
+            "image_tokens": int((self.input_ids[0] != self.text_id).sum()),
+            "prompt_tokens": self.input_ids.shape[1],
+            "output_tokens": long.sequences.shape[1] - self.input_ids.shape[1],
+            "cache_bytes": _cache_bytes(short[CACHE]),
+            "full_cache_bytes": _cache_bytes(long[CACHE]),
+            "peak_bytes": peak_bytes,
+        }
 
     def _time_parts(self) -> None:
-        timed, output_tokens = self.watch.time, self.protocol.output_tokens
+        timed, num_output, folded = self.watch.time, self.protocol.output_tokens, self.folded
         features = timed("vision", self._vision)
         packed = timed("projector", lambda: self._project(self.projector, features))
-        if (folded := self.folded) is not None:
+        if folded is not None:
             timed("folded", lambda: self._project(folded, features))
         timed("prefill", lambda: self._generate(packed, 1))
-        if output_tokens > 1:
+        if num_output > 1:
             first = _FirstToken(self.device)
-            timed("answer", lambda: self._generate(packed, output_tokens, first))
+            timed("answer", lambda: self._generate(packed, num_output, first))
             self.watch.wall["decode"].append(time.perf_counter() - first.seen_at)
 
 
-def spreads(seconds: dict[str, list[float]], output_tokens: int) -> dict[str, Spread | None]:
-    """Summarizes the seconds of each round as the times of a `SpeedRow`.
+def summarize(seconds: dict[str, list[float]], num_output: int) -> dict[str, dict[str, float] | None]:
+    """Summarizes the seconds of all rounds as the `milliseconds` of a row.
 
     Args:
         seconds: of vision, projector and prefill; for an answer of several tokens also of `answer`, the language
             model's whole time, and `decode`, its part after the first token.
     """
     rounds = {part: np.asarray(values) for part, values in seconds.items()}
-    seen = rounds["vision"] + rounds["projector"]
+    packed = rounds["vision"] + rounds["projector"]
     return {
-        "vision": Spread.of(rounds["vision"]),
-        "projector": Spread.of(rounds["projector"]),
-        "prefill": Spread.of(rounds["prefill"]),
-        "first_token": Spread.of(seen + rounds["prefill"]),
-        "per_output_token": Spread.of(rounds["decode"] / (output_tokens - 1)) if output_tokens > 1 else None,
-        "total": Spread.of(seen + rounds["answer" if output_tokens > 1 else "prefill"]),
+        "vision": spread(rounds["vision"]),
+        "projector": spread(rounds["projector"]),
+        "prefill": spread(rounds["prefill"]),
+        "first_token": spread(packed + rounds["prefill"]),
+        "per_output_token": spread(rounds["decode"] / (num_output - 1)) if num_output > 1 else None,
+        "total": spread(packed + rounds["answer" if num_output > 1 else "prefill"]),
     }
 
 

@@ -9,13 +9,10 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
 import torch
-
-from tokenpacker.speed.tables import milliseconds
 
 T = TypeVar("T")
 
@@ -30,7 +27,7 @@ def synchronize(device: torch.device) -> None:
 
 
 class Stopwatch:
-    """Wall time and processor time of named parts, in seconds, one entry per call of `time`.
+    """Wall time and processor time of named parts, in seconds, one entry per measurement.
 
     Args:
         device: synchronized before each reading of the clocks.
@@ -41,15 +38,23 @@ class Stopwatch:
         self.wall: dict[str, list[float]] = defaultdict(list)
         self.cpu: dict[str, list[float]] = defaultdict(list)  # of all threads; other users of the machine add little
 
-    def time(self, part: str, call: Callable[[], T], repeats: int = 1) -> T:
-        """Times a call and returns its result. With `repeats` it records the mean of so many calls in a row."""
+    def start(self) -> None:
+        """Starts the clocks."""
         synchronize(self.device)
-        wall, cpu = time.perf_counter(), time.process_time()
-        for _ in range(repeats):
-            result = call()
+        self._started = time.perf_counter(), time.process_time()
+
+    def stop(self, part: str, calls: int = 1) -> None:
+        """Records the times since `start`, divided by the number of calls."""
         synchronize(self.device)
-        self.cpu[part].append((time.process_time() - cpu) / repeats)
-        self.wall[part].append((time.perf_counter() - wall) / repeats)
+        wall, cpu = self._started
+        self.wall[part].append((time.perf_counter() - wall) / calls)
+        self.cpu[part].append((time.process_time() - cpu) / calls)
+
+    def time(self, part: str, call: Callable[[], T]) -> T:
+        """Times a call and returns its result."""
+        self.start()
+        result = call()
+        self.stop(part)
         return result
 
 
@@ -60,23 +65,7 @@ def take_turns(variants: Sequence[T], rounds: int) -> Iterator[T]:
         yield from (*variants[first:], *variants[:first])
 
 
-@dataclass(frozen=True)
-class Spread:
-    """Median and 95th percentile of several times, in milliseconds."""
-
-    median: float
-    p95: float
-
-    @classmethod
-    def of(cls, seconds: Sequence[float] | np.ndarray) -> Spread:
-        """Summarizes times in seconds; a percentile between two times is interpolated."""
-        times = 1000 * np.asarray(seconds)
-        return cls(float(np.median(times)), float(np.percentile(times, 95)))
-
-    def __str__(self) -> str:
-        """As tables have it: `12.3 (14.0)`."""
-        return f"{milliseconds(self.median)} ({milliseconds(self.p95)})"
-
-    def to_dict(self) -> dict[str, float]:
-        """A JSON-ready dict."""
-        return {"median": round(self.median, 4), "p95": round(self.p95, 4)}
+def spread(seconds: Sequence[float] | np.ndarray) -> dict[str, float]:
+    """Median and 95th percentile of several times, in milliseconds and JSON-ready."""
+    times = 1000 * np.asarray(seconds)
+    return {"median": round(float(np.median(times)), 4), "p95": round(float(np.percentile(times, 95)), 4)}

@@ -59,6 +59,6 @@ def times(ratio: float) -> str:
     return f"{ratio:.2f} x"
 
 
-def size_text(size: tuple[int, int]) -> str:
+def size_text(size: Sequence[int]) -> str:
     """(height, width) as people write it."""
     return f"{size[0]} x {size[1]}"

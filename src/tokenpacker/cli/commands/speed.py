@@ -19,11 +19,8 @@ from tokenpacker.known_models import SHAPES
 from tokenpacker.text import did_you_mean
 
 if TYPE_CHECKING:
-    import torch
-
     from tokenpacker.speed.model_sizes import Candidate, Shapes
-    from tokenpacker.speed.speed_report import SpeedReport
-    from tokenpacker.speed.speed_rows import Protocol
+    from tokenpacker.speed.speed_report import Protocol, SpeedReport
 
 DEFAULT_BATCH_SIZES, DEFAULT_ROUNDS = "1,8", 10
 REMEDY = "give a model's folder or hub id, or one of 7b, 13b, small"
@@ -114,7 +111,7 @@ def speed(
             result: Any = make_plan(sizes, image_size, **options)
         else:
             from tokenpacker.speed.model_sizes import candidates
-            from tokenpacker.speed.speed_rows import Protocol
+            from tokenpacker.speed.speed_report import Protocol
 
             protocol = Protocol(
                 image_size=image_size,
@@ -185,21 +182,7 @@ def _measure(
     """The measurement. Raises ValueError before allocating what does not fit, and as `load_model`."""
     import torch
 
-    from tokenpacker.speed.memory import random_model, require_memory
     from tokenpacker.speed.speed_run import measure
-
-    place, type_name = _where(sizes, stored, device, dtype)
-    require_memory(sizes, asked, protocol, type_name, place)
-    if stored:
-        built = load_model(model, device=device, dtype=dtype)[0]
-    else:
-        built = random_model(sizes.config, getattr(torch, type_name), place)
-    return measure(built, sizes, asked, protocol, dtype=type_name, random_weights=not stored)
-
-
-def _where(sizes: Shapes, stored: bool, device: str | None, dtype: str | None) -> tuple[torch.device, str]:
-    """The device whose memory counts, and the weights' type. Raises ValueError for what is not to be had."""
-    import torch
 
     if dtype == "4bit" and not stored:
         raise ValueError("--dtype 4bit quantizes a stored model; random weights take float32, float16 or bfloat16")
@@ -208,11 +191,8 @@ def _where(sizes: Shapes, stored: bool, device: str | None, dtype: str | None) -
         raise ValueError("--device auto spreads a stored model; random weights need one device, such as cpu or cuda")
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    if dtype is not None:
-        return torch.device(name), dtype
-    own = getattr(sizes.config, "dtype", None) if stored else None
-    fresh = torch.float32 if name == "cpu" else torch.bfloat16
-    return torch.device(name), str(own or fresh).removeprefix("torch.")
+    load = (lambda: load_model(model, device=device, dtype=dtype)[0]) if stored else None
+    return measure(sizes, asked, protocol, torch.device(name), dtype, load=load)
 
 
 def _image_size(image: str | None) -> tuple[int, int] | None:
