@@ -6,15 +6,14 @@ vision tower and one language model and take turns in every round.
 
 from __future__ import annotations
 
-from datetime import datetime, timezone
 from typing import Any
 
 import torch
 
 from tokenpacker.compare.results import SPEED, Row
-from tokenpacker.compare.runs import Comparison, Run, digest_of
+from tokenpacker.compare.runs import Comparison, Run, digest_of, make_row
 from tokenpacker.compare.tiles import HD, ONE_TILE
-from tokenpacker.speed.machine import describe_machine
+from tokenpacker.speed.machine import best_device
 from tokenpacker.speed.memory import random_model, require_memory
 from tokenpacker.speed.model_sizes import LLAMA_UNKNOWN_ID, Candidate, Shapes
 from tokenpacker.speed.speed_report import Protocol
@@ -38,7 +37,7 @@ def measure_speed(comparison: Comparison, *, command: str = "") -> Row:
 
     Raises ValueError where the sizes do not fit into memory.
     """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = best_device()
     runs, rounds = comparison.runs_of_one_seed(), _rounds(comparison)
     align, instruct = comparison.stages(runs[0])
     config = model_config(align.model)
@@ -55,18 +54,8 @@ def measure_speed(comparison: Comparison, *, command: str = "") -> Row:
         model = model or random_model(config, getattr(torch, align.precision), device)
         measured = measure_rows(model, shapes, asked, protocol)
         rows += [_row(run, mode, size, row) for run, row in zip(runs, measured, strict=True)]
-    return {
-        "kind": SPEED,
-        "protocol": comparison.protocol,
-        "fingerprint": speed_fingerprint(comparison),
-        "quick": comparison.quick,
-        "rounds": rounds,
-        "text_tokens": TEXT_TOKENS,
-        "rows": rows,
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "command": command,
-        "machine": describe_machine(device),
-    }
+    content = {"rounds": rounds, "text_tokens": TEXT_TOKENS, "rows": rows}
+    return make_row(SPEED, comparison, speed_fingerprint(comparison), command, content)
 
 
 def _row(run: Run, mode: str, size: tuple[int, int], row: dict[str, Any]) -> dict[str, Any]:

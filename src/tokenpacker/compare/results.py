@@ -23,12 +23,8 @@ def read_rows(path: Path) -> list[Row]:
     """
     if not path.is_file():
         return []
-    lines = path.read_text(encoding="utf-8").split("\n")
-    rows = []
-    for number, line in enumerate(lines[:-1], start=1):  # the text after the last newline is incomplete
-        if line.strip():
-            rows.append(_parse(path, number, line))
-    return rows
+    lines = path.read_text(encoding="utf-8").split("\n")[:-1]  # the text after the last newline is incomplete
+    return [_parse(path, number, line) for number, line in enumerate(lines, start=1) if line.strip()]
 
 
 def append_row(path: Path, row: Row) -> None:

@@ -10,12 +10,15 @@ import dataclasses
 import hashlib
 import json
 from dataclasses import dataclass
+from datetime import datetime, timezone
 from functools import cached_property
 from typing import Any
 
 from tokenpacker import projectors
+from tokenpacker.compare.results import Row
 from tokenpacker.compare.tiles import ASKED
 from tokenpacker.projectors import ProjectorConfig, config_from_dict
+from tokenpacker.speed.machine import best_device, describe_machine
 from tokenpacker.speed.model_sizes import settings_at
 from tokenpacker.train.assemble import model_config
 from tokenpacker.train.config import TrainingConfig
@@ -251,3 +254,17 @@ def _without_what_is_off(content: dict[str, Any]) -> dict[str, Any]:
 def digest_of(content: Any) -> str:
     """A short digest of JSON content."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def make_row(kind: str, comparison: Comparison, fingerprint: str, command: str, content: Row) -> Row:
+    """A row for the results file, with its settings, date, command line and machine."""
+    return {
+        "kind": kind,
+        "protocol": comparison.protocol,
+        "fingerprint": fingerprint,
+        "quick": comparison.quick,
+        **content,
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "command": command,
+        "machine": describe_machine(best_device()),
+    }

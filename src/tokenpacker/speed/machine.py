@@ -19,6 +19,11 @@ LIBRARIES = ("torch", "transformers", "tokenpacker", "bitsandbytes")
 CPU_INFO = Path("/proc/cpuinfo")
 
 
+def best_device() -> torch.device:
+    """A GPU if there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def describe_machine(device: torch.device) -> dict[str, Any]:
     """Hardware, threads and versions, JSON-ready."""
     gpu: dict[str, Any] = {}
