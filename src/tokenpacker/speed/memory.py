@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
+import psutil  # comes with accelerate
 import torch
 from torch import nn
 
