@@ -20,7 +20,7 @@ from transformers import AutoModel, PreTrainedConfig
 from tokenpacker import projectors
 from tokenpacker.features import VisionFeatures
 from tokenpacker.hf.configuration import TokenPackerConfig
-from tokenpacker.hf.outputs import CACHE
+from tokenpacker.hf.versions import CACHE
 from tokenpacker.hf.vision_encoder import build_vision_tower, encode_tiles
 
 if TYPE_CHECKING:
