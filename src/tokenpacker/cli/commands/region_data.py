@@ -70,8 +70,7 @@ def regions(
             )
         require_existing("annotations", [annotations])
         require_existing("--images", [images])
-    from tokenpacker.data.annotations import FORMATS
-    from tokenpacker.data.annotations import convert
+    from tokenpacker.data.annotations import FORMATS, write_rows
 
     if annotations is None or images is None or output is None:
         told = {name: {"about": entry.about, "max_regions": entry.max_regions} for name, entry in FORMATS.items()}
@@ -82,7 +81,7 @@ def regions(
                 typer.echo(f"{name:<20} {entry['max_regions']:>2} regions at most; {entry['about']}")
         return
     with keeping(f"{output} was not written; call it again to start anew"), Progress("rows") as shown:
-        result = convert(
+        result = write_rows(
             format,
             annotations,
             images,
@@ -127,8 +126,8 @@ def show_row(
     """
     require_existing("data file", [data])
     check_picture_suffix(out, "--out")
+    from tokenpacker.data.check import draw_record
     from tokenpacker.data.records import open_records
-    from tokenpacker.data.row_pictures import draw_record
 
     records = open_records(data, images)
     if row > len(records):
