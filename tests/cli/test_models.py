@@ -8,7 +8,7 @@ import shutil
 import pytest
 
 from tokenpacker.cli.loading import find_model, load_model
-from tokenpacker.known_models import carried_model_path
+from tokenpacker.hub import carried_model_path
 
 
 @pytest.fixture

@@ -26,7 +26,7 @@ from tokenpacker.carried.recipes import TOKEN_PACKER, region_instruct_tiny, regi
 from tokenpacker.hf.configuration import TokenPackerConfig
 from tokenpacker.hf.model import TokenPackerForConditionalGeneration
 from tokenpacker.hf.processing.processor import TokenPackerProcessor
-from tokenpacker.known_models import carried_model_path
+from tokenpacker.hub import carried_model_path
 from tokenpacker.train.config import TrainingConfig
 from tokenpacker.train.run import train
 from tokenpacker.train.run_folder import HISTORY

@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tokenpacker.cli.arguments import check_dtype, split_device
-from tokenpacker.hub import fetch
-from tokenpacker.known_models import is_released
+from tokenpacker.hub import fetch, is_released
 
 if TYPE_CHECKING:
     from tokenpacker.hf import TokenPackerForConditionalGeneration, TokenPackerProcessor

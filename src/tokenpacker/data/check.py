@@ -21,8 +21,7 @@ from tokenpacker.data.samples import Length, SampleMaker
 from tokenpacker.data.streams import Stream
 from tokenpacker.hf.processing.llama_tokenizer import REGION_TOKEN
 from tokenpacker.hf.processing.pictures import to_rgb
-from tokenpacker.visualize import ACCENT, FAINT_INK, INK, MARGIN, PAPER, RULE
-from tokenpacker.visualize_regions import draw_conversation
+from tokenpacker.visualize import ACCENT, FAINT_INK, INK, MARGIN, PAPER, RULE, draw_conversation
 
 NUM_BINS = 16
 NUM_EXAMPLES = 3  # of each kind of reject

@@ -22,7 +22,7 @@ from tokenpacker.hf.processing.image_processor import RELEASED_OPTIONS, TokenPac
 from tokenpacker.hf.processing.llama_tokenizer import ReleasedLlamaTokenizer, load_llama_tokenizer
 from tokenpacker.hf.processing.processor import TokenPackerProcessor
 from tokenpacker.hf.regions.region_setup import add_regions
-from tokenpacker.known_models import carried_model_path
+from tokenpacker.hub import carried_model_path
 
 CLASS_NAMES = {
     "MODEL_MAPPING_NAMES": TokenPackerModel.__name__,

@@ -11,7 +11,7 @@ from tokenpacker.cli.commands.count import Geometry
 from tokenpacker.cli.loading import read_json
 from tokenpacker.cli.options import JsonOption
 from tokenpacker.cli.output import print_json
-from tokenpacker.known_models import carried_model_path, carried_models
+from tokenpacker.hub import carried_model_path, carried_models
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -21,7 +21,6 @@ from tokenpacker.cli.output import check_picture, image_notes_on_stderr, print_j
 if TYPE_CHECKING:
     import numpy as np
 
-    from tokenpacker.hf import TokenPackerForConditionalGeneration, TokenPackerProcessor
     from tokenpacker.visualize import PackedImage
 
 
@@ -60,7 +59,7 @@ def show(
     packed = PackedImage.plan(processor, picture, **budget)
     if token is not None:
         check_token(packed, token)
-    weights = window_attention(loaded, processor, packed, scale_factor)
+    weights = packed.attention(loaded, processor)
     chosen = clearest_token(packed, weights) if token is None and weights is not None else token
     shown = None if weights is None or chosen is None else _token_weights(packed, weights, chosen)
     if weights is None:
@@ -83,28 +82,6 @@ def show(
         print_json(result)
     else:
         typer.echo(str(out))
-
-
-def window_attention(
-    model: "TokenPackerForConditionalGeneration",
-    processor: "TokenPackerProcessor",
-    packed: "PackedImage",
-    scale_factor: int | None,
-) -> "np.ndarray | None":
-    """(N, T, H, s, s), the attention of every token of the image over its window; None if the projector has none."""
-    import torch
-
-    from tokenpacker.projectors import TokenPacker
-
-    projector = model.model.multi_modal_projector
-    if not isinstance(projector, TokenPacker):
-        return None
-    inputs = processor.image_processor([packed.image], tile_grids=[packed.layout.tile_grid])
-    with torch.inference_mode():
-        features = model.model.vision_features(inputs["pixel_values"].to(model.device))
-        weights = projector.attention_weights(features, scale_factor)  # (N, T, H, s*s)
-    side = packed.scale_factor
-    return weights.float().cpu().unflatten(-1, (side, side)).numpy()
 
 
 def clearest_token(packed: "PackedImage", weights: "np.ndarray") -> int | None:

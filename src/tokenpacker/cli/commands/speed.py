@@ -14,8 +14,7 @@ from tokenpacker.cli.errors import keeping
 from tokenpacker.cli.loading import CARRIED, find_model, load_model, placement_of, quiet
 from tokenpacker.cli.options import DeviceOption, DtypeOption, JsonOption, ScaleFactorOption, VerboseOption
 from tokenpacker.cli.output import print_json, print_note
-from tokenpacker.hub import fetch
-from tokenpacker.known_models import SHAPES
+from tokenpacker.hub import SHAPES, fetch
 from tokenpacker.text import did_you_mean
 
 if TYPE_CHECKING:

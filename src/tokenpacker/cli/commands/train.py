@@ -14,7 +14,7 @@ from tokenpacker.cli.commands.train_recipes import UNFINISHED, engines, list_rec
 from tokenpacker.cli.errors import reports_mistakes
 from tokenpacker.cli.options import JsonOption
 from tokenpacker.cli.output import print_json
-from tokenpacker.known_models import resolve
+from tokenpacker.hub import resolve
 
 OutputOption = Annotated[
     Path, typer.Option("--output", metavar="FOLDER", help="Where the model and its resumable state are written.")

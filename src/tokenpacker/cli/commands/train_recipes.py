@@ -10,7 +10,7 @@ import typer
 import tokenpacker
 from tokenpacker.cli.options import JsonOption
 from tokenpacker.cli.output import print_json, print_note
-from tokenpacker.known_models import resolve
+from tokenpacker.hub import resolve
 
 UNFINISHED = 75  # "try again", as sysexits.h has it: what waits for the model must not start
 ENGINES = Path(tokenpacker.__file__).parent / "train" / "accelerate"
