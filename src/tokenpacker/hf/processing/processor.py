@@ -242,7 +242,7 @@ class TokenPackerProcessor(ProcessorMixin):
         return BatchFeature(data, tensor_type=tensors, skip_tensor_conversion=self.skip_tensor_conversion)
 
     def apply_chat_template(self, conversation: Any, *args: Any, **kwargs: Any) -> Any:
-        """As in transformers, with the checks below.
+        """Checks the conversation and calls transformers' method.
 
         Raises:
             ValueError: for a part of a message that the model does not read, for tools if the template has no place for
@@ -282,8 +282,8 @@ class TokenPackerProcessor(ProcessorMixin):
         """The tokens of an image as text, for engines that ask for one; a call gives the exact ids.
 
         Args:
-            image_inputs: what `_process_images` or the image processor gives.
-            kwargs: as for `image_layout`, where the image processor alone was called.
+            image_inputs: output of `_process_images` or of the image processor.
+            kwargs: arguments of `image_layout`, needed with the output of the image processor.
         """
         if "image_layouts" in image_inputs:
             layout = image_inputs["image_layouts"][image_idx]
@@ -394,7 +394,7 @@ def _check_row_separator(name: RowSeparator, tokenizer: PreTrainedTokenizerBase)
 
 
 def _token_id(tokenizer: PreTrainedTokenizerBase, text: str) -> int:
-    """Id of a one-character token: the piece itself where the vocabulary has it, else what encoding ends with."""
+    """Id of a one-character token: of that piece if the vocabulary has it, else the last id of its encoding."""
     piece = tokenizer.convert_tokens_to_ids(text)
     if piece not in (None, tokenizer.unk_token_id):
         return piece
