@@ -12,10 +12,16 @@ from torch import Tensor
 from transformers import GenerationConfig, PreTrainedTokenizerFast
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from tokenpacker.checkpoints.accounts import account, dtypes_by_part, position_ids_shape, rotary_frequencies, shapes_of
 from tokenpacker.checkpoints.discovery import EMBEDDING, Parts, find_parts
 from tokenpacker.checkpoints.lora import Adapter
 from tokenpacker.checkpoints.settings import KEY_VALUE_LEVELS
+from tokenpacker.checkpoints.tensor_names import (
+    account,
+    dtypes_by_part,
+    position_ids_shape,
+    rotary_frequencies,
+    shapes_of,
+)
 from tokenpacker.checkpoints.weight_files import Entry, Progress, check_finite, read, read_json, refused_as
 from tokenpacker.hf.configuration import TokenPackerConfig
 from tokenpacker.hf.processing.chat import chat_template
