@@ -251,7 +251,7 @@ def _released_tensors(
 
 
 def _as_it_came(name: str, tensor: Tensor, dtypes: Mapping[str, torch.dtype | None]) -> Tensor:
-    """The tensor in the type that it came in, if that is no larger and loses nothing; see `dtypes_by_part`."""
+    """The tensor in the type that it came in, if that is no larger and loses nothing; see `storage_record`."""
     part = next((part for part in dtypes if part.endswith(".") and name.startswith(part)), "")
     dtype = dtypes.get(name, dtypes.get(part))
     if dtype is None or dtype == tensor.dtype or dtype.itemsize > tensor.dtype.itemsize:

@@ -19,7 +19,8 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from transformers import LlamaConfig
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from tokenpacker.checkpoints.weight_files import FETCH_AGAIN, Entry, listed, read, refused_as
 from tokenpacker.hf.configuration import TokenPackerConfig
@@ -64,8 +65,10 @@ ROTARY_FREQUENCIES = re.compile(r"model\.layers\.(\d+)\.self_attn\.rotary_emb\.i
 POSITION_IDS = re.compile(re.escape(RELEASED_TOWER) + r"vision_model\.embeddings\.position_ids")
 # How far stored rotary frequencies may be from the config's: the rounding of bfloat16.
 FREQUENCY_TOLERANCE = 1e-2
-# What a file of a complete CLIP holds beside its vision tower.
-OTHER_CLIP_PARTS = re.compile(r"(text_model\.|text_projection|visual_projection|logit_scale)")
+# What the files of a CLIP hold beside the weights of its vision tower.
+OTHER_CLIP_PARTS = re.compile(
+    r"text_model\.|text_projection|visual_projection|logit_scale|(vision_model\.)?embeddings\.position_ids"
+)
 
 
 def from_released(name: str, num_layers: int) -> tuple[str, ...]:
@@ -160,32 +163,36 @@ def _shape(shape: tuple[int, ...]) -> str:
     return "x".join(map(str, shape)) or "a single number"
 
 
-def dtypes_by_part(entries: Iterable[Entry]) -> dict[str, str]:
-    """The type that each part was stored in, by the prefix of our names, and by full name where a tensor differs."""
+def storage_record(found: Mapping[str, Entry], entries: Iterable[Entry], text_config: LlamaConfig) -> dict[str, Any]:
+    """What our config keeps so that a checkpoint can be written back bit for bit.
+
+    `dtypes` has the type that each part was stored in, by the prefix of our names, and by full name where a tensor
+    differs. `rotary_frequencies` (of one layer) and `position_ids` (their shape; they count up from 0) are buffers that
+    a model computes; None if they are not stored.
+
+    Raises:
+        ValueError: if layers lack rotary frequencies, or they differ between layers or from the config's.
+    """
     stored = {name: str(entry.dtype).removeprefix("torch.") for entry in entries for name in entry.ours}
-    result: dict[str, str] = {}
+    dtypes: dict[str, str] = {}
     for prefix in (TOWER, SPARE_LAYERS, PROJECTOR, REGIONS, LANGUAGE_MODEL, "lm_head."):
         part = {name: dtype for name, dtype in stored.items() if name.startswith(prefix)}
         if part:
-            result[prefix] = max(set(part.values()), key=list(part.values()).count)
-            result |= {name: dtype for name, dtype in part.items() if dtype != result[prefix]}
-    return result
+            dtypes[prefix] = max(set(part.values()), key=list(part.values()).count)
+            dtypes |= {name: dtype for name, dtype in part.items() if dtype != dtypes[prefix]}
+    ids = next((entry for name, entry in found.items() if POSITION_IDS.fullmatch(name)), None)
+    return {
+        "dtypes": dtypes,
+        "rotary_frequencies": _rotary_frequencies(found, text_config),
+        "position_ids": None if ids is None else list(ids.shape),
+    }
 
 
-def rotary_frequencies(found: Mapping[str, Entry], expected: Tensor, num_layers: int) -> dict[str, Any] | None:
-    """The rotary frequencies that a checkpoint stores, once for all layers; None if it stores none.
-
-    The model computes them from its config; they are kept to be written back.
-
-    Args:
-        expected: those of the config.
-
-    Raises:
-        ValueError: if layers lack them, or they differ between layers or from the config's.
-    """
+def _rotary_frequencies(found: Mapping[str, Entry], text_config: LlamaConfig) -> dict[str, Any] | None:
     stored = {name: match for name in found if (match := ROTARY_FREQUENCIES.fullmatch(name))}
     if not stored:
         return None
+    num_layers = text_config.num_hidden_layers
     if {int(match[1]) for match in stored.values()} != set(range(num_layers)):
         raise ValueError(
             f"the checkpoint has rotary_emb.inv_freq for {len(stored)} of {num_layers} layers; {FETCH_AGAIN}"
@@ -196,14 +203,9 @@ def rotary_frequencies(found: Mapping[str, Entry], expected: Tensor, num_layers:
         raise ValueError(
             f"the checkpoint's rotary_emb.inv_freq differ between layers, which no LLaMA has; {FETCH_AGAIN}"
         )
+    expected = LlamaRotaryEmbedding(text_config).inv_freq
     if first.shape != expected.shape or not torch.allclose(first.float(), expected, rtol=FREQUENCY_TOLERANCE):
         raise ValueError(
             "the checkpoint's rotary_emb.inv_freq are not those of its config; correct rope_theta or rope_scaling there"
         )
     return {"dtype": str(first.dtype).removeprefix("torch."), "values": first.double().tolist()}
-
-
-def position_ids_shape(found: Mapping[str, Entry]) -> list[int] | None:
-    """The shape of the tower's position ids, which count up from 0; None if a checkpoint does not store them."""
-    entry = next((entry for name, entry in found.items() if POSITION_IDS.fullmatch(name)), None)
-    return None if entry is None else list(entry.shape)
