@@ -11,10 +11,11 @@ from typing import Any, TypeVar
 
 from tokenpacker.data.annotations.region_specs import Size, Spec
 from tokenpacker.data.annotations.wording import ask
-from tokenpacker.data.labels import GPT, HUMAN, MEND_TEXT, is_encodable
+from tokenpacker.data.labels import GPT, HUMAN
 from tokenpacker.data.rows import RecordError
 from tokenpacker.hf.processing.llama_tokenizer import IMAGE_TOKEN, REGION_TOKEN
 from tokenpacker.images import ImageError, image_size
+from tokenpacker.text import check_text
 
 Entry = TypeVar("Entry")
 Row = dict[str, Any]
@@ -187,8 +188,10 @@ def plain_text(id: str, value: Any, what: str) -> str:
     """
     if not isinstance(value, str) or not value.strip():
         raise RecordError(id, f"{what}={value!r} is no text", "malformed row")
-    if not is_encodable(value):
-        raise RecordError(id, f"{what} holds half of a surrogate pair, which is no character; {MEND_TEXT}")
+    try:
+        check_text(value, what)
+    except ValueError as error:
+        raise RecordError(id, str(error)) from None
     for mark in (IMAGE_TOKEN, REGION_TOKEN):
         if mark in value:
             raise RecordError(id, f"{what} holds {mark}, which marks images and regions", "malformed row")
