@@ -76,7 +76,7 @@ def new_folder(
 
 
 def _check_place(path: Path, overwrite: bool, sources: Iterable[str | Path | None]) -> None:
-    for source in filter(None, sources):
+    for source in (source for source in sources if source is not None):
         place = Path(source).expanduser().resolve()
         if place.exists() and (place == path or path in place.parents):
             raise ValueError(f"{path} holds {source}, which is read; choose another folder to write")
