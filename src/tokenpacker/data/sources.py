@@ -31,8 +31,6 @@ if TYPE_CHECKING:
     from tokenpacker.train.config import TrainingConfig
 
 INDEX, REJECTS = "index", "rejects.jsonl"
-STREAM_HAS_NO_END = "a stream does not tell its length"
-SCENES_HAVE_NO_END = "generated scenes have no end"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,11 +116,11 @@ def check_source(config: TrainingConfig) -> None:
                 )
         if config.batch_size != 1 or not config.scale_factors:
             raise ValueError("data.scenes needs batch_size=1 (a batch is a step) and scale_factors")
-        _num_steps(config, SCENES_HAVE_NO_END)
+        _require_steps(config, "generated scenes have no end")
     elif data.path is None:
         raise ValueError("data.path is missing; give the data file, shards or a hub id with --data")
     elif is_stream(config):
-        _num_steps(config, STREAM_HAS_NO_END)
+        _require_steps(config, "a stream does not tell its length")
         if data.format != "hub":
             open_data(data.path, data.images, format=data.format)
     else:
@@ -199,9 +197,10 @@ def open_data(
 def _stream(
     config: TrainingConfig, processor: TokenPackerProcessor, output: Path, position: dict[str, Any] | None
 ) -> Source:
-    data, num_steps = config.data, _num_steps(config, STREAM_HAS_NO_END)
+    data, num_steps = config.data, config.max_steps
     stream = open_data(data.path or "", data.images, format=data.format, seed=config.seed)
     assert isinstance(stream, Stream)
+    assert num_steps is not None, "check_source requires it"
     planner, maker = _planner(config), _batch_maker(config, processor, output)
     return Source(
         batches=StreamBatches(stream, maker, planner, num_steps * planner.batches_per_step, position),
@@ -212,8 +211,9 @@ def _stream(
 
 
 def _scenes(config: TrainingConfig, processor: TokenPackerProcessor) -> Source:
-    images, scenes = processor.image_processor, config.data.scenes
+    images, scenes, num_steps = processor.image_processor, config.data.scenes, config.max_steps
     assert scenes is not None
+    assert num_steps is not None, "check_source requires it"
     spec = StepSpec(
         show="pixels",
         captions=scenes.captions,
@@ -225,7 +225,6 @@ def _scenes(config: TrainingConfig, processor: TokenPackerProcessor) -> Source:
         patch_size=images.tile_size[0] // processor.patch_grid[0],
         regions=scenes.regions,
     )
-    num_steps = _num_steps(config, SCENES_HAVE_NO_END)
     decisive = dataclasses.asdict(spec)
     if spec.regions is None:
         del decisive["regions"]  # so that runs resume that began before there were regions
@@ -237,10 +236,9 @@ def _scenes(config: TrainingConfig, processor: TokenPackerProcessor) -> Source:
     )
 
 
-def _num_steps(config: TrainingConfig, why: str) -> int:
+def _require_steps(config: TrainingConfig, why: str) -> None:
     if config.max_steps is None:
         raise ValueError(f"max_steps is missing, and {why}; give it with --set max_steps=1000")
-    return config.max_steps
 
 
 def _planner(config: TrainingConfig) -> Planner:
