@@ -23,13 +23,14 @@ from benchmarks.training.meter import Meter, autocast, device
 from benchmarks.training.model import build
 from benchmarks.training.plain import PlainModel, shuffled_batches
 from benchmarks.training.settings import Settings
-from tokenpacker.data.batches import IDS, BatchMaker, FileBatches, only_item
+from tokenpacker.data.batches import IDS, BatchMaker, FileBatches
 from tokenpacker.data.plan import Planner, plan_run
 from tokenpacker.data.sources import RunData, look_through
 from tokenpacker.hf import TokenPackerForConditionalGeneration
 from tokenpacker.sequence import IGNORED
 from tokenpacker.train.config import DataConfig, OptimizerConfig, TrainingConfig
-from tokenpacker.train.trainer import PartTrainer, part_groups
+from tokenpacker.train.optimizer import part_groups
+from tokenpacker.train.trainer import PartTrainer
 
 RATE = 2e-5  # of the paper's second stage; nothing is to be learned here
 
@@ -75,11 +76,11 @@ def run_package(model: TokenPackerForConditionalGeneration, config: TrainingConf
     meter = Meter()
     with tempfile.TemporaryDirectory() as folder:
         trainer = PartTrainer(
-            model=model,
-            args=_arguments(folder),
-            train_dataset=batches,
-            data_collator=only_item,
-            optimizer_config=config.optimizer,
+            config,
+            model,
+            batches,
+            _arguments(folder),
+            forward_options={"use_cache": False, "only_learned": True},
             callbacks=[_Timing(meter)],
         )
         meter.model_built(model)
@@ -179,6 +180,7 @@ def _arguments(folder: str) -> TrainingArguments:
         save_strategy="no",
         logging_steps=1,
         report_to="none",
+        train_sampling_strategy="sequential",
         disable_tqdm=True,
         remove_unused_columns=False,
         dataloader_pin_memory=has_gpu,

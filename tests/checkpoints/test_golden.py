@@ -131,9 +131,8 @@ def test_loss_gradients_and_logits_of_a_batch_are_the_originals(released, cases,
 
 def released_gradient_norms(model) -> dict[str, float]:
     """Gradient norms under the original's names, joined where it joins."""
-    parts: dict[str, dict[str, torch.Tensor]] = {}
-    for name, parameter in model.named_parameters():
-        if parameter.grad is not None:
-            key = names.to_released(name, model.config.num_vision_layers)
-            parts.setdefault(key, {})[name] = parameter.grad
-    return {key: float(names.join(grads).norm()) for key, grads in parts.items()}
+    grads = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
+    num_layers = model.config.num_vision_layers
+    released = {names.to_released(name, num_layers) for name in grads}
+    parts = {key: [grads[name] for name in names.from_released(key, num_layers)] for key in released}
+    return {key: float(torch.cat(tensors).norm()) for key, tensors in parts.items()}

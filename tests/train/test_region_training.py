@@ -27,9 +27,9 @@ from tokenpacker.hf.processing.llama_tokenizer import load_llama_tokenizer
 from tokenpacker.sequence import IGNORED
 from tokenpacker.train.assemble import assemble, load_processor, parts_of
 from tokenpacker.train.config import LoraConfig, ModelConfig
+from tokenpacker.train.optimizer import part_of
 from tokenpacker.train.preview import preview
 from tokenpacker.train.run import train
-from tokenpacker.train.trainer import part_of
 from train_runs import Start, history, start
 
 BOX, POLYGON = {"box": [5, 8, 50, 30]}, {"polygon": [[60, 5, 85, 5, 70, 30]]}

@@ -24,7 +24,7 @@ from torch import Tensor
 from tokenpacker.data.labels import GPT, Example, TrainingFormat, expand, prepare_example
 from tokenpacker.data.rows import ImageReference, Kind, Record, RecordError
 from tokenpacker.hf import TokenPackerProcessor
-from tokenpacker.hf.processing.image_processor import to_rgb
+from tokenpacker.hf.processing.pictures import to_rgb
 from tokenpacker.images import ImageError, image_size
 from tokenpacker.sequence import IGNORED, ImageLayout
 from tokenpacker.tiling import TileGrid

@@ -70,7 +70,7 @@ def regions(
             )
         require_existing("annotations", [annotations])
         require_existing("--images", [images])
-    from tokenpacker.data.annotations import FORMATS, convert
+    from tokenpacker.data.annotations import FORMATS, write_rows
 
     if annotations is None or images is None or output is None:
         told = {name: {"about": entry.about, "max_regions": entry.max_regions} for name, entry in FORMATS.items()}
@@ -81,7 +81,7 @@ def regions(
                 typer.echo(f"{name:<20} {entry['max_regions']:>2} regions at most; {entry['about']}")
         return
     with keeping(f"{output} was not written; call it again to start anew"), Progress("rows") as shown:
-        result = convert(
+        result = write_rows(
             format,
             annotations,
             images,
