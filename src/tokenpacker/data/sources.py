@@ -23,7 +23,7 @@ from tokenpacker.data.plan import Planner, RunPlan, plan_run
 from tokenpacker.data.records import Format, Records, check_files, open_records
 from tokenpacker.data.rejects import Rejects
 from tokenpacker.data.samples import SampleMaker
-from tokenpacker.data.streams import Stream, is_tar, open_hub_dataset, open_shards
+from tokenpacker.data.streams import TAR_ENDINGS, Stream, open_hub_dataset, open_shards
 from tokenpacker.hf.processing.processor import TokenPackerProcessor
 from tokenpacker.scenes.steps import Steps, StepSpec
 
@@ -164,7 +164,7 @@ def is_stream(config: TrainingConfig) -> bool:
     """Whether the data can only be read in order."""
     if config.data.format is not None:
         return config.data.format in ("webdataset", "hub")
-    return config.data.path is not None and is_tar(config.data.path)
+    return config.data.path is not None and _is_tar(config.data.path)
 
 
 def open_data(
@@ -185,13 +185,20 @@ def open_data(
     if format == "hub":
         return open_hub_dataset(str(data), images_root, seed=seed)
     paths = [data] if isinstance(data, (str, Path)) else data
-    if format == "webdataset" or (format is None and all(is_tar(path) for path in paths)):
+    if format == "webdataset" or (format is None and all(_is_tar(path) for path in paths)):
         if images_root is not None:
             raise ValueError(
                 f"images_root={images_root} has no use with tar shards, which hold their images; leave --images out"
             )
         return open_shards(paths, seed=seed)
     return open_records(data, images_root, format=cast(Format | None, format))
+
+
+def _is_tar(path: str | Path) -> bool:
+    """Whether a file is a tar shard by its name, or a folder holds one."""
+    path = Path(path)
+    names = [entry.name for entry in path.iterdir()] if path.is_dir() else [path.name]
+    return any(name.endswith(TAR_ENDINGS) for name in names)
 
 
 def _stream(
