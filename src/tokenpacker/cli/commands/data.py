@@ -108,7 +108,8 @@ def check(
     if picture is not None:
         check_picture_suffix(picture, "--picture")
     processor = _processor(model, released)
-    from tokenpacker.data.check import check_data, describe, draw_report
+    from tokenpacker.data.check import check_data, describe
+    from tokenpacker.data.data_pages import draw_report
     from tokenpacker.data.samples import SampleMaker
     from tokenpacker.data.sources import open_data
 

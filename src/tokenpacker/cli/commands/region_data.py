@@ -126,7 +126,7 @@ def show_row(
     """
     require_existing("data file", [data])
     check_picture_suffix(out, "--out")
-    from tokenpacker.data.check import draw_record
+    from tokenpacker.data.data_pages import draw_record
     from tokenpacker.data.records import open_records
 
     records = open_records(data, images)
