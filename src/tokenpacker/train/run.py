@@ -77,7 +77,7 @@ def train(config: TrainingConfig, output: Path) -> Path | None:
             # `only_learned` computes logits at labelled positions alone, whose number is no shape to compile for.
             forward_options={"use_cache": False, "only_learned": not config.compile},
         )
-        return finish(trainer, config, builder.processor, source, folder) if trainer.run(checkpoint) else None
+        return finish(trainer, folder, builder.processor, source) if trainer.run(checkpoint) else None
 
 
 def check(config: TrainingConfig, *, with_data: bool = True) -> ModelBuilder:
