@@ -15,13 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
-from transformers import PrinterCallback, TrainerCallback
+from transformers import TrainerCallback
 
 import tokenpacker.train
 from benchmarks.gpu import ROOT
 from benchmarks.gpu.run import Run
 from benchmarks.training.data import ANNOTATIONS, write_samples
-from tokenpacker.data.batches import only_item
+from tokenpacker.carried.recipes import find_recipe
 from tokenpacker.sequence import IGNORED
 from tokenpacker.speed.machine import PeakMemory, synchronize
 from tokenpacker.speed.memory import random_model
@@ -29,9 +29,7 @@ from tokenpacker.speed.model_sizes import Shapes
 from tokenpacker.train.assemble import model_config, parts_of, unfreeze
 from tokenpacker.train.config import TrainingConfig
 from tokenpacker.train.preview import preview
-from tokenpacker.train.recipes import find_recipe
-from tokenpacker.train.run import _arguments
-from tokenpacker.train.trainer import PartTrainer
+from tokenpacker.train.trainer import PartTrainer, training_arguments
 
 GIB = 2**30
 RECIPE = "instruct-7b-lora"
@@ -67,18 +65,17 @@ def _steps(run: Run, config: TrainingConfig, folder: Path) -> dict[str, Any]:
     frozen = random_model(shape, torch.bfloat16, run.device).train()
     frozen.config.use_cache = frozen.config.text_config.use_cache = False
     trained = unfreeze(frozen, config)
-    arguments = _arguments(config, folder / "run")
+    arguments = training_arguments(config, folder / "run", num_workers=0)
     arguments.save_strategy = "no"
     clock = _Clock(run.device)
     trainer = PartTrainer(
-        model=trained,
-        args=arguments,
-        train_dataset=[_batch(config, shape) for _ in range(STEPS)],
-        data_collator=only_item,
-        optimizer_config=config.optimizer,
+        config,
+        trained,
+        [_batch(config, shape) for _ in range(STEPS)],
+        arguments,
+        forward_options={"use_cache": False, "only_learned": True},
         callbacks=[clock],
     )
-    trainer.remove_callback(PrinterCallback)
     peak = PeakMemory(run.device)
     peak.start()
     trainer.train()

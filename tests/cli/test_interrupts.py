@@ -51,7 +51,7 @@ def test_ctrl_c_says_what_is_kept_and_how_to_go_on(run, here, monkeypatch, comma
     def interrupted(*_args: object, **_options: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("tokenpacker.data.check.open_data", lambda *_args: [])
+    monkeypatch.setattr("tokenpacker.data.sources.open_data", lambda *_args: [])
     monkeypatch.setattr(place, interrupted)
     result = run(*command)
     assert (result.exit_code, result.stdout) == (130, "")

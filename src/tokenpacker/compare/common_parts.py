@@ -13,9 +13,9 @@ from safetensors.torch import load_file
 from transformers import CLIPVisionModel
 
 from tokenpacker.carried.foundation import ENCODER, LANGUAGE, RESULT, make_encoder, make_language_model
+from tokenpacker.carried.recipes import tiny
 from tokenpacker.hf.model import TokenPackerForConditionalGeneration
 from tokenpacker.known_models import carried_model_path
-from tokenpacker.train.recipes import tiny
 
 WEIGHTS = "model.safetensors"
 
@@ -58,9 +58,10 @@ def make_foundation(folder: Path, *, language_steps: int | None = None) -> Found
     """
     recipe = tiny()
     if language_steps is not None:
-        recipe = replace(recipe, language=replace(recipe.language, num_steps=language_steps))
+        recipe = replace(recipe, language=replace(recipe.language, max_steps=language_steps))
     make_encoder(folder / ENCODER, _carried_encoder)
-    make_language_model(folder / LANGUAGE, recipe)
+    if make_language_model(folder / LANGUAGE, recipe) is None:
+        raise KeyboardInterrupt  # a signal stopped it, with a checkpoint
     return Foundation.find(folder)
 
 

@@ -20,7 +20,8 @@ from tokenpacker.hf import TokenPackerForConditionalGeneration, TokenPackerProce
 from tokenpacker.projectors import ProjectorConfig, build
 from tokenpacker.speed.machine import describe_machine
 from tokenpacker.train.config import TrainingConfig
-from tokenpacker.train.run import CHECKPOINTS, DATA, HISTORY, train
+from tokenpacker.train.run import train
+from tokenpacker.train.run_folder import CHECKPOINTS, DATA, HISTORY
 
 RUNS, TILES = "runs", "tiles"  # folders of a comparison
 LAST_SHARE = 0.1  # of the logged losses, whose mean is the last loss

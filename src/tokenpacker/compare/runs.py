@@ -14,12 +14,12 @@ from functools import cached_property
 from typing import Any
 
 from tokenpacker import projectors
+from tokenpacker.carried.recipes import find_recipe
 from tokenpacker.compare.tiles import ASKED
 from tokenpacker.projectors import ProjectorConfig, config_from_dict
 from tokenpacker.train.assemble import model_config
 from tokenpacker.train.config import TrainingConfig
-from tokenpacker.train.recipes import find_recipe
-from tokenpacker.train.run import MAY_CHANGE
+from tokenpacker.train.run_folder import MAY_CHANGE
 
 TINY = ("align-tiny", "instruct-tiny")
 STAGES = ("align", "instruct")

@@ -24,7 +24,8 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from tokenpacker.evaluate.score import Answer, Score, TaskResult
 from tokenpacker.evaluate.tasks import Task, find_task
-from tokenpacker.hf.outputs import CACHE, ImageFeatures
+from tokenpacker.hf.outputs import ImageFeatures
+from tokenpacker.hf.versions import CACHE
 from tokenpacker.progress import Progress
 from tokenpacker.scenes import Question, Sample
 from tokenpacker.sequence import ImageLayout

@@ -19,7 +19,8 @@ from torch import Tensor
 from transformers import PreTrainedModel, StoppingCriteria, StoppingCriteriaList
 
 from tokenpacker import projectors
-from tokenpacker.hf.outputs import CACHE, ImageFeatures
+from tokenpacker.hf.outputs import ImageFeatures
+from tokenpacker.hf.versions import CACHE
 from tokenpacker.projectors import Projector
 from tokenpacker.sequence import ImageLayout
 from tokenpacker.speed.flops import Flops, FlopTable

@@ -108,8 +108,9 @@ def check(
     if picture is not None:
         check_picture_suffix(picture, "--picture")
     processor = _processor(model, released)
-    from tokenpacker.data.check import check_data, describe, draw_report, open_data
+    from tokenpacker.data.check import check_data, describe, draw_report
     from tokenpacker.data.samples import SampleMaker
+    from tokenpacker.data.sources import open_data
 
     if max_tiles is not None:
         from tokenpacker.tiling import tile_grids

@@ -126,8 +126,8 @@ def show_row(
     """
     require_existing("data file", [data])
     check_picture_suffix(out, "--out")
+    from tokenpacker.data.check import draw_record
     from tokenpacker.data.records import open_records
-    from tokenpacker.data.row_pictures import draw_record
 
     records = open_records(data, images)
     if row > len(records):
