@@ -23,9 +23,9 @@ from benchmarks.gpu.run import Run
 from benchmarks.training.data import ANNOTATIONS, write_samples
 from tokenpacker.carried.recipes import find_recipe
 from tokenpacker.sequence import IGNORED
-from tokenpacker.speed.machine import PeakMemory, synchronize
-from tokenpacker.speed.memory import random_model
+from tokenpacker.speed.memory import PeakMemory, random_model
 from tokenpacker.speed.model_sizes import Shapes
+from tokenpacker.speed.stopwatch import Stopwatch
 from tokenpacker.train.assemble import model_config, parts_of, unfreeze
 from tokenpacker.train.config import TrainingConfig
 from tokenpacker.train.preview import preview
@@ -86,7 +86,7 @@ def _steps(run: Run, config: TrainingConfig, folder: Path) -> dict[str, Any]:
         "row_tokens": config.data.max_length,
         "measured_gib": measured / GIB,
         "estimated_gib": preview(config).memory_gib,
-        "step_s": clock.seconds,
+        "step_s": clock.watch.wall["step"],
         "losses": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry],
     }
 
@@ -105,19 +105,16 @@ def _batch(config: TrainingConfig, shape: Any) -> dict[str, Tensor]:
 
 
 class _Clock(TrainerCallback):
-    """Seconds of each step."""
+    """Times each step."""
 
     def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self.seconds: list[float] = []
+        self.watch = Stopwatch(device)
 
     def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
-        synchronize(self.device)
-        self.begin = time.perf_counter()
+        self.watch.start()
 
     def on_step_end(self, *args: Any, **kwargs: Any) -> None:
-        synchronize(self.device)
-        self.seconds.append(time.perf_counter() - self.begin)
+        self.watch.stop("step")
 
 
 def fsdp2(run: Run) -> None:

@@ -23,7 +23,7 @@ from benchmarks.training.meter import Meter, autocast, device
 from benchmarks.training.model import build
 from benchmarks.training.plain import PlainModel, shuffled_batches
 from benchmarks.training.settings import Settings
-from tokenpacker.data.batches import IDS, BatchMaker, FileBatches, only_item
+from tokenpacker.data.batches import IDS, BatchMaker, FileBatches
 from tokenpacker.data.plan import Planner, plan_run
 from tokenpacker.data.sources import RunData, look_through
 from tokenpacker.hf import TokenPackerForConditionalGeneration

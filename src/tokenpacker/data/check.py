@@ -19,8 +19,8 @@ from tokenpacker.data.rejects import Rejects
 from tokenpacker.data.rows import Record, RecordError
 from tokenpacker.data.samples import Length, SampleMaker
 from tokenpacker.data.streams import Stream
-from tokenpacker.hf.processing.pictures import to_rgb
 from tokenpacker.hf.processing.llama_tokenizer import REGION_TOKEN
+from tokenpacker.hf.processing.pictures import to_rgb
 from tokenpacker.visualize import ACCENT, FAINT_INK, INK, MARGIN, PAPER, RULE
 from tokenpacker.visualize_regions import draw_conversation
 

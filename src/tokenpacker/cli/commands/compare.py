@@ -7,7 +7,6 @@ import json
 import re
 import shlex
 import sys
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,11 +16,10 @@ from tokenpacker.cli.arguments import require_projectors
 from tokenpacker.cli.commands.train_recipes import UNFINISHED
 from tokenpacker.cli.options import JsonOption
 from tokenpacker.cli.output import print_json, print_note
-from tokenpacker.progress import Progress
 
 if TYPE_CHECKING:
     from tokenpacker.compare.common_parts import Foundation
-    from tokenpacker.compare.runs import Comparison, Run
+    from tokenpacker.compare.runs import Comparison
 
 TINY = "align-tiny+instruct-tiny"
 # Of the tiny recipes: what lets 45 runs finish within four hours of two idle cores.
@@ -125,16 +123,14 @@ def compare(
     if foundation is not None and not foundation.is_dir():
         raise ValueError(f"--foundation {foundation} is no folder; name one, or leave it out to have one made")
     require_projectors(settings["projectors"])
-    from tokenpacker.compare.everything import Progress as Told
     from tokenpacker.compare.everything import compare as run
 
     settings |= _data(((data_align, images_align), (data_instruct, images_instruct)))
     with _prints_on_stderr():
-        told = Told(on_row=_tell_row, on_wait=_tell_wait, on_speed=partial(_tell_speed, Progress("times")))
         try:
             comparison, jobs = _comparison(settings, output, foundation, jobs, quick, is_tiny)
             command = shlex.join(["tokenpacker", *sys.argv[1:]])
-            finished = run(comparison, output, jobs=jobs, command=command, progress=told)
+            finished = run(comparison, output, jobs=jobs, command=command)
         except KeyboardInterrupt:  # outside of the trainings, which end with a checkpoint
             finished = False
     if not finished:
@@ -215,31 +211,3 @@ def _prints_on_stderr() -> Any:
     disable_progress_bar()  # runs have one of their own
     with contextlib.redirect_stdout(sys.stderr):
         yield
-
-
-def _tell_row(row: dict[str, Any], done: int, total: int) -> None:
-    """One line for each finished run."""
-    found = [
-        f"{task} {mode} {100 * score['correct'] / score['questions']:.1f} %"
-        for task, modes in row["scores"].items()
-        for mode, score in modes.items()
-        if mode == "one-tile" or score != modes["one-tile"]
-    ]
-    told = ", ".join(found) or f"loss {row['losses']['instruct']:.3f}"
-    print_note(
-        f"{done} of {total}: {row['projector']}, {row['tokens_per_tile']} tokens, seed {row['seed']}: {told}"
-        f" ({row['seconds']['all']:.0f} s)"
-    )
-
-
-def _tell_wait(run: Run, line: str) -> None:
-    """One line for each of several runs side by side, which write into files of their own."""
-    print_note(f"{run.label}: {line}")
-
-
-def _tell_speed(shown: Progress, done: int, total: int, what: str) -> None:
-    if done == 1:
-        shown.start()
-    shown.update(done, what, total=total)
-    if done == total:
-        shown.stop()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,16 +16,11 @@ from tokenpacker.cli.options import DeviceOption, DtypeOption, JsonOption, Scale
 from tokenpacker.cli.output import print_json, print_note
 from tokenpacker.hub import fetch
 from tokenpacker.known_models import SHAPES
-from tokenpacker.progress import Progress
 from tokenpacker.text import did_you_mean
 
 if TYPE_CHECKING:
-    import torch
-
-    from tokenpacker.hf import TokenPackerForConditionalGeneration
     from tokenpacker.speed.model_sizes import Candidate, Shapes
-    from tokenpacker.speed.speed_report import SpeedReport
-    from tokenpacker.speed.speed_rows import Protocol
+    from tokenpacker.speed.speed_report import Protocol, SpeedReport
 
 DEFAULT_BATCH_SIZES, DEFAULT_ROUNDS = "1,8", 10
 REMEDY = "give a model's folder or hub id, or one of 7b, 13b, small"
@@ -117,7 +111,7 @@ def speed(
             result: Any = make_plan(sizes, image_size, **options)
         else:
             from tokenpacker.speed.model_sizes import candidates
-            from tokenpacker.speed.speed_rows import Protocol
+            from tokenpacker.speed.speed_report import Protocol
 
             protocol = Protocol(
                 image_size=image_size,
@@ -185,39 +179,10 @@ def _measure(
     device: str | None,
     dtype: str | None,
 ) -> SpeedReport:
-    """Everything measured. Raises ValueError before allocating what does not fit, and as `load_model`."""
-    from tokenpacker.speed.machine import PeakMemory, attention_kernels, describe_machine
-    from tokenpacker.speed.memory import require_memory
-    from tokenpacker.speed.speed_report import SpeedReport
-    from tokenpacker.speed.speed_run import measure_rows
-
-    place, type_name = _where(sizes, stored, device, dtype)
-    needed = require_memory(sizes, asked, protocol, type_name, place)
-    built = load_model(model, device=device, dtype=dtype)[0] if stored else _random_model(sizes, type_name, place)
-    with Progress("speed") as shown:
-        rows = measure_rows(built, sizes, asked, protocol, partial(_tell, shown))
-    attention = {
-        "vision_tower": built.model.vision_tower.config._attn_implementation,
-        "language_model": built.model.language_model.config._attn_implementation,
-        "kernels": attention_kernels(built),
-    }
-    return SpeedReport(
-        name=sizes.name,
-        random_weights=not stored,
-        dtype=type_name,
-        protocol=protocol,
-        image_size=protocol.image_size or sizes.config.tile_size,
-        attention=attention,
-        machine=describe_machine(place),
-        peak_kind=PeakMemory(place).kind,
-        needed_bytes=needed.total,
-        rows=tuple(rows),
-    )
-
-
-def _where(sizes: Shapes, stored: bool, device: str | None, dtype: str | None) -> tuple[torch.device, str]:
-    """The device whose memory counts, and the weights' type. Raises ValueError for what is not to be had."""
+    """The measurement. Raises ValueError before allocating what does not fit, and as `load_model`."""
     import torch
+
+    from tokenpacker.speed.speed_run import measure
 
     if dtype == "4bit" and not stored:
         raise ValueError("--dtype 4bit quantizes a stored model; random weights take float32, float16 or bfloat16")
@@ -226,23 +191,8 @@ def _where(sizes: Shapes, stored: bool, device: str | None, dtype: str | None) -
         raise ValueError("--device auto spreads a stored model; random weights need one device, such as cpu or cuda")
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    if dtype is not None:
-        return torch.device(name), dtype
-    own = getattr(sizes.config, "dtype", None) if stored else None
-    fresh = torch.float32 if name == "cpu" else torch.bfloat16
-    return torch.device(name), str(own or fresh).removeprefix("torch.")
-
-
-def _random_model(sizes: Shapes, dtype: str, device: torch.device) -> TokenPackerForConditionalGeneration:
-    import torch
-
-    from tokenpacker.speed.memory import random_model
-
-    return random_model(sizes.config, getattr(torch, dtype), device)
-
-
-def _tell(shown: Progress, done: int, total: int, what: str) -> None:
-    shown.update(done, what, total=total)
+    load = (lambda: load_model(model, device=device, dtype=dtype)[0]) if stored else None
+    return measure(sizes, asked, protocol, torch.device(name), dtype, load=load)
 
 
 def _image_size(image: str | None) -> tuple[int, int] | None:
