@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tokenpacker.known_models import carried_model_path, is_released, nearest, resolve
+from tokenpacker.known_models import carried_model_path, is_released, resolve
+from tokenpacker.text import did_you_mean
 
 
 def test_a_carried_model_goes_by_its_name_unless_a_folder_has_that_name(tmp_path, monkeypatch):
@@ -36,4 +37,4 @@ def test_any_other_name_stays_as_it_is(name):
 
 
 def test_nothing_is_meant_where_nothing_is_close():
-    assert nearest("xyzzy", ["tiny", "small"]) == ""
+    assert did_you_mean("xyzzy", ["tiny", "small"]) == ""

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
 from importlib.resources import files
 from pathlib import Path
 
 from tokenpacker.released import RELEASED_MODELS
+from tokenpacker.text import did_you_mean
 
 SHAPES = ("7b", "13b", "small")  # sizes without weights, which `speed` measures and plans
-CLOSE = 0.75  # of 1, from where on one name is taken for a slip of another
+CLOSE = 0.75  # similarity from which a name counts as a misspelt one; a model of that name may exist on the hub
 
 
 def resolve(name: str) -> str:
@@ -27,7 +27,7 @@ def resolve(name: str) -> str:
     released = {model.name: model.hub_id for model in RELEASED_MODELS if model.hub_id is not None}
     if name in released:
         return released[name]
-    meant = nearest(name, [*carried_models(), *released])
+    meant = did_you_mean(name, [*carried_models(), *released], CLOSE)
     if meant and "/" not in name:
         raise ValueError(f"model {name} does not exist{meant}")
     return name
@@ -36,12 +36,6 @@ def resolve(name: str) -> str:
 def is_released(name: str) -> bool:
     """Whether a name or hub id is that of a released checkpoint, which is in the original layout."""
     return any(name in (model.name, model.hub_id) for model in RELEASED_MODELS)
-
-
-def nearest(word: str, words: list[str]) -> str:
-    """`; did you mean ...?` where one of the words is close, as the end of a message; else nothing."""
-    close = difflib.get_close_matches(word, words, 1, CLOSE)
-    return f"; did you mean {close[0]}?" if close else ""
 
 
 def carried_model_path(name: str = "tiny") -> Path:

@@ -1,21 +1,23 @@
-"""What a text must be before it goes to a tokenizer."""
+"""Checks of text, and suggestions for misspelt names. Without torch."""
 
 from __future__ import annotations
 
+import difflib
 import re
+from collections.abc import Iterable
 from typing import Any
 
-LONE_SURROGATE = re.compile("[\ud800-\udfff]")  # Python's strings may hold halves of UTF-16 pairs; UTF-8 has none
+LONE_SURROGATE = re.compile("[\ud800-\udfff]")  # a Python string may hold half of a UTF-16 pair; UTF-8 has none
 
 
 def check_text(text: Any, name: str = "the text") -> str:
-    """The text itself.
+    """Returns the text if a tokenizer can take it.
 
     Args:
-        name: opens the messages of errors.
+        name: the first words of the error message.
 
     Raises:
-        ValueError: for what is no string, and for a string that no tokenizer takes since it is no Unicode text.
+        ValueError: if `text` is no string, or if it holds half a character (a lone surrogate).
     """
     if not isinstance(text, str):
         raise ValueError(f"{name} is given as {type(text).__name__}; pass a string")
@@ -25,3 +27,14 @@ def check_text(text: Any, name: str = "the text") -> str:
             " surrogate, as of bytes that are not UTF-8); write it in UTF-8, or take it out"
         )
     return text
+
+
+def did_you_mean(word: str, words: Iterable[str], cutoff: float = 0.6) -> str:
+    """Returns `; did you mean X?`, the end of an error message, or "" if no word is close.
+
+    Args:
+        words: the valid ones.
+        cutoff: similarity, 0 to 1, from which a word counts as close; as in `difflib.get_close_matches`.
+    """
+    close = difflib.get_close_matches(word, list(words), n=1, cutoff=cutoff)
+    return f"; did you mean {close[0]}?" if close else ""

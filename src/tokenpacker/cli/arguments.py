@@ -4,8 +4,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from tokenpacker.known_models import nearest
-from tokenpacker.text import check_text
+from tokenpacker.text import check_text, did_you_mean
 
 AT_LEAST_1 = ("scale_factor", "max_image_tokens", "max_tiles", "limit", "max_regions", "max_length", "sample")
 DEVICES = ("cpu", "cuda", "mps", "auto")
@@ -41,7 +40,7 @@ def require_projectors(names: Iterable[str]) -> None:
     known = available()
     for name in (name.partition(":")[0] for name in names):
         if name not in known:
-            raise ValueError(f"projector {name!r} is unknown; use some of {', '.join(known)}{nearest(name, known)}")
+            raise ValueError(f"projector {name!r} is unknown; use some of {', '.join(known)}{did_you_mean(name, known)}")
 
 
 def check_dtype(dtype: str) -> None:

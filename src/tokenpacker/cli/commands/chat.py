@@ -29,8 +29,7 @@ from tokenpacker.cli.output import (
     print_piece,
 )
 from tokenpacker.cli.region_arguments import Region, read_region
-from tokenpacker.known_models import nearest
-from tokenpacker.text import check_text
+from tokenpacker.text import check_text, did_you_mean
 
 if TYPE_CHECKING:
     from tokenpacker.cli.conversation import Conversation
@@ -128,7 +127,7 @@ class Session:
             elif command == "/help":
                 print_note(HELP)
             elif command.startswith("/"):
-                meant = nearest(command, list(COMMANDS)) or "; /help lists the commands"
+                meant = did_you_mean(command, COMMANDS) or "; /help lists the commands"
                 raise ValueError(f"{command} is no command{meant}")
             elif line.strip():
                 self._ask(line.strip())

@@ -16,8 +16,9 @@ from tokenpacker.cli.loading import CARRIED, find_model, load_model, placement_o
 from tokenpacker.cli.options import DeviceOption, DtypeOption, JsonOption, ScaleFactorOption, VerboseOption
 from tokenpacker.cli.output import print_json, print_note
 from tokenpacker.hub import fetch
-from tokenpacker.known_models import SHAPES, nearest
+from tokenpacker.known_models import SHAPES
 from tokenpacker.progress import Progress
+from tokenpacker.text import did_you_mean
 
 if TYPE_CHECKING:
     import torch
@@ -141,7 +142,7 @@ def _named(model: str | None, shapes: str | None) -> tuple[str | None, str | Non
     if model in SHAPES:
         model, shapes = None, model
     if shapes is not None and shapes not in SHAPES:
-        rule = f"use {', '.join(SHAPES)}, or a JSON file of a model's config{nearest(shapes, list(SHAPES))}"
+        rule = f"use {', '.join(SHAPES)}, or a JSON file of a model's config{did_you_mean(shapes, SHAPES)}"
         if Path(shapes).suffix != ".json":
             raise ValueError(f"shapes {shapes!r} are unknown; {rule}")
         if not Path(shapes).is_file():
