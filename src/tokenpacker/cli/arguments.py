@@ -40,7 +40,8 @@ def require_projectors(names: Iterable[str]) -> None:
     known = available()
     for name in (name.partition(":")[0] for name in names):
         if name not in known:
-            raise ValueError(f"projector {name!r} is unknown; use some of {', '.join(known)}{did_you_mean(name, known)}")
+            meant = did_you_mean(name, known)
+            raise ValueError(f"projector {name!r} is unknown; use some of {', '.join(known)}{meant}")
 
 
 def check_dtype(dtype: str) -> None:
