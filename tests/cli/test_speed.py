@@ -131,7 +131,7 @@ def test_a_model_that_takes_images_whole_says_so(run, make_tiny_model, tiny_toke
         (("--batch-sizes", "1,zero"), "--batch-sizes '1,zero' must be whole numbers of at least 1 with commas between"),
         (("--shapes", "small", "--device", "auto"), "--device auto spreads a stored model; random weights need one"),
         (("--shapes", "small", "--dtype", "4bit"), "--dtype 4bit quantizes a stored model; random weights take"),
-        (("--plan", "--rounds", "3"), "--rounds 3 has no part in --plan, which runs nothing; leave one of them out"),
+        (("--plan", "--rounds", "3"), "--rounds has no part in --plan, which runs nothing; leave one of them out"),
         (("--projectors", "none"), "projector 'none' is unknown; use some of average-pool"),
         (("--scale-factor", "99"), "scale_factor=99 exceeds patch_grid=12x12; use at most 12"),
     ],

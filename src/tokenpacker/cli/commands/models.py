@@ -7,16 +7,15 @@ from dataclasses import asdict
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
-from tokenpacker.cli.commands.count import Geometry
-from tokenpacker.cli.loading import read_json
-from tokenpacker.cli.options import JsonOption
+from tokenpacker.cli import options
+from tokenpacker.cli.model_files import Geometry, read_json
 from tokenpacker.cli.output import print_json
 from tokenpacker.known_models import carried_model_path, carried_models
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from tokenpacker.released import ReleasedModel, Score
+    from tokenpacker.released import ReleasedModel
 
 UNKNOWN = "-"
 LEGEND = (
@@ -25,22 +24,18 @@ LEGEND = (
 )
 
 
-def models(as_json: JsonOption = False) -> None:
-    """List the models that have names: those that travel with the package, and the released checkpoints.
-
-    The released ones with hub id, resolution, tokens, tile limit, published scores and their source.
+def models(as_json: options.Json = False) -> None:
+    """List the carried models and the released checkpoints, with their scores.
 
     Examples:
-
         tokenpacker models
-
         tokenpacker models --json | jq -r '.models[] | .hub_id // empty'
     """
     from tokenpacker.released import RELEASED_MODELS
 
     carried = [_carried(name) for name in carried_models()]
     if as_json:
-        print_json({"carried": carried, "models": [_as_json(model) for model in RELEASED_MODELS]})
+        print_json({"carried": carried, "models": [_released(model) for model in RELEASED_MODELS]})
         return
     from rich.console import Console
 
@@ -48,9 +43,9 @@ def models(as_json: JsonOption = False) -> None:
     console.print("Carried models: --model takes their names")
     console.print(_carried_table(carried))
     console.print("\nReleased checkpoints: convert one first")
-    console.print(_facts(RELEASED_MODELS))
+    console.print(_released_table(RELEASED_MODELS))
     console.print(LEGEND)
-    for title, table in _scores(RELEASED_MODELS):
+    for title, table in _score_tables(RELEASED_MODELS):
         console.print(f"\n{title}", soft_wrap=True)
         console.print(table)
     console.print()
@@ -62,7 +57,7 @@ def models(as_json: JsonOption = False) -> None:
 
 
 def _carried(name: str) -> dict[str, Any]:
-    """What a carried model is, from its own files."""
+    """Facts about a carried model, from its own files."""
     folder = carried_model_path(name)
     projector = Geometry.of_model(folder).projector
     weights = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
@@ -75,51 +70,44 @@ def _carried(name: str) -> dict[str, Any]:
     }
 
 
-def _carried_table(carried: list[dict[str, Any]]) -> Table:
-    table = _table("name", "projector", "s", "regions", "MB")
-    for model in carried:
-        scale_factor = UNKNOWN if model["scale_factor"] is None else str(model["scale_factor"])
-        regions = "yes" if model["regions"] else "no"
-        table.add_row(model["name"], model["projector"], scale_factor, regions, str(model["megabytes"]))
-    return table
-
-
-def _as_json(model: ReleasedModel) -> dict[str, Any]:
+def _released(model: ReleasedModel) -> dict[str, Any]:
     return {**asdict(model), "tokens_per_tile": model.tokens_per_tile, "scores": dict(model.scores)}
 
 
-def _facts(models: tuple[ReleasedModel, ...]) -> Table:
-    """What the models are. Narrow enough for 80 columns, for a hub id that is broken in two cannot be copied."""
-    table = _table("hub id", "pixels", "s", "tokens", "tiles")
-    for model in models:
-        tokens = f"{'~' if model.max_tiles else ''}{model.mean_tokens}" if model.mean_tokens else UNKNOWN
-        table.add_row(
-            model.hub_id or f"none ({model.name})",
-            "x".join(map(str, model.resolution)) if model.resolution else UNKNOWN,
-            str(model.scale_factor),
-            tokens,
-            str(model.max_tiles or 1),
-        )
+def _carried_table(carried: list[dict[str, Any]]) -> Table:
+    table = _table("name", "projector", "s", "regions", "MB")
+    for model in carried:
+        regions = "yes" if model["regions"] else "no"
+        scale_factor = model["scale_factor"] or UNKNOWN
+        table.add_row(*map(str, (model["name"], model["projector"], scale_factor, regions, model["megabytes"])))
     return table
 
 
-def _scores(models: tuple[ReleasedModel, ...]) -> Iterator[tuple[str, Table]]:
-    """A title and a table for the models that were trained alike and tested on the same benchmarks."""
+def _released_table(models: tuple[ReleasedModel, ...]) -> Table:
+    """Facts about the models, within 80 columns: a hub id that is broken in two cannot be copied."""
+    table = _table("hub id", "pixels", "s", "tokens", "tiles")
+    for model in models:
+        tokens = f"{'~' if model.max_tiles else ''}{model.mean_tokens}" if model.mean_tokens else UNKNOWN
+        pixels = "x".join(map(str, model.resolution)) if model.resolution else UNKNOWN
+        name = model.hub_id or f"none ({model.name})"
+        table.add_row(name, pixels, str(model.scale_factor), tokens, str(model.max_tiles or 1))
+    return table
+
+
+def _score_tables(models: tuple[ReleasedModel, ...]) -> Iterator[tuple[str, Table]]:
+    """Title and table for the models with the same training data and the same benchmarks."""
     with_scores = (model for model in models if model.scores)
     for (data, source), group in groupby(with_scores, key=lambda model: (model.training_data, model.scores_from)):
         rows = list(group)
         table = _table("", *dict(rows[0].scores))
         for model in rows:
-            table.add_row(model.name.removeprefix("TokenPacker-"), *(_written(score) for _, score in model.scores))
+            scores = ["/".join(map(str, score)) if isinstance(score, tuple) else score for _, score in model.scores]
+            table.add_row(model.name.removeprefix("TokenPacker-"), *map(str, scores))
         yield f"Scores of those trained on {data}. Source: {source}", table
 
 
-def _written(score: Score) -> str:
-    return "/".join(map(str, score)) if isinstance(score, tuple) else str(score)
-
-
 def _table(first: str, *numbers: str) -> Table:
-    """An empty table of a text and of numbers; nothing in it is ever broken."""
+    """An empty table of a text column and number columns, whose cells are never broken."""
     from rich import box
     from rich.table import Table
 

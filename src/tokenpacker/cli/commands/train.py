@@ -1,4 +1,4 @@
-"""`tokenpacker train`: recipes that make a model from nothing."""
+"""`tokenpacker train`: recipes of the paper by their names, and the models that the package carries."""
 
 import contextlib
 import sys
@@ -8,67 +8,52 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
 
-from tokenpacker.cli.commands.train_recipes import UNFINISHED, engines, list_recipes, tells_what_is_kept, train_recipe
-from tokenpacker.cli.errors import reports_mistakes
-from tokenpacker.cli.options import JsonOption
-from tokenpacker.cli.output import print_json
+from tokenpacker.cli import options
+from tokenpacker.cli.command_group import CommandGroup
+from tokenpacker.cli.commands.train_recipes import KEPT, engines, list_recipes, train_recipe
+from tokenpacker.cli.errors import UNFINISHED, keeping
+from tokenpacker.cli.options import value
+from tokenpacker.cli.output import print_result
 from tokenpacker.known_models import resolve
 
-OutputOption = Annotated[
-    Path, typer.Option("--output", metavar="FOLDER", help="Where the model and its resumable state are written.")
-]
-SeedOption = Annotated[int, typer.Option("--seed", help="Decides initial weights and the order of all data.")]
+Output = Annotated[Path, value("FOLDER", "Gets the model and the state to resume from.")]
 
 
-class _Recipes(TyperGroup):
-    """Names that are no command are recipes: there are too many for a command each."""
+class Recipes(CommandGroup):
+    """A word that is no command is a recipe: there are too many for a command each."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """The command of its own, or the one for recipes."""
-        known = args[0] in self.commands or args[0].startswith("-")
+        known = args[0] in self.commands or args[0].startswith("-") or self.other_name(args[0])
         return super().resolve_command(ctx, args if known else ["recipe", *args])
 
 
 train_app = typer.Typer(
-    help="Train a model: by a recipe such as align-7b (`recipes` lists the names, `recipe --help` the options).",
+    help="Train a model by a recipe: tokenpacker train align-7b --data FILE --images FOLDER",
     no_args_is_help=True,
-    cls=_Recipes,
+    cls=Recipes,
 )
-train_app.command("recipe")(reports_mistakes(train_recipe))
-train_app.command("recipes")(reports_mistakes(list_recipes))
-train_app.command("engines")(reports_mistakes(engines))
+train_app.command("recipe")(train_recipe)
+train_app.command("recipes")(list_recipes)
+train_app.command("engines")(engines)
 
 
 @train_app.command()
-@reports_mistakes
 def tiny(
-    output: OutputOption = Path("tiny"),
-    projector: Annotated[
-        str, typer.Option("--projector", metavar="NAME", help="token-packer, or mlp for the full-token comparison.")
-    ] = "token-packer",
-    seed: SeedOption = 0,
-    foundation: Annotated[
-        Path | None,
-        typer.Option(
-            "--foundation",
-            metavar="FOLDER",
-            help="Where encoder and language model are made, or lie finished from another run.",
-            show_default="below the output",
-        ),
-    ] = None,
-    as_json: JsonOption = False,
+    output: Output = Path("tiny"),
+    projector: Annotated[str, value("NAME", "token-packer, or mlp to compare with.")] = "token-packer",
+    seed: options.Seed = 0,
+    foundation: Annotated[Path | None, value("FOLDER", "Finished encoder and language model.", "made")] = None,
+    as_json: options.Json = False,
 ) -> None:
-    """Train the model that the package carries: encoder, language model, then the two stages of the paper.
+    """Train the model that the package carries, and ask it all test questions.
 
-    Then all test questions are asked, and the model card gets curves, times and accuracies. Within an hour on two
-    cores. Run it again after an interruption and it goes on where it stopped.
+    Encoder and language model are made, then come the two stages of the paper: an hour on two cores. The same command
+    goes on after an interruption.
 
     Examples:
-
         tokenpacker train tiny --output runs/tiny
-
         tokenpacker train tiny --output runs/tiny-mlp --projector mlp --foundation runs/tiny/state
     """
     from tokenpacker.carried.tiny import train_tiny
@@ -78,31 +63,23 @@ def tiny(
 
 
 @train_app.command("tiny-regions")
-@reports_mistakes
 def tiny_regions(
-    output: OutputOption = Path("tiny-regions"),
-    start: Annotated[
-        Path | None,
-        typer.Option(
-            "--start", metavar="FOLDER", help="A model that `train tiny` made.", show_default="the carried one"
-        ),
-    ] = None,
-    seed: SeedOption = 0,
-    as_json: JsonOption = False,
+    output: Output = Path("tiny-regions"),
+    start: Annotated[str | None, value("FOLDER", "Model of `train tiny`.", "carried")] = None,
+    seed: options.Seed = 0,
+    as_json: options.Json = False,
 ) -> None:
-    """Teach the carried model about regions: the original's two region stages, on generated pictures with masks.
+    """Teach the carried model about regions, and ask it all test questions.
 
-    Then all test questions are asked, those about masks too. Run it again after an interruption and it goes on where it
-    stopped.
+    The original's two region stages, on generated pictures with masks. The same command goes on after an interruption.
 
     Examples:
-
         tokenpacker train tiny-regions --output runs/tiny-regions
     """
+    folder = None if start is None else Path(resolve(start))
     from tokenpacker.carried.tiny import train_tiny_regions
 
-    start = None if start is None else Path(resolve(str(start)))
-    make = partial(train_tiny_regions, output, start=start, seed=seed)
+    make = partial(train_tiny_regions, output, start=folder, seed=seed)
     _make_and_measure(make, output, {"seed": seed}, as_json)
 
 
@@ -111,13 +88,13 @@ def _make_and_measure(make: Callable[[], Path | None], output: Path, told: dict[
     from tokenpacker.carried.card import add_accuracies
     from tokenpacker.evaluate import measure_model
 
-    with tells_what_is_kept(output), contextlib.redirect_stdout(sys.stderr):  # the Trainer prints its logs
+    with (
+        keeping(KEPT.format(output), UNFINISHED),
+        contextlib.redirect_stdout(sys.stderr),
+    ):  # the Trainer prints its logs
         folder = make()
         if folder is None:
             raise typer.Exit(UNFINISHED)
         accuracies = measure_model(folder)
     add_accuracies(folder, accuracies)
-    if as_json:
-        print_json({"model": str(folder), **told, "accuracies": accuracies})
-    else:
-        typer.echo(str(folder))
+    print_result(as_json, {"model": str(folder), **told, "accuracies": accuracies}, str(folder))
