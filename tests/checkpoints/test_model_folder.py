@@ -83,7 +83,7 @@ def test_a_disk_that_is_really_full(make_complete, tmp_path, monkeypatch):
 def test_what_a_killed_conversion_left_is_cleared_by_the_next(make_complete, tmp_path):
     src = make_complete()
     code = (
-        "import os, sys; from tokenpacker.hf import checkpoints; from tokenpacker.checkpoints import folder\n"
+        "import os; from tokenpacker import checkpoints; from tokenpacker.checkpoints import model_folder as folder\n"
         "save = folder.save_file\n"
         "def die(tensors, path, **kwargs):\n"
         "    save(tensors, path, **kwargs); os.kill(os.getpid(), 9)\n"
@@ -150,7 +150,7 @@ def test_a_terminated_conversion_leaves_nothing(make_complete, tmp_path):
     code = (
         "import os, signal\n"
         "from tokenpacker.cli import main\n"
-        "from tokenpacker.checkpoints import folder\n"
+        "from tokenpacker.checkpoints import model_folder as folder\n"
         "folder.save_file = lambda *a, **k: os.kill(os.getpid(), signal.SIGTERM)\n"
         f"import sys; sys.argv = ['tokenpacker', 'convert', {str(src)!r}, {str(tmp_path / 'model')!r}]\n"
         "main()\n"

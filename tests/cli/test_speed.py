@@ -129,7 +129,7 @@ def test_a_model_that_takes_images_whole_says_so(run, make_tiny_model, tiny_toke
         ),
         (("--image", "large"), "--image: 'large' is no size; write HEIGHTxWIDTH in pixels"),
         (("--batch-sizes", "1,zero"), "--batch-sizes '1,zero' must be whole numbers of at least 1 with commas between"),
-        (("--shapes", "small", "--device", "auto"), "--device auto spreads a stored model; random weights need one"),
+        (("--shapes", "small", "--device", "auto"), "--device auto spreads a stored model; random weights need"),
         (("--shapes", "small", "--dtype", "4bit"), "--dtype 4bit quantizes a stored model; random weights take"),
         (("--plan", "--rounds", "3"), "--rounds has no part in --plan, which runs nothing; leave one of them out"),
         (("--projectors", "none"), "projector 'none' is unknown; use some of average-pool"),

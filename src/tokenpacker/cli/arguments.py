@@ -97,10 +97,17 @@ def image_size(option: str, text: str) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
+def exclude(options: Mapping[str, object]) -> None:
+    """Raises ValueError if more than one of the options was given."""
+    given = [name for name, value in options.items() if value not in (None, False)]
+    if len(given) > 1:
+        raise ValueError(f"{given[0]} and {given[1]} exclude each other; leave one out")
+
+
 def refuse(options: Mapping[str, object], reason: str) -> None:
     """Raises ValueError for the first of the options that was given; `reason` goes on after its name."""
     for name, value in options.items():
-        if value is not None and value is not False:
+        if value not in (None, False):
             raise ValueError(f"{name} {reason}")
 
 

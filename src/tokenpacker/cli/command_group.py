@@ -38,7 +38,7 @@ class CommandGroup(TyperGroup):
         with mistakes_in_one_line(as_json="--json" in words):
             for word in words:
                 check_text(word, repr(word))  # bytes that are not UTF-8; the name of a file may hold them
-            sys.exit(super().main(args, *more, **{**options, "standalone_mode": False}))
+            sys.exit(super().main(args, *more, **{**options, "standalone_mode": False}) or 0)
 
     def invoke(self, ctx: Any) -> Any:
         """Runs a command. Ctrl-C is reported here, since typer's `main` ends on it without a word."""

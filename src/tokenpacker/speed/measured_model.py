@@ -8,7 +8,7 @@ import torch
 from transformers import PreTrainedModel
 
 from tokenpacker.speed.machine import PeakMemory, attention_kernels, describe_machine
-from tokenpacker.speed.memory import FOUR_BIT, random_model, require_memory
+from tokenpacker.speed.memory import random_model, require_memory
 from tokenpacker.speed.model_sizes import Candidate, Shapes
 from tokenpacker.speed.speed_report import SpeedReport
 from tokenpacker.speed.speed_rows import Protocol
@@ -28,20 +28,15 @@ def measure_model(
     """Measures the projectors in a stored model, or in one of random weights.
 
     Args:
-        device: as in `from_pretrained`, `auto` included.
-        dtype: of the weights, or `4bit`; None takes the stored type, and for random weights float32 on a CPU and
-            bfloat16 elsewhere.
+        device: as in `from_pretrained`; `auto` for a stored model only.
+        dtype: of the weights, or `4bit` for a stored model; None takes the stored type, and for random weights float32
+            on a CPU and bfloat16 elsewhere.
         load: gives the stored model; None makes random weights.
 
     Raises:
-        ValueError: for a device or type that random weights cannot have, and before anything is allocated if the
-            device has too little memory.
+        ValueError: if the device has too little memory, before anything is allocated.
     """
     stored = load is not None
-    if not stored and dtype == FOUR_BIT:
-        raise ValueError("--dtype 4bit quantizes a stored model; random weights take float32, float16 or bfloat16")
-    if not stored and device == "auto":
-        raise ValueError("--device auto spreads a stored model; random weights need one device, such as cpu or cuda")
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     place = torch.device(device)

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from tokenpacker.data.annotations import write_rows as convert
+from tokenpacker.data.annotations import write_rows
 from tokenpacker.data.rows import read_row
 
 
@@ -37,7 +37,7 @@ def converted(tmp_path, images):
         if content is not None:
             path.write_text(content if isinstance(content, str) else json.dumps(content))
         output = tmp_path / "rows.jsonl"
-        result = convert(format, path, images(), output, **options)
+        result = write_rows(format, path, images(), output, **options)
         rows = [json.loads(line) for line in output.read_text().splitlines()]
         for row in rows:
             read_row(row, tmp_path / "images", "row")

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from region_rows import SQUARE
-from tokenpacker.data.annotations import FORMATS
-from tokenpacker.data.annotations import write_rows as convert
+from tokenpacker.data.annotations import FORMATS, write_rows
 from tokenpacker.data.annotations.region_specs import mask_spec
 from tokenpacker.data.annotations.wording import (
     DETAIL,
@@ -37,7 +36,7 @@ def annotations(tmp_path, images):
 
 def test_paths_start_from_a_root_that_several_data_sets_share(tmp_path, images, annotations):
     output = tmp_path / "new" / "rows.jsonl"
-    convert("osprey-short", annotations, images() / "coco", output, root=images())
+    write_rows("osprey-short", annotations, images() / "coco", output, root=images())
     assert json.loads(output.read_text())["image"] == "coco/1.jpg"
 
 
@@ -47,7 +46,7 @@ def test_rows_of_several_formats_follow_each_other_in_one_file(tmp_path, images,
     parts = []
     for format in ("osprey-short", "osprey-posneg"):
         parts.append(tmp_path / f"{format}.jsonl")
-        convert(format, annotations, images() / "coco", parts[-1], root=images())
+        write_rows(format, annotations, images() / "coco", parts[-1], root=images())
     whole = tmp_path / "stage3.jsonl"
     whole.write_bytes(b"".join(part.read_bytes() for part in parts))
     records = open_records(whole, images())
@@ -59,7 +58,7 @@ def test_the_file_appears_whole_or_not_at_all(tmp_path, images, annotations):
     output.write_text("older\n")
     annotations.write_text(json.dumps([ENTRY])[:-1] + ", {broken")
     with pytest.raises(ValueError, match="no valid JSON"):
-        convert("osprey-short", annotations, images() / "coco", output)
+        write_rows("osprey-short", annotations, images() / "coco", output)
     assert output.read_text() == "older\n"
     assert not list(tmp_path.glob("*.partial"))
 
@@ -67,12 +66,12 @@ def test_the_file_appears_whole_or_not_at_all(tmp_path, images, annotations):
 def test_a_second_run_replaces_the_rejects_of_the_first(tmp_path, images, annotations):
     output = tmp_path / "rows.jsonl"
     annotations.write_text(json.dumps([ENTRY, ENTRY | {"file_name": "none.jpg"}]))
-    first = convert("osprey-short", annotations, images() / "coco", output)
+    first = write_rows("osprey-short", annotations, images() / "coco", output)
     assert (first.rows, first.regions, first.rejected) == (1, 1, {"missing image": 1})
     assert first.rejected_share == 0.5
     assert json.loads(first.rejects.read_text())["id"] == "entry 2"
     annotations.write_text(json.dumps([ENTRY]))
-    second = convert("osprey-short", annotations, images() / "coco", output)
+    second = write_rows("osprey-short", annotations, images() / "coco", output)
     assert second.rejects is None
     assert not first.rejects.exists()
 
@@ -90,12 +89,12 @@ def test_a_second_run_replaces_the_rejects_of_the_first(tmp_path, images, annota
 def test_options_that_cannot_be_are_refused(tmp_path, images, annotations, changes, message):
     options = {"format": "coco", "annotations": annotations, "images": images(), "output": tmp_path / "o"} | changes
     with pytest.raises(ValueError, match=message):
-        convert(**options)
+        write_rows(**options)
 
 
 def test_images_must_lie_below_the_root(tmp_path, images, annotations):
     with pytest.raises(ValueError, match="choose a root above it"):
-        convert("coco", annotations, images(), tmp_path / "o", root=images() / "coco")
+        write_rows("coco", annotations, images(), tmp_path / "o", root=images() / "coco")
 
 
 def test_every_format_refuses_a_file_of_another_one_and_says_so(tmp_path, images):
@@ -105,7 +104,7 @@ def test_every_format_refuses_a_file_of_another_one_and_says_so(tmp_path, images
         path.write_text(content)
         for format in FORMATS:
             with pytest.raises(ValueError, match=r"\S"):
-                convert(format, path, images(), tmp_path / "rows.jsonl")
+                write_rows(format, path, images(), tmp_path / "rows.jsonl")
 
 
 def test_a_mask_written_as_runs_is_the_same_mask_read_again():

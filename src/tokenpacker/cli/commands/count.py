@@ -7,7 +7,7 @@ from typing import Annotated
 from typer import Argument
 
 from tokenpacker.cli import options
-from tokenpacker.cli.arguments import image_size, refuse
+from tokenpacker.cli.arguments import exclude, image_size
 from tokenpacker.cli.model_files import CONFIG_FILES, Geometry, find_model
 from tokenpacker.cli.options import flag, value
 from tokenpacker.cli.output import print_note, print_result
@@ -55,10 +55,8 @@ def count(
 
 def _geometry(model: str | None, paper: bool, released: bool) -> Geometry:
     """The geometry that the options ask for. Raises ValueError if they ask for two."""
-    if paper:
-        refuse({"--released": released}, "and --paper exclude each other; leave one out")
+    exclude({"--paper": paper, "--released": released, "--model": model})
     if paper or released:
-        refuse({"--model": model}, f"and {'--paper' if paper else '--released'} exclude each other; leave one out")
         return Geometry.paper("released" if released else "all")
     return Geometry.of_model(find_model(model, CONFIG_FILES))
 

@@ -7,7 +7,7 @@ import typer
 from typer import Argument
 
 from tokenpacker.cli import options
-from tokenpacker.cli.arguments import picture_file, refuse
+from tokenpacker.cli.arguments import exclude, picture_file
 from tokenpacker.cli.command_group import CommandGroup
 from tokenpacker.cli.commands.region_data import UNFIT, regions, show_row
 from tokenpacker.cli.errors import keeping
@@ -89,7 +89,7 @@ def check(
 
 def _processor(model: str | None, released: bool, max_tiles: int | None, regions: bool) -> "TokenPackerProcessor":
     """The model's processor with the options put in. Raises ValueError for a model that is not found."""
-    refuse({"--model": model if released else None}, "and --released exclude each other; leave one out")
+    exclude({"--released": released, "--model": model})
     processor = load_processor(find_model(model, PROCESSOR_FILES))
     if released:
         from tokenpacker.hf import RELEASED_OPTIONS, TokenPackerImageProcessor, TokenPackerProcessor

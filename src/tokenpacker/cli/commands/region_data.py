@@ -46,10 +46,10 @@ def regions(
         return
     if annotations is None or images is None or output is None:
         raise ValueError("ANNOTATIONS, --images and --output are needed; `tokenpacker data regions --help` shows how")
-    from tokenpacker.data.annotations import convert
+    from tokenpacker.data.annotations import write_rows
 
     with keeping(f"{output} was not written; call it again to start anew"), Progress("rows") as shown:
-        result = convert(
+        result = write_rows(
             format,
             annotations,
             images,

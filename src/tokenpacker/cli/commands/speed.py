@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from tokenpacker.cli import options
-from tokenpacker.cli.arguments import image_size, names, refuse, require_projectors, whole_numbers
+from tokenpacker.cli.arguments import exclude, image_size, names, refuse, require_projectors, whole_numbers
 from tokenpacker.cli.errors import keeping
 from tokenpacker.cli.loading import load_model, placement_of, quiet
 from tokenpacker.cli.model_files import CARRIED, CONFIG_FILES, find_model
@@ -76,8 +76,7 @@ def speed(
 
 def _named(model: str | None, shapes: str | None) -> tuple[str | None, str | None]:
     """`--model` and `--shapes`; a model's name may be that of shapes. Raises ValueError for both, and unknown ones."""
-    if model is not None:
-        refuse({"--model": model if shapes else None}, "and --shapes exclude each other; leave one out")
+    exclude({"--model": model, "--shapes": shapes})
     if model in SHAPES:
         model, shapes = None, model
     if shapes is not None and shapes not in SHAPES:
@@ -130,6 +129,9 @@ def _measure(
     from tokenpacker.speed.model_sizes import candidates
     from tokenpacker.speed.speed_rows import Protocol
 
+    if folder is None:
+        refuse({"--dtype 4bit": dtype == "4bit"}, "quantizes a stored model; random weights take another type")
+        refuse({"--device auto": device == "auto"}, "spreads a stored model; random weights need cpu or cuda")
     projectors = candidates(sizes, asked, scale_factor, trained=folder is not None)
     place = placement_of(device, dtype)["device_map"]
     load = None if folder is None else lambda: load_model(str(folder), device=device, dtype=dtype)[0]

@@ -5,6 +5,6 @@
 A row is a LLaVA row with one more key: `regions` holds, for each image, its regions in the order of their `<mask>`.
 """
 
-from tokenpacker.data.annotations.write_rows import FORMATS, Conversion, Format, convert
+from tokenpacker.data.annotations.write_rows import FORMATS, Conversion, Format, write_rows
 
-__all__ = ["FORMATS", "Conversion", "Format", "convert"]
+__all__ = ["FORMATS", "Conversion", "Format", "write_rows"]

@@ -88,7 +88,7 @@ class Conversion:
         }
 
 
-def convert(
+def write_rows(
     format: str,
     annotations: str | Path,
     images: str | Path,
