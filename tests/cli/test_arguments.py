@@ -68,7 +68,7 @@ AT_ONCE = [  # and what is said; nothing of torch is imported for it
     (["data", "show", "none.json", "--out", "page.png"], "invalid value for 'DATA': "),
     (["data", "show", IMAGE, "--out", "page.doc"], "--out page.doc must end in .png"),
     (["data", "check", IMAGE, "--max-rejects", "2"], "--max-rejects 2.0 must lie between 0 and 1"),
-    (["data", "regions", "koko"], "format 'koko' is unknown; did you mean coco?"),
+    (["data", "regions", "cocoa"], "format 'cocoa' is unknown; did you mean coco?"),
     (["data", "regions", "FOO"], "format 'FOO' is unknown; `tokenpacker data regions list` lists them"),
     (["train", "algin-7b"], "recipe 'algin-7b' is unknown; did you mean align-7b?"),
     (["train", "nope"], "recipe 'nope' is unknown; `tokenpacker train recipes` lists them"),
