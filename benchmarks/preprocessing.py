@@ -2,7 +2,7 @@
 
     python -m benchmarks.preprocessing [--rounds N] [--threads N] [--json FILE]
 
-prints a Markdown table, and writes all figures to FILE. On one thread unless told otherwise; half a minute.
+prints a Markdown table, and writes all figures to FILE. It uses one thread by default and takes half a minute.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def main() -> None:
             }
             for name, start in cases
         }
-        # before anything is timed, so that no freed memory lies ready
+        # before the timing, whose freed memory would be used again
         peaks = {case: {name: peak_process_mib(call) for name, call in calls[case].items()} for case in cases}
         for case in cases:
             figures["cases"][", ".join(case)] = measure(calls[case], options.rounds) | {"peak_mib": peaks[case]}
@@ -55,7 +55,7 @@ def main() -> None:
 
 
 def landscape(size: tuple[int, int], seed: int) -> Image.Image:
-    """A picture with detail of all sizes, each octave as strong as its size: about what photographs hold."""
+    """A picture with detail at all scales, each octave as strong as its size, about as in photographs."""
     generator = np.random.default_rng(seed)
     pixels = np.zeros((*size, 3), np.float32)
     for octave in range(9):
@@ -67,7 +67,7 @@ def landscape(size: tuple[int, int], seed: int) -> Image.Image:
 
 
 def plain_tiles(processor: TokenPackerImageProcessor, source: ImageSource) -> Tensor:
-    """The tiles of the whole picture in floats."""
+    """The tiles, by way of the whole picture in floats."""
     picture = load_image(source)
     mean, std = torch.tensor(processor.image_mean), torch.tensor(processor.image_std)
     image = torch.from_numpy(np.array(picture)).permute(2, 0, 1).float()
@@ -82,7 +82,7 @@ def plain_tiles(processor: TokenPackerImageProcessor, source: ImageSource) -> Te
 
 
 def measure(calls: dict[str, Any], rounds: int) -> dict[str, Any]:
-    """Times, their ratio and how the pixels differ."""
+    """Times, their ratio, and the difference of the pixels."""
     difference = (calls["plain"]() - calls["package"]()).abs()
     times = time_in_turns(calls, rounds)
     return {

@@ -3,11 +3,11 @@
     python -m benchmarks.regions [--small] [--rounds N] [--threads N] [--json FILE]
 
 prints a Markdown table, and writes all figures to FILE. The model has random weights and the shapes of CLIP-L/336 and
-of a language model of 135 million parameters. Some minutes on two cores; `--small` tries it out in seconds, on shapes
-that say nothing.
+of a language model of 135 million parameters. It takes some minutes on two cores. `--small` runs in seconds on small
+shapes, whose figures mean nothing.
 
-Told twice: against a prompt that names as many things by words, and against one that only asks what these are, to which
-the regions add their places in the prompt as well.
+Regions are compared with two prompts: one that is as long but names things by words, and a short question, against
+which the regions' places in the prompt count too.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ NUM_POINTS = 40  # of a polygon
 REGION_SIDES = (0.05, 0.3)  # shares of the photo's
 MOST_SHARE = 0.05  # of the time to the first token
 SIZE, SMALL_SIZE = (3000, 4000), (300, 400)
-SHORT = "short"  # a prompt that names nothing
+SHORT = "short"  # a prompt without regions or words in their place
 STATIONS = ("processor", "vision and projector", "region encoder", "prefill")
 IMAGES = {"1 tile": {"image_mode": "pad"}, "9 tiles and a thumbnail": {"image_mode": "slice", "max_tiles": 9}}
 TEXT = {
@@ -51,7 +51,7 @@ SMALL = {"hidden_size": 96, "intermediate_size": 192, "num_attention_heads": 3}
 
 
 def main() -> None:
-    """Measures both images with each form of region, and prints what these add."""
+    """Measures both images with each form of region, and prints the time that regions add."""
     options = arguments("regions", __doc__.splitlines()[0], rounds=5, flags={"small": "try it out on small shapes"})
     torch.manual_seed(0)
     model, processor = build(options.small)
@@ -70,7 +70,7 @@ def main() -> None:
 
 
 def build(small: bool) -> tuple[TokenPackerForConditionalGeneration, TokenPackerProcessor]:
-    """A model that knows regions, of random weights, and its processor."""
+    """A model with regions and random weights, and its processor."""
     tokenizer = train_tokenizer()
     vision, text = (shapes | (SMALL if small else {}) for shapes in (CLIP_LARGE_336, TEXT))
     config = TokenPackerConfig(
@@ -86,7 +86,7 @@ def build(small: bool) -> tuple[TokenPackerForConditionalGeneration, TokenPacker
 
 
 def regions_of(size: tuple[int, int]) -> dict[str, list[Any]]:
-    """The same places of an image as boxes, as polygons within them, and as masks of these."""
+    """The same regions of an image as boxes, as polygons within the boxes, and as masks of the polygons."""
     generator = np.random.default_rng(0)
     height, width = size
     boxes, polygons = [], []
@@ -108,7 +108,7 @@ def measure(
     forms: dict[str, list[Any]],
     rounds: int,
 ) -> dict[str, Any]:
-    """The times of each station without regions, and with each form of them where that may matter."""
+    """The times of each station without regions, and with each form of region if the form may matter."""
     asked = "what are these?"
     marked = f"<image>\n{'<mask>' * NUM_REGIONS} {asked}"
     calls = {"none": lambda: processor(file, f"<image>\n{asked}", return_tensors="pt")}
@@ -122,7 +122,7 @@ def measure(
     packed = model.model.multi_modal_projector(features)
     cells, first_tile = with_regions["region_cells"], with_regions["region_first_tile"]
     tokens = model.model.region_encoder(features, cells, first_tile)
-    # The vision tower runs once with and without regions: it is timed once, and what reads its features by itself.
+    # The vision tower runs equally often with and without regions, so it is timed once; the region encoder by itself.
     return {
         "prompt_tokens": plain["input_ids"].shape[1],
         "short_tokens": short["input_ids"].shape[1],
@@ -145,17 +145,17 @@ def measure(
 def prefill(
     model: TokenPackerForConditionalGeneration, inputs: Any, packed: Tensor, regions: Tensor | None = None
 ) -> Tensor:
-    """The scores of the first token, the images' and regions' tokens being there."""
+    """The logits of the first token, from encoded images and regions."""
     ids = {name: inputs[name] for name in ("input_ids", "attention_mask")}
     encoded = {"image": ImageFeatures(pooler_output=packed, region_tokens=regions)}
     return model(**ids, mm_encoder_outputs=encoded, logits_to_keep=1, use_cache=True).logits
 
 
 def share_added(of: dict[str, Any], form: str, clock: str, prompt: str = "none") -> float:
-    """What a form of regions adds to the time to the first token, as a share of that; each station's median.
+    """The share that a form of regions adds to the time to the first token, from each station's median.
 
     Args:
-        prompt: that is compared with, `none` for the one that is as long.
+        prompt: the prompt to compare with; `none` is the one that is as long.
     """
     without, more = 0.0, statistics.median(of["region encoder"]["any"][clock])
     for station, base, variant in (("processor", "none", form), ("prefill", prompt, "any")):
@@ -166,7 +166,7 @@ def share_added(of: dict[str, Any], form: str, clock: str, prompt: str = "none")
 
 
 def median_ms(times: Times, form: str) -> float | None:
-    """Of one station: with this form of regions, else with any, else as it is without; None where it has no work."""
+    """A station's time with this form of regions, else with any form, else without regions; None if it did not run."""
     variants = [form] if form == "none" else [form, "any", "none"]
     return next((statistics.median(times[variant]["wall_ms"]) for variant in variants if variant in times), None)
 

@@ -1,7 +1,7 @@
-"""What the benchmarks of single parts share: variants in turns, medians of pairs, memory, the machine, a table.
+"""Shared by the benchmarks of single parts: variants in turns, medians of pairs, memory, and a report.
 
-A benchmark times its variants one after the other in every round, so that whoever else uses the machine hits them
-alike, and compares them round by round: by the wall's clock, and by processor time, which suffers less from others.
+Variants take turns in every round and are compared round by round: by wall time, and by processor time, which other
+users of the machine disturb less.
 """
 
 from __future__ import annotations
@@ -10,11 +10,8 @@ import argparse
 import json
 import multiprocessing
 import os
-import platform
-import resource
 import statistics
 import sys
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -24,8 +21,12 @@ from typing import Any
 
 import torch
 
+from tokenpacker.speed.machine import describe_machine, machine_text, versions_text
+from tokenpacker.speed.memory import PeakMemory
+from tokenpacker.speed.stopwatch import Stopwatch, take_turns
+from tokenpacker.speed.tables import markdown
+
 MIB = 1024 * 1024
-MAXRSS_UNIT = 1 if sys.platform == "darwin" else 1024  # ru_maxrss counts bytes on macOS and KiB on Linux
 
 Call = Callable[[], Any]
 Times = dict[str, dict[str, list[float]]]  # per variant and clock, one of each round in milliseconds
@@ -80,19 +81,18 @@ def arguments(
 
 
 def time_in_turns(variants: Mapping[str, Call], rounds: int) -> Times:
-    """Each variant's times in each round, after one call of each to warm up; each round starts with another."""
-    names = list(variants)
+    """Each variant's times in each round, after one call of each to warm up."""
     for call in variants.values():
         call()
-    times: Times = {name: {"wall_ms": [], "cpu_ms": []} for name in names}
-    for number in range(rounds):
-        first = number % len(names)
-        for name in names[first:] + names[:first]:
-            wall, cpu = time.perf_counter(), time.process_time()
-            variants[name]()
-            times[name]["cpu_ms"].append(1000 * (time.process_time() - cpu))
-            times[name]["wall_ms"].append(1000 * (time.perf_counter() - wall))
-    return times
+    watch = Stopwatch(torch.device("cpu"))
+    for name in take_turns(list(variants), rounds):
+        watch.time(name, variants[name])
+    milliseconds = {clock: _milliseconds(getattr(watch, clock)) for clock in ("wall", "cpu")}
+    return {name: {f"{clock}_ms": times[name] for clock, times in milliseconds.items()} for name in variants}
+
+
+def _milliseconds(times: Mapping[str, list[float]]) -> dict[str, list[float]]:
+    return {name: [1000 * seconds for seconds in of] for name, of in times.items()}
 
 
 def median_ratio(times: Times, numerator: str, denominator: str, clock: str = "wall_ms") -> float:
@@ -119,9 +119,9 @@ def peak_tensor_mib(call: Call) -> float:
 
 
 def peak_process_mib(call: Call) -> float:
-    """How far a call in a process of its own takes the resident memory above what it was before, in MiB.
+    """The rise of the resident memory during a call in a process of its own, in MiB.
 
-    To be measured before anything else, so that no freed memory lies ready, and on one thread: it forks.
+    Measure it before anything else, so that no freed memory is reused, and on one thread, as it forks.
     """
     receiver, sender = multiprocessing.Pipe(duplex=False)
     process = multiprocessing.get_context("fork").Process(target=_send_peak, args=(call, sender))
@@ -132,36 +132,26 @@ def peak_process_mib(call: Call) -> float:
 
 
 def _send_peak(call: Call, sender: Connection) -> None:
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    memory = PeakMemory(torch.device("cpu"))
+    memory.start()
+    before = memory.stop() or 0
     call()
-    sender.send((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * MAXRSS_UNIT)
-
-
-def machine() -> dict[str, Any]:
-    """What it ran on."""
-    return {
-        "processors": os.cpu_count(),
-        "processor": platform.machine(),
-        "instructions": torch.backends.cpu.get_cpu_capability(),
-        "threads": torch.get_num_threads(),
-        "load": [round(load, 2) for load in os.getloadavg()],
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-    }
+    sender.send((memory.stop() or 0) - before)
 
 
 def report(
     figures: dict[str, Any], head: list[str], rows: list[list[str]], verdicts: list[str], file: Path | None
 ) -> None:
-    """Prints the table, what it was measured on and whether it is as wanted; writes all figures to the file."""
-    on = figures["machine"] = machine()
+    """Prints the table, the machine and the verdicts; writes all figures to the file."""
+    on = describe_machine(torch.device("cpu"))
+    load, instructions = [round(load, 2) for load in os.getloadavg()], torch.backends.cpu.get_cpu_capability()
+    figures["machine"] = on | {"instructions": instructions, "load": load}
     command = " ".join(["python -m", _module_name(), *sys.argv[1:]])
     figures["command"] = command.replace(str(file), file.name) if file else command  # the folder is nobody's business
-    lines = [f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows)]
-    lines += [
+    lines = [
+        *markdown(head, rows),
         "",
-        f"Machine: {on['processors']} processors ({on['processor']}, {on['instructions']}), {on['threads']} threads,"
-        f" load {on['load'][0]} at the end; Python {on['python']}, torch {on['torch']}.",
+        f"Machine: {machine_text(on)} ({instructions}), load {load[0]} at the end; {versions_text(on)}.",
         "",
         *verdicts,
     ]

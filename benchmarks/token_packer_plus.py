@@ -15,7 +15,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tokenpacker.features import VisionFeatures
-from tokenpacker.projectors.token_packer import TokenPacker, TokenPackerProjectorConfig
+from tokenpacker.projectors.token_packer import (
+    TokenPacker,
+    TokenPackerProjectorConfig,
+    coarse_query,
+    window_mask,
+    windows,
+)
 
 POSITIONS = 4  # places to a side of a window, in its learned positions; other windows interpolate between them
 
@@ -72,52 +78,49 @@ class TokenPackerPlus(TokenPacker):
     def forward(self, features: VisionFeatures, scale_factor: int | None = None) -> Tensor:
         """(N, T, D), as `TokenPacker.forward`."""
         self.check_features(features)
-        queries, keys, mask = self._queries_and_keys(features, scale_factor)
-        values = self._surroundings(self.value_norm(self.value_mlp(features.levels)), features.patch_grid, scale_factor)
+        scale = self.config.resolve_scale(features.patch_grid, scale_factor)
+        queries, keys, mask = self._queries_and_keys(features, scale)
+        values = self._surroundings(self.value_norm(self.value_mlp(features.levels)), features.patch_grid, scale)
         attended = self.attention(queries, keys, values, mask)  # (N, T, C)
         return self.output_mlp(attended + queries if self.config.dense_query else attended)
 
-    def _queries_and_keys(
-        self, features: VisionFeatures, scale_factor: int | None
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
+    def _queries_and_keys(self, features: VisionFeatures, scale: int) -> tuple[Tensor, Tensor, Tensor | None]:
         grid, level = features.patch_grid, self.config.query_level
         source = features.query if level is None else features.levels.chunk(self.config.num_levels, dim=-1)[level]
-        queries = self.query_proj(self._coarse_query(source, grid, scale_factor))
+        queries = self.query_proj(coarse_query(source, grid, scale))
         if self.config.dense_query:
-            queries = queries + self.dense_proj(self._coarse_query(features.levels, grid, scale_factor))
-        keys = self._surroundings(self.key_norm(self.key_mlp(features.levels)), grid, scale_factor)
-        return self.query_norm(queries), keys, self._surroundings_mask(grid, scale_factor, keys.device)
+            queries = queries + self.dense_proj(coarse_query(features.levels, grid, scale))
+        keys = self._surroundings(self.key_norm(self.key_mlp(features.levels)), grid, scale)
+        return self.query_norm(queries), keys, self._surroundings_mask(grid, scale, keys.device)
 
-    def _surroundings(self, tokens: Tensor, patch_grid: tuple[int, int], scale_factor: int | None) -> Tensor:
+    def _surroundings(self, tokens: Tensor, patch_grid: tuple[int, int], scale: int) -> Tensor:
         """(N, L, C) -> (K, N, T, C): each window with its margin and positions, then the tile's mean."""
-        windows = self._wide_windows(tokens, patch_grid, scale_factor)
+        around = self._wide_windows(tokens, patch_grid, scale)
         if self.config.window_position:
-            side = round(len(windows) ** 0.5)
+            side = round(len(around) ** 0.5)
             places = F.interpolate(self.window_position[None], (side, side), mode="bilinear")  # (1, C, side, side)
-            windows = windows + places.flatten(2).permute(2, 0, 1)[:, :, None].to(windows.dtype)
+            around = around + places.flatten(2).permute(2, 0, 1)[:, :, None].to(around.dtype)
         if self.config.global_token:
-            mean = tokens.mean(dim=1)[None, :, None].expand(1, -1, windows.shape[2], -1)  # (1, N, T, C)
-            windows = torch.cat([windows, mean])
-        return windows
+            mean = tokens.mean(dim=1)[None, :, None].expand(1, -1, around.shape[2], -1)  # (1, N, T, C)
+            around = torch.cat([around, mean])
+        return around
 
-    def _wide_windows(self, tokens: Tensor, patch_grid: tuple[int, int], scale_factor: int | None) -> Tensor:
+    def _wide_windows(self, tokens: Tensor, patch_grid: tuple[int, int], scale: int) -> Tensor:
         """(N, L, C) -> (K, N, T, C), zeros beyond the grid."""
         margin = self.config.window_margin
         if margin == 0:
-            return self._windows(tokens, patch_grid, scale_factor)
-        scale, height, width = self._extents(patch_grid, scale_factor)
-        beyond = (margin, width - patch_grid[1] + margin, margin, height - patch_grid[0] + margin)
+            return windows(tokens, patch_grid, scale)
+        height, width = patch_grid
+        beyond = (margin, -width % scale + margin, margin, -height % scale + margin)
         image = F.pad(tokens.unflatten(1, patch_grid), (0, 0, *beyond))  # (N, h', w', C)
         side = scale + 2 * margin
-        windows = image.unfold(1, side, scale).unfold(2, side, scale)  # (N, rows, cols, C, side, side)
-        return windows.permute(4, 5, 0, 1, 2, 3).flatten(3, 4).flatten(0, 1).contiguous()
+        around = image.unfold(1, side, scale).unfold(2, side, scale)  # (N, rows, cols, C, side, side)
+        return around.permute(4, 5, 0, 1, 2, 3).flatten(3, 4).flatten(0, 1).contiguous()
 
-    def _surroundings_mask(
-        self, patch_grid: tuple[int, int], scale_factor: int | None, device: torch.device
-    ) -> Tensor | None:
+    def _surroundings_mask(self, patch_grid: tuple[int, int], scale: int, device: torch.device) -> Tensor | None:
         """(T, K), True where there is something; None where there is everywhere."""
-        if self.config.window_margin == 0 and self._window_mask(patch_grid, scale_factor, device) is None:
+        if self.config.window_margin == 0 and window_mask(patch_grid, scale, device) is None:
             return None
         exists = torch.ones(1, patch_grid[0] * patch_grid[1], 1, device=device)
-        mask = self._wide_windows(exists, patch_grid, scale_factor)[:, 0, :, 0].T > 0  # (T, side*side)
+        mask = self._wide_windows(exists, patch_grid, scale)[:, 0, :, 0].T > 0  # (T, side*side)
         return F.pad(mask, (0, 1), value=True) if self.config.global_token else mask

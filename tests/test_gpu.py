@@ -38,14 +38,14 @@ def whole_float32(monkeypatch):
 
 @pytest.fixture(scope="module")
 def packer():
-    """On the CPU, and wide enough to be folded there."""
+    """On the CPU."""
     torch.manual_seed(0)
     return TokenPacker(TokenPackerProjectorConfig(vision_dim=256, language_dim=512)).eval()
 
 
 @pytest.fixture(scope="module")
 def features():
-    """Four tiles: as many as make a CPU fold."""
+    """Of four tiles."""
     generator = torch.Generator().manual_seed(1)
     query, levels = (torch.randn(4, 576, width, generator=generator) for width in (256, 4 * 256))
     return VisionFeatures(query, levels, GRID)
@@ -98,14 +98,19 @@ def answers(model, inputs, device=DEVICE, **kwargs):
 
 
 @pytest.mark.parametrize("scale", SCALE_FACTORS)
-def test_the_projector_gives_what_it_gives_folded_on_a_cpu(packer, features, scale):
+def test_the_projector_plain_or_folded_gives_what_it_gives_on_a_cpu(packer, features, scale):
     there = copy.deepcopy(packer).to(DEVICE)
     with torch.inference_mode():
-        folded = packer(features, scale)
-        assert packer._fast_path.folded(packer, features) is not None
-        assert difference(there(moved(features), scale), folded) < TOLERANCE[torch.float32]
-        on_cpu = DEVICE.type == "cpu"
-        assert (there._fast_path.folded(there, moved(features)) is not None) == on_cpu  # folding is for CPUs
+        expected = packer(features, scale)
+        for module in (there, there.fold(), packer.fold().to(DEVICE)):
+            assert difference(module(moved(features), scale), expected) < TOLERANCE[torch.float32]
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+def test_the_folded_projector_in_half_precision_gives_what_it_gives_in_float32(packer, features, dtype):
+    with torch.inference_mode():
+        folded = copy.deepcopy(packer).to(DEVICE, dtype).fold()
+        assert difference(folded(moved(features, dtype)), packer(features)) < TOLERANCE[dtype]
 
 
 @pytest.mark.parametrize("name", projectors.available())

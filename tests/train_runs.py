@@ -122,7 +122,7 @@ def _process(run: Start, rank: int, port: int, number: int) -> None:
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": str(port),
         }
-    from tokenpacker.train.config_reading import from_dict
+    from tokenpacker.train.config import from_dict
     from tokenpacker.train.run import train
 
     run.output.mkdir(parents=True, exist_ok=True)

@@ -19,12 +19,10 @@ from benchmarks.projector import PATCH_GRID, SCALE_FACTORS, Straightforward
 from benchmarks.side_by_side import MIB, median_ratio
 from tokenpacker import TokenPacker, TokenPackerProjectorConfig, VisionFeatures
 from tokenpacker.hf import TokenPackerForConditionalGeneration, four_bit_config
-from tokenpacker.speed.machine import PeakMemory, attention_kernels
 from tokenpacker.speed.memory import FOUR_BIT, needed_memory, random_model
 from tokenpacker.speed.model_sizes import Candidate, candidates
-from tokenpacker.speed.speed_report import SpeedReport
-from tokenpacker.speed.speed_rows import Protocol
-from tokenpacker.speed.speed_run import measure_rows
+from tokenpacker.speed.speed_report import Protocol
+from tokenpacker.speed.speed_run import measure
 
 TOLERANCE = 0.04  # of the largest value: several roundings of bfloat16 in a row
 MODES = (("plain", "CUDA graph"), ("compiled", "compiled, CUDA graph"))
@@ -138,18 +136,7 @@ def model(run: Run) -> None:
     def row(image_size: tuple[int, int] | None) -> dict[str, Any]:
         protocol = Protocol(image_size=image_size, batch_sizes=(1,), **lengths)
         sized = replace(shapes, sliced=image_size is not None)
-        report = SpeedReport(
-            name=shapes.name,
-            random_weights=True,
-            dtype="bfloat16",
-            protocol=protocol,
-            image_size=image_size or shapes.config.tile_size,
-            attention={"kernels": attention_kernels(built)},
-            machine=run.found["machine"],
-            peak_kind=PeakMemory(run.device).kind,
-            needed_bytes=needed_memory(sized, asked, protocol, "bfloat16").total,
-            rows=tuple(measure_rows(built, sized, asked, protocol, lambda done, total, what: None)),
-        )
+        report = measure(sized, asked, protocol, run.device, "bfloat16", load=lambda: built)
         return report.to_dict()
 
     run.attempt("an image of one tile", lambda: row(None))

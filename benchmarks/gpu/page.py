@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu import ROOT
-from tokenpacker.evaluate.tables import markdown, mebi, milliseconds, number
+from tokenpacker.speed.tables import markdown, mebi, milliseconds, number
 
 PAGE = ROOT / "docs" / "gpu.md"
 HEADING = "## Results"

@@ -16,7 +16,9 @@ import torch
 from benchmarks.side_by_side import MIB, peak_tensor_mib
 from tokenpacker.known_models import carried_model_path
 from tokenpacker.speed.machine import describe_machine
+from tokenpacker.speed.memory import PeakMemory
 from tokenpacker.speed.model_sizes import Shapes, named_shapes, shapes_of_folder
+from tokenpacker.speed.stopwatch import Stopwatch, synchronize, take_turns
 
 SPARE = 5  # seconds before the deadline in which nothing new begins
 SPAN_MS = 5.0  # that one timing takes at least, of as many calls as that needs
@@ -99,27 +101,29 @@ class Run:
 
 
 def time_in_turns(calls: Mapping[str, Call], rounds: int, device: torch.device) -> dict[str, dict[str, list[float]]]:
-    """As `side_by_side.time_in_turns`, by the device's clock: `device_ms` of each call in each round."""
-    names = list(calls)
+    """As `side_by_side.time_in_turns`, by CUDA events: `device_ms` of each call in each round.
+
+    The package's stopwatch reads the host's clock, whose synchronization counts beside kernels this short.
+    """
     repeats = {}
     for name, call in calls.items():
         _elapsed_ms(call, 2, device)  # warms up
         repeats[name] = max(1, min(MOST_CALLS, round(SPAN_MS / max(_elapsed_ms(call, 3, device), 1e-3))))
-    times: dict[str, dict[str, list[float]]] = {name: {"device_ms": []} for name in names}
-    for number in range(rounds):
-        first = number % len(names)
-        for name in names[first:] + names[:first]:
-            times[name]["device_ms"].append(_elapsed_ms(calls[name], repeats[name], device))
+    times: dict[str, dict[str, list[float]]] = {name: {"device_ms": []} for name in calls}
+    for name in take_turns(list(calls), rounds):
+        times[name]["device_ms"].append(_elapsed_ms(calls[name], repeats[name], device))
     return times
 
 
 def _elapsed_ms(call: Call, repeats: int, device: torch.device) -> float:
     """Milliseconds of a call, the mean of some that follow one another; by CUDA events where there are any."""
     if device.type != "cuda":
-        start = time.perf_counter()
+        watch = Stopwatch(device)
+        watch.start()
         for _ in range(repeats):
             call()
-        return 1000 * (time.perf_counter() - start) / repeats
+        watch.stop("call", repeats)
+        return 1000 * watch.wall["call"][0]
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     torch.cuda.synchronize(device)
     begin.record()
@@ -153,9 +157,10 @@ def peak_mib(call: Call, device: torch.device) -> float:
     """The most that torch held at once during the call, its result included, above what it held before."""
     if device.type != "cuda":
         return peak_tensor_mib(call)
-    torch.cuda.reset_peak_memory_stats(device)
-    before = torch.cuda.memory_allocated(device)
+    memory = PeakMemory(device)
+    memory.start()
+    before = memory.current
     result = call()
-    torch.cuda.synchronize(device)
+    synchronize(device)
     del result
-    return (torch.cuda.max_memory_allocated(device) - before) / MIB
+    return ((memory.stop() or 0) - before) / MIB

@@ -15,23 +15,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
-from transformers import PrinterCallback, TrainerCallback
+from transformers import TrainerCallback
 
 import tokenpacker.train
 from benchmarks.gpu import ROOT
 from benchmarks.gpu.run import Run
 from benchmarks.training.data import ANNOTATIONS, write_samples
-from tokenpacker.data.batches import only_item
+from tokenpacker.carried.recipes import find_recipe
 from tokenpacker.sequence import IGNORED
-from tokenpacker.speed.machine import PeakMemory, synchronize
-from tokenpacker.speed.memory import random_model
+from tokenpacker.speed.memory import PeakMemory, random_model
 from tokenpacker.speed.model_sizes import Shapes
+from tokenpacker.speed.stopwatch import Stopwatch
 from tokenpacker.train.assemble import model_config, parts_of, unfreeze
 from tokenpacker.train.config import TrainingConfig
 from tokenpacker.train.preview import preview
-from tokenpacker.train.recipes import find_recipe
-from tokenpacker.train.run import _arguments
-from tokenpacker.train.trainer import PartTrainer
+from tokenpacker.train.trainer import PartTrainer, training_arguments
 
 GIB = 2**30
 RECIPE = "instruct-7b-lora"
@@ -67,18 +65,17 @@ def _steps(run: Run, config: TrainingConfig, folder: Path) -> dict[str, Any]:
     frozen = random_model(shape, torch.bfloat16, run.device).train()
     frozen.config.use_cache = frozen.config.text_config.use_cache = False
     trained = unfreeze(frozen, config)
-    arguments = _arguments(config, folder / "run")
+    arguments = training_arguments(config, folder / "run", num_workers=0)
     arguments.save_strategy = "no"
     clock = _Clock(run.device)
     trainer = PartTrainer(
-        model=trained,
-        args=arguments,
-        train_dataset=[_batch(config, shape) for _ in range(STEPS)],
-        data_collator=only_item,
-        optimizer_config=config.optimizer,
+        config,
+        trained,
+        [_batch(config, shape) for _ in range(STEPS)],
+        arguments,
+        forward_options={"use_cache": False, "only_learned": True},
         callbacks=[clock],
     )
-    trainer.remove_callback(PrinterCallback)
     peak = PeakMemory(run.device)
     peak.start()
     trainer.train()
@@ -89,7 +86,7 @@ def _steps(run: Run, config: TrainingConfig, folder: Path) -> dict[str, Any]:
         "row_tokens": config.data.max_length,
         "measured_gib": measured / GIB,
         "estimated_gib": preview(config).memory_gib,
-        "step_s": clock.seconds,
+        "step_s": clock.watch.wall["step"],
         "losses": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry],
     }
 
@@ -108,19 +105,16 @@ def _batch(config: TrainingConfig, shape: Any) -> dict[str, Tensor]:
 
 
 class _Clock(TrainerCallback):
-    """Seconds of each step."""
+    """Times each step."""
 
     def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self.seconds: list[float] = []
+        self.watch = Stopwatch(device)
 
     def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
-        synchronize(self.device)
-        self.begin = time.perf_counter()
+        self.watch.start()
 
     def on_step_end(self, *args: Any, **kwargs: Any) -> None:
-        synchronize(self.device)
-        self.seconds.append(time.perf_counter() - self.begin)
+        self.watch.stop("step")
 
 
 def fsdp2(run: Run) -> None:

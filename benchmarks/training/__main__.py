@@ -95,7 +95,7 @@ def measure(settings: Settings, rounds: int) -> dict[str, Any]:
 
 def run_variant(settings: Settings, folder: Path) -> dict[str, Any]:
     """The figures of one run, in a process of its own, with the machine's load before it."""
-    # This process imports no torch: a child's ru_maxrss starts with what its parent had when it was started.
+    # This process imports no torch, so that all memory is left to the variant.
     load = os.getloadavg()[0]
     result = folder / "result.json"
     environment = {"CUDA_VISIBLE_DEVICES": "0", "TOKENIZERS_PARALLELISM": "false", **QUIET_THREADS, **os.environ}

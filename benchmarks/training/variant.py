@@ -23,12 +23,14 @@ from benchmarks.training.meter import Meter, autocast, device
 from benchmarks.training.model import build
 from benchmarks.training.plain import PlainModel, shuffled_batches
 from benchmarks.training.settings import Settings
-from tokenpacker.data.batches import IDS, BatchMaker, RunBatches, RunPlan, only_item
+from tokenpacker.data.batches import IDS, BatchMaker, FileBatches
+from tokenpacker.data.plan import Planner, plan_run
 from tokenpacker.data.sources import RunData, look_through
 from tokenpacker.hf import TokenPackerForConditionalGeneration
 from tokenpacker.sequence import IGNORED
 from tokenpacker.train.config import DataConfig, OptimizerConfig, TrainingConfig
-from tokenpacker.train.trainer import PartTrainer, part_groups
+from tokenpacker.train.optimizer import part_groups
+from tokenpacker.train.trainer import PartTrainer
 
 RATE = 2e-5  # of the paper's second stage; nothing is to be learned here
 
@@ -68,24 +70,23 @@ def training_config(settings: Settings, folder: Path) -> TrainingConfig:
 
 def run_package(model: TokenPackerForConditionalGeneration, config: TrainingConfig, data: RunData) -> dict[str, Any]:
     """Figures of one pass over the data with the package's own batches and trainer."""
-    if config.data.packed:
-        config = with_as_many_steps(config, data)
-    plan = RunPlan.make(config, data.lengths)
-    batches = RunBatches(plan, data.records, BatchMaker(data.maker, config, data.rejects))
+    planner = with_as_many_steps(data) if data.planner.packed else data.planner
+    plan = plan_run(planner, data.lengths.tokens, data.lengths.tiles)
+    batches = FileBatches(plan, data.records, BatchMaker(data.maker, data.rejects, packed=planner.packed))
     meter = Meter()
     with tempfile.TemporaryDirectory() as folder:
         trainer = PartTrainer(
-            model=model,
-            args=_arguments(folder),
-            train_dataset=batches,
-            data_collator=only_item,
-            optimizer_config=config.optimizer,
+            config,
+            model,
+            batches,
+            _arguments(folder),
+            forward_options={"use_cache": False, "only_learned": True},
             callbacks=[_Timing(meter)],
         )
         meter.model_built(model)
         meter.warm_up(model, lambda: model(**_inputs(batches[0])).loss)
         trainer.train()
-    rows = [[sum(data.lengths[number].tokens for number in row) for row in batch] for batch in plan.batches]
+    rows = [[int(data.lengths.tokens[row].sum()) for row in batch] for batch in plan.batches]
     return meter.result() | shape_of(rows)
 
 
@@ -111,18 +112,18 @@ def run_plain(model: TokenPackerForConditionalGeneration, config: TrainingConfig
             optimizer.step()
             optimizer.zero_grad()
             meter.losses.append(loss.item())
-    return meter.result() | shape_of([[data.lengths[number].tokens for number in batch] for batch in batches])
+    return meter.result() | shape_of([data.lengths.tokens[batch].tolist() for batch in batches])
 
 
-def with_as_many_steps(config: TrainingConfig, data: RunData) -> TrainingConfig:
-    """The packed config with so many rows a batch that all samples take as many steps as they do padded.
+def with_as_many_steps(data: RunData) -> Planner:
+    """The packed planner with so many rows a batch that all samples take as many steps as they do padded.
 
     So a step has as many samples on average, and none of the variants wins by smaller or larger batches.
     """
-    steps = -(-len(data.lengths.usable) // config.batch_size)
-    one_row = replace(config, batch_size=1, device_batch_size=1)
-    rows = -(-len(RunPlan.make(one_row, data.lengths).batches) // steps)
-    return replace(config, batch_size=rows, device_batch_size=rows)
+    steps = -(-len(data.lengths.usable) // data.planner.rows)
+    one_row = replace(data.planner, rows=1)
+    rows = -(-len(plan_run(one_row, data.lengths.tokens, data.lengths.tiles).batches) // steps)
+    return replace(data.planner, rows=rows)
 
 
 def shape_of(batches: list[list[int]]) -> dict[str, Any]:
@@ -179,6 +180,7 @@ def _arguments(folder: str) -> TrainingArguments:
         save_strategy="no",
         logging_steps=1,
         report_to="none",
+        train_sampling_strategy="sequential",
         disable_tqdm=True,
         remove_unused_columns=False,
         dataloader_pin_memory=has_gpu,

@@ -1,61 +1,11 @@
-import json
-
 import pytest
 import torch
 
+from tokenpacker.carried import recipes
 from tokenpacker.carried import tiny as train_module
 from tokenpacker.carried.card import add_accuracies
 from tokenpacker.carried.tiny import train_tiny
-from tokenpacker.train import loop, recipes
-
-
-class Interrupted(Exception):
-    """Stands for a power cut."""
-
-
-class Numbers(torch.utils.data.Dataset):
-    """Item `index` is a small regression problem; raises at `stop_at`."""
-
-    def __init__(self, stop_at: int | None = None) -> None:
-        self.stop_at = stop_at
-
-    def __len__(self) -> int:
-        return 12
-
-    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        if index == self.stop_at:
-            raise Interrupted
-        generator = torch.Generator().manual_seed(index)
-        return {"inputs": torch.randn(4, 8, generator=generator)}
-
-
-class Regression(torch.nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.hidden, self.heads = torch.nn.Linear(8, 8), torch.nn.Linear(8, 1)
-
-    def forward(self, inputs: torch.Tensor) -> dict[str, torch.Tensor]:
-        return {"loss": (self.heads(self.hidden(inputs).tanh()) - inputs.sum(-1, keepdim=True)).square().mean()}
-
-
-def run(folder, stop_at=None) -> dict[str, torch.Tensor]:
-    model = Regression()
-    schedule = loop.Schedule(
-        num_steps=12, learning_rate=0.01, muon_learning_rate=0.02, save_every=5, log_every=1, num_workers=0
-    )
-    loop.run_phase(model, Numbers(stop_at), schedule, phase_dir=folder, collate=lambda items: items[0], seed=0)
-    return model.state_dict()
-
-
-def test_an_interrupted_phase_ends_exactly_as_an_uninterrupted_one(tmp_path):
-    expected = run(tmp_path / "whole")
-    with pytest.raises(Interrupted):
-        run(tmp_path / "broken", stop_at=8)
-    resumed = run(tmp_path / "broken")
-    assert all(torch.equal(resumed[name], expected[name]) for name in expected)
-    history = json.loads((tmp_path / "broken" / loop.HISTORY).read_text())
-    assert [step for step, _ in history["loss"]] == list(range(1, 13))
+from tokenpacker.train.run_folder import HISTORY
 
 
 def test_an_unknown_projector_names_the_valid_ones():
@@ -101,9 +51,9 @@ def test_training_leaves_a_model_that_answers(trained):
 
 @pytest.mark.slow
 def test_a_finished_training_is_not_repeated(trained):
-    before = (trained / "state" / "instruct" / loop.HISTORY).stat().st_mtime_ns
+    before = (trained / "state" / "instruct" / HISTORY).stat().st_mtime_ns
     train_tiny(trained, steps_fraction=0.0005, foundation_dir=trained.parent / "foundation")
-    assert (trained / "state" / "instruct" / loop.HISTORY).stat().st_mtime_ns == before
+    assert (trained / "state" / "instruct" / HISTORY).stat().st_mtime_ns == before
 
 
 @pytest.mark.slow

@@ -8,8 +8,8 @@ import torch
 
 from tokenpacker.carried import tiny as train_module
 from tokenpacker.carried.card import add_accuracies
+from tokenpacker.carried.recipes import find_recipe
 from tokenpacker.carried.tiny import train_tiny_regions
-from tokenpacker.train.recipes import find_recipe
 
 FRACTION = 0.0005  # one step of each stage
 

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import torch
 
+from example_batches import batch_of
 from golden_pictures import synthetic
 from tokenpacker.checkpoints import load_released
 from tokenpacker.checkpoints import tensor_names as names
-from tokenpacker.data.labels import collate, expand, prepare_example
+from tokenpacker.data.labels import expand, prepare_example
 from tokenpacker.hf.outputs import ImageFeatures
 
 GENERATION = ("pad", "slice_2x3", "slice_1x1", "slice_1x2_sf3", "slice_2x1_sf4")
@@ -94,7 +95,7 @@ def training_batch(processor, case):
         separators = (processor.tile_separator_id, processor.row_separator_id)
         examples.append(expand(example, marks, [layout.token_ids(marks, *separators) for layout in layouts]))
     pixels = processor.image_processor(pictures, image_mode=mode, max_tiles=limit)["pixel_values"]
-    return collate(examples, processor.tokenizer.pad_token_id), pixels
+    return batch_of(examples, processor.tokenizer.pad_token_id), pixels
 
 
 @pytest.mark.slow
@@ -130,9 +131,8 @@ def test_loss_gradients_and_logits_of_a_batch_are_the_originals(released, cases,
 
 def released_gradient_norms(model) -> dict[str, float]:
     """Gradient norms under the original's names, joined where it joins."""
-    parts: dict[str, dict[str, torch.Tensor]] = {}
-    for name, parameter in model.named_parameters():
-        if parameter.grad is not None:
-            key = names.to_released(name, model.config.num_vision_layers)
-            parts.setdefault(key, {})[name] = parameter.grad
-    return {key: float(names.join(grads).norm()) for key, grads in parts.items()}
+    grads = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
+    num_layers = model.config.num_vision_layers
+    released = {names.to_released(name, num_layers) for name in grads}
+    parts = {key: [grads[name] for name in names.from_released(key, num_layers)] for key in released}
+    return {key: float(torch.cat(tensors).norm()) for key, tensors in parts.items()}

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import torch
 
+from example_batches import batch_of
 from golden_pictures import synthetic
 from golden_regions import drawn, region_weights
 from tokenpacker.checkpoints import load_released
-from tokenpacker.data.labels import collate, expand, prepare_example
+from tokenpacker.data.labels import expand, prepare_example
 from tokenpacker.hf import RELEASED_OPTIONS, TokenPackerImageProcessor
 from tokenpacker.hf.regions.masks import mark_region
 from tokenpacker.hf.regions.region_cells import Canvas
@@ -116,7 +117,7 @@ def test_the_loss_of_a_batch_with_regions_is_the_originals(released, cases, gold
         assert example.problem is None
         separators = (processor.tile_separator_id, processor.row_separator_id)
         examples.append(expand(example, mark, [layout.token_ids(mark, *separators)]))
-    batch = collate(examples, processor.tokenizer.pad_token_id)
+    batch = batch_of(examples, processor.tokenizer.pad_token_id)
     assert batch["labels"].tolist() == case["expanded_labels"]
     grids = [layout.tile_grid for layout in layouts]
     batch |= processor.region_inputs(masks_of(case), sizes, grids)

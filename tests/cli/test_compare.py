@@ -13,7 +13,7 @@ def started(monkeypatch, tmp_path):
     """The comparisons that commands start, with the jobs; nothing is run, and the foundation is not looked for."""
     calls = []
 
-    def compare(comparison, output, *, jobs, command, progress):
+    def compare(comparison, output, *, jobs, command):
         calls.append((comparison, jobs, command))
         output.mkdir(exist_ok=True)
         (output / "compare.md").write_text("| a table |\n")

@@ -47,7 +47,7 @@ def test_half_a_character_in_one_of_many_captions_is_one_reject(run, data, tmp_p
     result = run("data", "check", data, "--model", tiny_model_dir, "--max-rejects", 0.2)
     assert result.exit_code == 0, result.output
     assert "usable       8: 8 with images" in result.stdout
-    assert "4: message 2 holds half of a surrogate pair, which is no character" in result.stdout
+    assert "4: the value of message 2 has U+D83D at character" in result.stdout
     assert json.loads((tmp_path / "rejects.jsonl").read_text())["source"] == f"{data}, line 5"
 
 

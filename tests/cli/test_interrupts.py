@@ -25,7 +25,7 @@ STOPPED = [  # command, where Ctrl-C comes, what is said
     ),
     (
         ("speed", "--shapes", "small"),
-        "tokenpacker.speed.measured_model.measure_model",
+        "tokenpacker.speed.speed_run.measure",
         "stopped; nothing was measured to its end; call it again, with a smaller --rounds to be sooner done",
     ),
     (
@@ -51,7 +51,7 @@ def test_ctrl_c_says_what_is_kept_and_how_to_go_on(run, here, monkeypatch, comma
     def interrupted(*_args: object, **_options: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("tokenpacker.data.check.open_data", lambda *_args: [])
+    monkeypatch.setattr("tokenpacker.data.sources.open_data", lambda *_args: [])
     monkeypatch.setattr(place, interrupted)
     result = run(*command)
     assert (result.exit_code, result.stdout) == (130, "")

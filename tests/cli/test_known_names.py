@@ -6,7 +6,7 @@ from tokenpacker.cli import known_names
 
 
 def test_recipes():
-    from tokenpacker.train.recipes import recipes
+    from tokenpacker.carried.recipes import recipes
 
     assert sorted(known_names.RECIPES) == sorted(recipes())
 

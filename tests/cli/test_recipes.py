@@ -100,7 +100,7 @@ def test_the_engines_files_are_accelerates_own(run_json):
 
 
 def test_every_recipe_is_listed(run, run_json):
-    from tokenpacker.train.recipes import recipes
+    from tokenpacker.carried.recipes import recipes
 
     head, *lines = run("train", "recipes").stdout.splitlines()
     assert head.split() == ["recipe", "learns", "rate", "step", "images"]

@@ -15,9 +15,9 @@ from typing import NamedTuple
 import pytest
 from PIL import Image
 
+from tokenpacker.carried.recipes import find_recipe
 from tokenpacker.data.annotations import FORMATS
 from tokenpacker.evaluate import find_task
-from tokenpacker.train.recipes import find_recipe
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 FENCED = re.compile(r"^```(\w+)\n(.*?)^```$(?:\n\n```text\n(.*?)^```$)?", re.MULTILINE | re.DOTALL)

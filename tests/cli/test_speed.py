@@ -25,6 +25,8 @@ def test_a_measurement_says_what_ran_on_what(run_json, tiny_model_dir):
         parts = ["vision", "projector", "prefill", "first_token", "per_output_token", "total"]
         assert list(row["milliseconds"]) == parts
         assert all(set(times) == {"median", "p95"} for times in row["milliseconds"].values())
+        folded = row["folded_projector_milliseconds"]
+        assert folded is None or set(folded) == {"median", "p95"}
         assert row["counted"]["full_cache_bytes"] > row["counted"]["cache_bytes"] > 0
         assert set(row["speedup_of_first_token"]) == {"theory", "clock"}
 
@@ -56,7 +58,7 @@ def test_the_table_has_a_row_for_each_projector_and_batch_size(run, tiny_model_d
 def test_a_plan_of_a_named_size_needs_no_model(run, run_json):
     shown = run("speed", "--plan", "--model", "7b", "--image", "2000x3000").stdout
     assert shown.startswith(
-        "7b, an image of 2000 x 3000, 64 text tokens; TFLOP by `2n(2d^2+2d*d_kv+3dm)+4n^2d` a layer"
+        "7b, an image of 2000 x 3000, 64 text tokens; TFLOP counted from the modules, `2n(2d^2+2d*d_kv+3dm)+4n^2d`"
     )
     assert "| 2 x 3    | token-packer |   2 |     7 |        1,015 |" in shown
     plan = run_json("speed", "--plan", "--shapes", "13b", "--scale-factor", 3)

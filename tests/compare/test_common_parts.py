@@ -21,7 +21,9 @@ def test_the_encoder_is_the_carried_one_and_the_language_model_is_trained_once(t
     assert all(torch.equal(tensor, expected[name]) for name, tensor in encoder.state_dict().items())
     assert language.config.hidden_size == carried.config.text_config.hidden_size
     assert not torch.equal(language.lm_head.weight, carried.lm_head.weight)
-    monkeypatch.setattr("tokenpacker.carried.stages.train_language", lambda *given: pytest.fail("it is there already"))
+    monkeypatch.setattr(
+        "tokenpacker.carried.foundation.train_language", lambda *given: pytest.fail("it is there already")
+    )
     again = make_foundation(tmp_path, language_steps=1)
     assert (again, again.digest) == (made, made.digest)
 

@@ -70,7 +70,7 @@ def test_a_finished_comparison_is_not_run_again(finished, monkeypatch):
     assert (output / "results.jsonl").read_bytes() == before
 
 
-def test_rows_are_carried_on_elsewhere(finished, comparison_of, tmp_path, monkeypatch):
+def test_rows_are_carried_on_elsewhere(finished, comparison_of, tmp_path, monkeypatch, capsys):
     comparison, output = finished
     lines = (output / "results.jsonl").read_text().splitlines(keepends=True)
     (tmp_path / "results.jsonl").write_text("".join(lines[1:]))  # without the first run
@@ -81,11 +81,9 @@ def test_rows_are_carried_on_elsewhere(finished, comparison_of, tmp_path, monkey
         return json.loads(lines[0])
 
     monkeypatch.setattr(everything, "run_one", run_one)
-    told = []
-    progress = everything.Progress(on_row=lambda row, done, total: told.append((row["projector"], done, total)))
-    assert compare(comparison, tmp_path, progress=progress)
+    assert compare(comparison, tmp_path)
     assert [run.projector for run in trained] == ["average-pool"]
-    assert told == [("average-pool", 8, 8)]
+    assert capsys.readouterr().err.startswith("8 of 8: average-pool, 4 tokens, seed 0: easy-vqa one-tile ")
     table = (tmp_path / "compare.md").read_text()
     assert table == (output / "compare.md").read_text()
 
@@ -133,15 +131,14 @@ def test_a_run_that_fails_does_not_cost_the_one_beside_it(comparison_of, tmp_pat
 
 
 @pytest.mark.slow
-def test_runs_side_by_side_give_the_rows_of_runs_in_turn(finished, comparison_of, tmp_path, monkeypatch):
+def test_runs_side_by_side_give_the_rows_of_runs_in_turn(finished, comparison_of, tmp_path, monkeypatch, capsys):
     _, output = finished
     names = ("average-pool", "mlp")
-    monkeypatch.setattr(everything, "LINE_SECONDS", 0.5)  # the processes take longer to import torch
-    said: list[tuple[str, str]] = []
-    progress = everything.Progress(on_wait=lambda run, line: said.append((run.projector, line)))
-    assert compare(comparison_of(projectors=names), tmp_path, jobs=2, progress=progress)
-    assert {name for name, _ in said} == set(names)
-    assert said[0][1] == "starting"
+    monkeypatch.setattr("tokenpacker.progress.FIRST_LINE_SECONDS", 0)
+    monkeypatch.setattr(everything, "LOOK_SECONDS", 0.5)  # the processes take longer to import torch
+    assert compare(comparison_of(projectors=names), tmp_path, jobs=2)
+    first = next(line for line in capsys.readouterr().err.splitlines() if line.startswith("runs: 0 of 2 ("))
+    assert first.endswith("; average-pool, s = 2, seed 0: starting; mlp, s = 2, seed 0: starting")
     expected = {row["projector"]: row for row in read_rows(output / "results.jsonl") if row["kind"] == RUN}
     rows = {row["projector"]: row for row in read_rows(tmp_path / "results.jsonl") if row["kind"] == RUN}
     assert set(rows) == set(names)

@@ -130,8 +130,8 @@ def test_what_cannot_be_compared_is_refused(comparison_of):
 
 
 def test_a_real_recipe_keeps_all_but_the_projector(tmp_path, monkeypatch):
+    from tokenpacker.carried.recipes import find_recipe
     from tokenpacker.compare.runs import StageData
-    from tokenpacker.train.recipes import find_recipe
 
     monkeypatch.setattr(Comparison, "patch_grid", (24, 24))  # CLIP-L/336's, without its config from the hub
     data = (StageData(path="align.json"), StageData(path="instruct.json", images="pictures"))

@@ -10,7 +10,7 @@ from tokenpacker.data import index as index_module
 from tokenpacker.data.index import index_lengths
 from tokenpacker.data.records import open_records
 from tokenpacker.data.rejects import Rejects, TooManyRejects
-from tokenpacker.data.samples import SampleMaker
+from tokenpacker.data.samples import Length, SampleMaker
 
 
 @pytest.fixture
@@ -72,7 +72,7 @@ def test_lengths_are_those_of_the_samples(data, maker):
     lengths = index_lengths(records, maker)
     assert lengths.usable.tolist() == [0, 1, 2, 3, 4, 5, 6, 8, 9, 10]
     for number in (0, 1, 5, 10):
-        assert lengths[number] == maker.length(records[number])
+        assert [getattr(lengths, name)[number] for name in Length._fields] == list(maker.length(records[number]))
     assert lengths.images.tolist() == [0, 1, 1, 0, 1, 2, 0, 0, 1, 1, 1]
     assert len(lengths) == 11
 

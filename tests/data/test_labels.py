@@ -2,7 +2,8 @@ import json
 
 import pytest
 
-from tokenpacker.data.labels import collate, expand, merge_image_marks, prepare_example, render_prompt
+from example_batches import batch_of
+from tokenpacker.data.labels import expand, merge_image_marks, prepare_example, render_prompt
 from tokenpacker.hf.processing.llama_tokenizer import load_llama_tokenizer
 from tokenpacker.sequence import IGNORED, ImageLayout
 from tokenpacker.tiling import TileGrid
@@ -63,7 +64,7 @@ def test_batches_are_the_originals(golden, cases):
     slow = load_llama_tokenizer(golden / "tokenizer", "slow")
     by_name = {case["name"]: case for case in cases["conversations"]}
     for case in cases["collator"]:
-        batch = collate([prepare(by_name[name], slow) for name in case["conversations"]], 0, case["model_max_length"])
+        batch = batch_of([prepare(by_name[name], slow) for name in case["conversations"]], 0, case["model_max_length"])
         assert batch["input_ids"].tolist() == [with_image_id(slow, row) for row in case["input_ids"]]
         assert batch["labels"].tolist() == case["labels"]
         assert batch["attention_mask"].tolist() == [[int(seen) for seen in row] for row in case["attention_mask"]]
@@ -85,7 +86,7 @@ def test_expanded_batches_are_the_originals(golden):
             layout = ImageLayout(grid, (side, side), separators=case["mode"] == "slice")
             images = [layout.token_ids(mark, comma, slow.unk_token_id)] * has_image
             examples.append(expand(example, mark, images))
-        batch = collate(examples, slow.pad_token_id)
+        batch = batch_of(examples, slow.pad_token_id)
         for key, padding in (("labels", IGNORED), ("attention_mask", 0)):
             for row, expected in zip(batch[key].tolist(), case[f"expanded_{key}"], strict=True):
                 # The original padded before it expanded, so it has as much or more padding at the end.
@@ -145,7 +146,7 @@ def test_marks_and_images_must_agree(tokenizer):
         (["hi"], "message 1 must be a dict with the keys 'from' and 'value'"),
         ([{"from": "human"}], "message 1 must be a dict"),
         ([QUESTION[0], {"from": "bot", "value": "a"}], "message 2 is from 'bot'; use 'human' or 'gpt'"),
-        ([QUESTION[0], {"from": "gpt", "value": 3}], "value=3 of message 2 is no text"),
+        ([QUESTION[0], {"from": "gpt", "value": 3}], "the value of message 2 is given as int; pass a string"),
         ([QUESTION[1]], "has no message from 'human'"),
         ([QUESTION[0], QUESTION[0]], "message 2 is from 'human', where 'gpt' is due"),
         ([QUESTION[1], QUESTION[1]], "message 2 is from 'gpt', where 'human' is due"),

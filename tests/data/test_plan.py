@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tokenpacker.data import plan
-from tokenpacker.data.plan import BatchShape, fill, plan_epoch
+from tokenpacker.data.plan import Planner, fill
 
 MAX_LENGTH = 100
 
@@ -28,11 +28,9 @@ def mixed_lengths(count, seed=0):
     return SimpleNamespace(tokens=random.integers(5, 50, count) + 9 * tiles, tiles=tiles)
 
 
-def make_plan(lengths, *, seed=0, epoch=0, packed=True, grouped=True, **shape):
-    batch = BatchShape(**{"rows": 4, **shape})
-    return plan_epoch(
-        lengths, max_length=MAX_LENGTH, seed=seed, epoch=epoch, batch=batch, packed=packed, grouped=grouped
-    )
+def make_plan(lengths, *, epoch=0, **settings):
+    planner = Planner(**{"rows": 4, "max_length": MAX_LENGTH, "packed": True, **settings})
+    return planner.plan(lengths.tokens, lengths.tiles, epoch)
 
 
 def samples_of(batches):
@@ -44,11 +42,13 @@ flags = {"packed": st.booleans(), "grouped": st.booleans()}
 
 
 @given(
-    pairs=samples, rows=st.integers(1, 5), max_tiles=st.sampled_from([None, 6, 10]), alike=st.integers(1, 3), **flags
+    pairs=samples, rows=st.integers(1, 5), max_tiles=st.sampled_from([None, 6, 10]), per_step=st.integers(1, 3), **flags
 )
-def test_every_sample_comes_once_and_no_limit_is_passed(pairs, rows, max_tiles, alike, packed, grouped):
+def test_every_sample_comes_once_and_no_limit_is_passed(pairs, rows, max_tiles, per_step, packed, grouped):
     lengths = lengths_of(pairs)
-    batches = make_plan(lengths, packed=packed, grouped=grouped, rows=rows, max_tiles=max_tiles, alike=alike)
+    batches = make_plan(
+        lengths, packed=packed, grouped=grouped, rows=rows, max_tiles=max_tiles, batches_per_step=per_step
+    )
     assert sorted(samples_of(batches)) == np.flatnonzero(lengths.tokens).tolist()  # no tokens: no sample
     for batch in batches:
         assert 1 <= len(batch) <= rows
@@ -92,13 +92,13 @@ def test_grouped_batches_are_of_one_kind_and_hold_little_padding():
     grouped = make_plan(lengths, packed=False)
     kinds = [set((lengths.tiles[samples_of([batch])] > 0).tolist()) for batch in grouped]
     assert all(len(kind) == 1 for kind in kinds)
-    assert fill(grouped, lengths) > 0.95
-    assert fill(make_plan(lengths, packed=False, grouped=False), lengths) < 0.8
+    assert fill(grouped, lengths.tokens) > 0.95
+    assert fill(make_plan(lengths, packed=False, grouped=False), lengths.tokens) < 0.8
 
 
 def test_batches_of_one_optimizer_step_are_alike():
     lengths = mixed_lengths(4096)
-    batches = make_plan(lengths, packed=False, alike=8)
+    batches = make_plan(lengths, packed=False, batches_per_step=8)
     steps = [samples_of(batches[start : start + 8]) for start in range(0, len(batches), 8)]
     mixed = [step for step in steps if len(set((lengths.tiles[step] > 0).tolist())) > 1]
     assert len(mixed) <= 1  # what is left of both kinds at the end
@@ -110,7 +110,7 @@ def test_packed_rows_are_full():
     lengths = mixed_lengths(4000)
     rows = [row for batch in make_plan(lengths) for row in batch]
     assert sum(lengths.tokens) / (len(rows) * MAX_LENGTH) > 0.97
-    assert fill(make_plan(lengths), lengths) > 0.97
+    assert fill(make_plan(lengths), lengths.tokens) > 0.97
 
 
 def test_packed_batches_have_about_the_same_number_of_tiles_each():
@@ -125,9 +125,9 @@ def test_packed_batches_have_about_the_same_number_of_tiles_each():
 
 def test_the_fill_counts_the_padding_up_to_the_longest_row():
     lengths = lengths_of([(10, 0), (20, 0), (30, 0), (5, 0)])
-    assert fill([[[0, 1], [2]]], lengths) == 1
-    assert fill([[[2], [3]]], lengths) == 35 / 60
-    assert fill([], lengths) == 1
+    assert fill([[[0, 1], [2]]], lengths.tokens) == 1
+    assert fill([[[2], [3]]], lengths.tokens) == 35 / 60
+    assert fill([], lengths.tokens) == 1
 
 
 def test_a_search_for_room_ends_early_where_tiles_fill_the_rows(monkeypatch):
@@ -143,7 +143,7 @@ def test_a_sample_that_fits_nowhere_is_refused_with_its_number():
     with pytest.raises(ValueError, match="sample 0 has 7 tiles, more than max_tiles=6"):
         make_plan(lengths_of([(5, 7)]), max_tiles=6)
     with pytest.raises(ValueError, match="rows=0 must be at least 1"):
-        BatchShape(rows=0)
+        Planner(rows=0, max_length=MAX_LENGTH)
 
 
 def test_no_samples_make_no_batches():

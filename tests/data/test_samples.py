@@ -89,6 +89,8 @@ def test_lengths_are_exact_without_decoding(maker, tiny_processor, picture_file,
         tokens=len(sample.input_ids),
         image_tokens=sum(layout.num_tokens for layout in layouts),
         tiles=len(sample.pixel_values),
+        images=len(images),
+        regions=0,
     )
     assert sample.tile_grids == tuple(layout.tile_grid for layout in layouts)
     packed = sum(layout.tile_grid.num_tiles * layout.tokens_per_tile for layout in layouts)
@@ -220,10 +222,11 @@ def test_a_truncated_image_is_found_when_it_is_decoded(maker, picture_file, tmp_
     assert "damaged" in error.reason
 
 
-def test_an_image_with_too_many_pixels_is_rejected_by_its_header(tiny_processor, picture_file):
-    small = SampleMaker(tiny_processor, max_pixels=60 * 90)
-    assert small.length(record("<image>", picture_file(60, 90))).tiles > 1
-    assert "60x91, more than max_pixels=5400" in reject(small, record("<image>", picture_file(60, 91))).reason
+def test_an_image_with_too_many_pixels_is_rejected_by_its_header(maker, picture_file, monkeypatch):
+    monkeypatch.setattr("tokenpacker.images.MAX_PIXELS", 60 * 90)
+    assert maker.length(record("<image>", picture_file(60, 90))).tiles > 1
+    error = reject(maker, record("<image>", picture_file(60, 91)), decode=False)
+    assert "60x91, more than the 5,400 pixels allowed" in error.reason
 
 
 def test_a_budget_bounds_each_image(tiny_processor, picture_file):

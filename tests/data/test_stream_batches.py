@@ -14,11 +14,11 @@ import torch
 from torch.utils.data import DataLoader
 
 from tar_shards import write_tar
-from tokenpacker.data.batches import IDS, BatchMaker, only_item
+from tokenpacker.data.batches import IDS, POSITION, BatchMaker, StreamBatches, only_item
+from tokenpacker.data.plan import Planner
 from tokenpacker.data.rejects import Rejects, TooManyRejects
 from tokenpacker.data.rows import Record, RecordError
 from tokenpacker.data.samples import SampleMaker
-from tokenpacker.data.stream_batches import POSITION, StreamBatches
 from tokenpacker.data.streams import Stream, open_shards
 from tokenpacker.train.assemble import load_processor
 
@@ -65,9 +65,20 @@ def config(request, run_config, packed_config):
 
 
 def batches_of(stream, processor, config, start=None, *, num_batches=60, file=None, share=0.0, **options):
-    maker = SampleMaker(processor, "v1", config.data.max_length)
-    maker = BatchMaker(maker, config, Rejects(file, share))
-    return StreamBatches(stream, maker, config, num_batches, start, **{"buffer_size": BUFFER, **options})
+    data, seed = config.data, config.seed
+    maker = SampleMaker(processor, "v1", data.max_length, max_tiles=data.max_tiles_per_batch)
+    rejects = Rejects(file, share)
+    maker = BatchMaker(maker, rejects, packed=data.packed, scale_factors=config.scale_factors, seed=seed)
+    planner = Planner(
+        rows=config.device_batch_size,
+        max_length=data.max_length,
+        max_tiles=data.max_tiles_per_batch,
+        batches_per_step=2,
+        packed=data.packed,
+        grouped=data.grouped,
+        seed=seed,
+    )
+    return StreamBatches(stream, maker, planner, num_batches, start, **{"buffer_size": BUFFER, **options})
 
 
 @pytest.fixture
@@ -236,7 +247,7 @@ class CountingShard:
         for number in range(start, self.num_samples):
             self.num_read = number + 1
             if number in self.bad:
-                yield RecordError(f"n{number}", "broken")
+                yield RecordError(f"n{number}", "broken", source=f"counting, sample {number + 1}")
                 continue
             record = text_record(f"n{number}")
             self.alive = [reference for reference in self.alive if reference() is not None] + [weakref.ref(record)]

@@ -125,11 +125,6 @@ def test_a_position_holds_where_the_shards_are_moved_and_not_where_they_change(s
         ids(open_shards(moved), position)
 
 
-def test_a_position_tells_people_which_sample_it_stands_behind(shards):
-    stream = open_shards(shards, seed=None)
-    assert [stream.where(position) for position, _ in stream.stream()][4] == f"{shards}/1.tar, sample 2"
-
-
 def test_images_of_a_sample_come_in_the_order_of_their_numbers(tmp_path):
     numbered = {f"a.{number}.png": b"%d" % number for number in (10, 2, 0)}
     record = one(write_tar(tmp_path / "x.tar", {"a.json": talk(id=5, image="ignored.jpg"), **numbered}))

@@ -24,8 +24,7 @@ from transformers.exporters import exporter_dynamo as exporters
 from transformers.exporters.utils import decompose_multimodal, get_leaf_tensors
 from transformers.utils.import_utils import is_serve_available
 
-from tokenpacker.hf import TokenPackerProcessor, carried_model_path
-from tokenpacker.hf.registration import register
+from tokenpacker.hf import TokenPackerProcessor, carried_model_path, register
 
 ROOT = Path(__file__).resolve().parents[2]
 SIGN = ROOT / "docs" / "images" / "sign.png"

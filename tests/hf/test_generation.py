@@ -5,7 +5,7 @@ import torch
 from peft import PromptEncoderConfig, PromptTuningConfig, get_peft_model
 from transformers import TextIteratorStreamer, pipeline
 
-from tokenpacker.hf.generation import PREFILLS_IMAGES_IN_CHUNKS
+from tokenpacker.hf.versions import PREFILLS_IMAGES_IN_CHUNKS
 
 
 @pytest.fixture(scope="module")

@@ -1,3 +1,5 @@
+import inspect
+
 import pytest
 import torch
 from transformers import AutoModelForImageTextToText, CLIPVisionModel, LlamaForCausalLM
@@ -97,6 +99,25 @@ def test_a_projector_that_is_not_in_the_file_is_initialised(tiny_model, tmp_path
     expected = 0.02 * (1024 / tiny_model.config.vision_config.hidden_size) ** 0.5
     assert 0.8 * expected < weight.std() < 1.2 * expected
     assert (again.model.multi_modal_projector.key_mlp[0].bias == 0).all()
+
+
+def test_loading_leaves_a_part_alone_that_initialises_itself_in_place(tiny_model, tiny_model_dir, monkeypatch):
+    def init_weights(self):
+        for parameter in self.parameters():
+            parameter.data.zero_()
+
+    monkeypatch.setattr(type(tiny_model.model.multi_modal_projector), "init_weights", init_weights)
+    again = AutoModelForImageTextToText.from_pretrained(tiny_model_dir)
+    assert all(torch.equal(value, again.state_dict()[key]) for key, value in tiny_model.state_dict().items())
+
+
+def test_the_complete_model_takes_the_arguments_of_the_model_without_a_head_and_its_own(tiny_model, inputs):
+    *base, others = inspect.signature(tiny_model.model.forward).parameters
+    assert list(inspect.signature(tiny_model.forward).parameters) == [
+        *base, "labels", "logits_to_keep", "only_learned", others
+    ]  # fmt: skip
+    by_place = [inputs[name] for name in ("input_ids", "pixel_values", "attention_mask")]
+    assert torch.equal(tiny_model(*by_place).logits, tiny_model(**inputs).logits)
 
 
 def test_a_model_is_made_from_pretrained_parts(make_tiny_model, inputs):

@@ -78,6 +78,9 @@ def test_prompt_lookup_gives_the_same_answer(region_model, image_of, end):
     found = answers(model, inputs, prompt_lookup_num_tokens=4)
     placeholders = [processor.image_token_id, processor.region_token_id]  # which random weights may well answer
     assert torch.equal(found, answers(model, inputs, suppress_tokens=placeholders))
+    first = [int(found[0, 0])]
+    found = answers(model, inputs, prompt_lookup_num_tokens=4, suppress_tokens=first)
+    assert torch.equal(found, answers(model, inputs, suppress_tokens=[*placeholders, *first]))
 
 
 @pytest.mark.parametrize("beams", [1, 2])

@@ -16,8 +16,9 @@ from transformers import (
 )
 
 from tokenpacker.hf import TokenPackerForConditionalGeneration, TokenPackerProcessor, add_regions
-from tokenpacker.hf.outputs import CACHE, ImageFeatures
+from tokenpacker.hf.outputs import ImageFeatures
 from tokenpacker.hf.regions.region_setup import add_region_token
+from tokenpacker.hf.versions import CACHE
 
 
 def half(height, width, side):

@@ -9,8 +9,7 @@ from transformers.models.auto import modeling_auto
 from transformers.testing_utils import CaptureLogger
 from transformers.utils import logging
 
-from tokenpacker.hf import TokenPackerForConditionalGeneration, TokenPackerModel
-from tokenpacker.hf.registration import register
+from tokenpacker.hf import TokenPackerForConditionalGeneration, TokenPackerModel, register
 
 
 @pytest.mark.parametrize("auto_class", [AutoModelForImageTextToText, AutoModelForMultimodalLM])

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from golden_weights import golden_features, golden_packer, original_names, run_golden_cases
 from tokenpacker import TokenPacker, TokenPackerProjectorConfig, VisionFeatures
+from tokenpacker.projectors.token_packer import coarse_query, windows
 
 
 def random_features(grid, num_tiles=2, vision_dim=16, num_levels=3, **kwargs):
@@ -87,10 +88,10 @@ def test_a_packed_token_depends_only_on_its_own_window(grid, scale):
 
 @pytest.mark.parametrize("scale", [2, 3, 4])
 def test_the_coarse_query_is_bilinear_interpolation_where_the_scale_divides_the_grid(scale):
-    packer, tokens = random_packer(scale), torch.randn(2, 144, 16)
+    tokens = torch.randn(2, 144, 16)
     image = tokens.transpose(1, 2).reshape(2, 16, 12, 12)
     bilinear = F.interpolate(image, scale_factor=1 / scale, mode="bilinear", align_corners=False)
-    torch.testing.assert_close(packer._coarse_query(tokens, (12, 12), None), bilinear.flatten(2).transpose(1, 2))
+    torch.testing.assert_close(coarse_query(tokens, (12, 12), scale), bilinear.flatten(2).transpose(1, 2))
 
 
 def test_edge_windows_ignore_what_lies_beyond_the_grid():
@@ -105,7 +106,7 @@ def test_edge_windows_ignore_what_lies_beyond_the_grid():
 
 def test_attention_weights_are_those_that_forward_uses():
     packer, features = random_packer(2), random_features((5, 6))
-    values = packer._windows(packer.value_norm(packer.value_mlp(features.levels)), (5, 6), None)
+    values = windows(packer.value_norm(packer.value_mlp(features.levels)), (5, 6), 2)
     values = packer.attention.value_proj(values).unflatten(-1, (4, -1))  # (W, N, T, H, C/H)
     mixed = torch.einsum("nthw,wnthc->nthc", packer.attention_weights(features), values).flatten(2)
     expected = packer.output_mlp(packer.attention.output_proj(mixed))

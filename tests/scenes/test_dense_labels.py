@@ -62,9 +62,3 @@ def test_every_object_of_a_scene_has_one_anchor_among_the_tiles_without_the_thum
         grid = choose_tile_grid((scene.height, scene.width), TILE)
         labels = label_tiles(scene, grid, TILE, 8)[: grid.rows * grid.cols]
         assert int((labels[:, HEAD_INDEX["anchor"]] > 0).sum()) == len(scene.items)
-
-
-def test_some_tiles_can_be_labelled_alone():
-    scene = fine_print.make_scene(random.Random(3))
-    grid = choose_tile_grid((scene.height, scene.width), TILE)
-    assert label_tiles(scene, grid, TILE, 8, [1]).equal(label_tiles(scene, grid, TILE, 8)[1:2])

@@ -6,7 +6,7 @@ import pytest
 from tokenpacker.scenes import FinePrint, fine_print
 from tokenpacker.scenes.fine_print import FIRST_SEED, MAX_SIDE, MIN_SIDE, SPLIT_SIZE, make_page, make_scene
 from tokenpacker.scenes.guessing import guess_accuracy
-from tokenpacker.scenes.scene import COLORS, SHAPES
+from tokenpacker.scenes.scene import COLORS, SHAPES, overlap
 
 
 def test_a_sample_depends_on_split_and_index_alone():
@@ -36,14 +36,14 @@ def test_everything_lies_inside_the_image_and_nothing_overlaps(index):
     for number, (left, top, right, bottom) in enumerate(boxes):
         assert 0 <= left < right <= scene.width
         assert 0 <= top < bottom <= scene.height
-        assert not any(fine_print._overlap((left, top, right, bottom), other) for other in boxes[:number])
+        assert not any(overlap((left, top, right, bottom), other) for other in boxes[:number])
 
 
 @pytest.mark.parametrize("index", range(40))
 def test_every_question_has_one_answer(index):
     scene, questions = FinePrint("test").truth(index)
     for kind in ("word", "number", "shape"):
-        names = [item.text for item in scene.of_kind(kind)]
+        names = [item.text for item in scene.items if item.kind == kind]
         assert len(names) == len(set(names))
     frames = [item.frame for item in scene.items if item.frame]
     assert len(frames) == len(set(frames))

@@ -72,7 +72,7 @@ def test_training_tiles_are_those_of_the_processor(tokenizer):
     from tokenpacker.carried.encoder import IMAGE_MEAN, IMAGE_STD
     from tokenpacker.hf.processing.image_processor import TokenPackerImageProcessor
     from tokenpacker.scenes import FinePrint
-    from tokenpacker.scenes.steps import Steps, StepSpec, _Entry
+    from tokenpacker.scenes.steps import Steps, StepSpec, _Shown
     from tokenpacker.tiling import choose_tile_grid
 
     image = FinePrint("train")[0].image
@@ -81,7 +81,7 @@ def test_training_tiles_are_those_of_the_processor(tokenizer):
     )
     grid = choose_tile_grid((image.height, image.width), (96, 96))
     steps = Steps(StepSpec(show="pixels", captions=1.0, scale_factors=(2,)), tokenizer, num_steps=1, seed=0)
-    shown = steps._show(_Entry("", (), image=image), grid)
+    shown = steps._show(_Shown("", (), image=image, grid=grid))
     torch.testing.assert_close(shown, processor([image])["pixel_values"], atol=1e-5, rtol=0)
 
 

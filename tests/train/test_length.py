@@ -10,12 +10,12 @@ from importlib.util import find_spec
 import pytest
 
 from tokenpacker.data.sources import open_source
-from tokenpacker.train import saving as checkpoints
+from tokenpacker.train import run_folder as checkpoints
 from tokenpacker.train.assemble import load_processor
 from tokenpacker.train.config import DataConfig, ScenesConfig
 from tokenpacker.train.preview import preview
 from tokenpacker.train.run import train
-from tokenpacker.train.saving import LOCK
+from tokenpacker.train.run_folder import LOCK
 from train_runs import history
 
 

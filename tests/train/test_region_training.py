@@ -14,10 +14,9 @@ from golden_pictures import synthetic
 from golden_regions import drawn
 from tar_shards import write_tar
 from tokenpacker.data.batches import IDS
-from tokenpacker.data.check import check_data, describe
+from tokenpacker.data.check import check_data, describe, draw_record
 from tokenpacker.data.collate import collate_packed, collate_padded
 from tokenpacker.data.records import open_records
-from tokenpacker.data.row_pictures import draw_record
 from tokenpacker.data.rows import Record, RecordError, read_row
 from tokenpacker.data.samples import SampleMaker
 from tokenpacker.data.sources import open_source
@@ -28,9 +27,9 @@ from tokenpacker.hf.processing.llama_tokenizer import load_llama_tokenizer
 from tokenpacker.sequence import IGNORED
 from tokenpacker.train.assemble import assemble, load_processor, parts_of
 from tokenpacker.train.config import LoraConfig, ModelConfig
+from tokenpacker.train.optimizer import part_of
 from tokenpacker.train.preview import preview
 from tokenpacker.train.run import train
-from tokenpacker.train.trainer import part_of
 from train_runs import Start, history, start
 
 BOX, POLYGON = {"box": [5, 8, 50, 30]}, {"polygon": [[60, 5, 85, 5, 70, 30]]}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tokenpacker.train.loop import deterministic_on_cpu
+from tokenpacker.train.callbacks import deterministic_on_cpu
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from tar_shards import write_tar
 from tokenpacker.hf import TokenPackerForConditionalGeneration
 from tokenpacker.train.config import LoraConfig
-from tokenpacker.train.saving import COMPLETE, whole_checkpoints
+from tokenpacker.train.run_folder import COMPLETE, whole_checkpoints
 from train_runs import Death, Start, error, history, seen, start
 
 pytestmark = pytest.mark.slow

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from tokenpacker.train.config import ModelConfig, OptimizerConfig, TrainingConfig
-from tokenpacker.train.paper import with_lora
+from tokenpacker.train.finish import INK, LINE, draw_curve
+from tokenpacker.train.paper_recipes import with_lora
 from tokenpacker.train.preview import describe, preview
-from tokenpacker.train.summary import INK, LINE, draw_curve
 
 
 def test_the_curve_falls_where_the_loss_does():

@@ -15,9 +15,10 @@ from tokenpacker.data.rejects import TooManyRejects
 from tokenpacker.data.sources import look_through
 from tokenpacker.train.assemble import assemble
 from tokenpacker.train.config import ModelConfig
+from tokenpacker.train.optimizer import part_of
 from tokenpacker.train.run import _starts_raw
-from tokenpacker.train.saving import COMPLETE, mark_whole, remove_leftovers, whole_checkpoints
-from tokenpacker.train.trainer import WorkerError, clear_worker_errors, part_of, warn_of_other_engine
+from tokenpacker.train.run_folder import COMPLETE, mark_whole, remove_leftovers, whole_checkpoints
+from tokenpacker.train.trainer import WorkerError, clear_worker_errors, warn_of_other_engine
 from train_runs import Start, history, seen, start
 
 IGNORED = -100

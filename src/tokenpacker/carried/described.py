@@ -1,8 +1,8 @@
 """Foundation, part two: the language model learns to answer from described tiles, before it has seen any image.
 
-A described tile has a bag of attributes (the encoder's labels) where an image has a packed token: same grid, same
-separators, same count. What is learned here (questions, looking things up among hundreds of tokens, joining the halves
-of a number across a tile border, counting) need not be learned through the projector later.
+A described tile has a bag of attributes (the encoder's labels) in place of each packed token, in the same grid with the
+same separators. So questions, looking things up among hundreds of tokens, joining the halves of a number across a tile
+border, and counting are learned here, and not through the projector later.
 
 Shapes: N tiles, K label heads, (h, w) patch grid, s scale factor, T = (h/s)*(w/s), A attributes, D language width.
 """
@@ -14,14 +14,14 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
 
 from tokenpacker.carried.vocabulary import IMAGE_TOKEN
 from tokenpacker.scenes.dense_labels import ATTRIBUTE_HEADS, HEADS, NUM_CLASSES
-from tokenpacker.sequence import scatter_image_tokens
+from tokenpacker.sequence import IGNORED, scatter_image_tokens
 
 
 class DescribedTiles(nn.Module):
-    """Stands in for encoder and projector: labels of patches in, packed tokens out.
+    """Makes packed tokens from the labels of patches, in place of encoder and projector.
 
-    An attribute starts as the embedding of its own word plus a random part that tells, say, a red frame from red ink:
-    questions and descriptions then speak one language from the first step on, and looking up is learned sooner.
+    An attribute starts as the embedding of its own word, plus a random part that tells, say, a red frame from red ink.
+    Questions and descriptions then have the same words from the first step, and looking up is learned sooner.
     """
 
     def __init__(self, word_embeddings: Tensor, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -36,7 +36,7 @@ class DescribedTiles(nn.Module):
                     self.attributes.weight[:, index] += word_embeddings[tokens].mean(dim=0)
 
     def forward(self, patch_labels: Tensor, scale_factor: int) -> Tensor:
-        """(N, T, D) from (N, K, h, w): the sum of the embeddings of all attributes that occur in a window."""
+        """(N, T, D) from (N, K, h, w): for each window, the sum of the embeddings of all attributes in it."""
         shares = []
         for index, head in enumerate(ATTRIBUTE_HEADS):
             present = F.one_hot(patch_labels[:, index].clamp(min=0), NUM_CLASSES[head]).float()  # (N, h, w, classes)
@@ -56,7 +56,7 @@ class DescribedLanguageModel(nn.Module):
         embeddings = language_model.get_input_embeddings().weight
         with torch.no_grad():
             nn.init.normal_(embeddings, std=embeddings.shape[1] ** -0.5)
-            language_model.lm_head.weight.copy_(embeddings)  # what is copied from the input can be said at once
+            language_model.lm_head.weight.copy_(embeddings)  # a word of the input can be repeated at once
         self.described_tiles = DescribedTiles(embeddings, tokenizer)
         self.image_token_id = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
 
@@ -69,22 +69,16 @@ class DescribedLanguageModel(nn.Module):
         patch_labels: Tensor,
         scale_factor: int,
     ) -> dict[str, Tensor]:
-        """Loss and the share of right next tokens where there is a label."""
+        """The mean cross-entropy of the labelled tokens, each predicted from the position before it."""
         embeddings = self.language_model.get_input_embeddings()(input_ids)
         packed = self.described_tiles(patch_labels, scale_factor)
-        outputs = self.language_model.model(
+        hidden_states = self.language_model.model(
             inputs_embeds=scatter_image_tokens(embeddings, input_ids, packed, self.image_token_id),
             attention_mask=attention_mask,
             position_ids=position_ids,
             use_cache=False,
-        )
-        return answer_loss(self.language_model.lm_head, outputs.last_hidden_state, labels)
-
-
-def answer_loss(lm_head: nn.Module, hidden_states: Tensor, labels: Tensor) -> dict[str, Tensor]:
-    """Mean cross-entropy of the labelled tokens, each predicted from the position before it, and their accuracy."""
-    labelled = labels[:, 1:] != -100
-    logits = lm_head(hidden_states[:, :-1][labelled])
-    targets = labels[:, 1:][labelled]
-    right = (logits.argmax(-1) == targets).float().mean().detach()
-    return {"loss": F.cross_entropy(logits, targets), "accuracy": right}
+        ).last_hidden_state
+        targets = labels[:, 1:]
+        labelled = targets != IGNORED
+        logits = self.language_model.lm_head(hidden_states[:, :-1][labelled])  # only where something is learned
+        return {"loss": F.cross_entropy(logits, targets[labelled])}

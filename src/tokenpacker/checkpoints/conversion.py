@@ -1,19 +1,24 @@
-"""Released checkpoints to models of ours: in memory, or as a folder."""
+"""Loads a released checkpoint as a model of ours, or converts it to a folder."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import init_empty_weights
-from torch import Tensor, nn
+from accelerate.utils import set_module_tensor_to_device
 
-from tokenpacker.checkpoints.lora import ADAPTER_FOLDER
-from tokenpacker.checkpoints.model_folder import SHARD_BYTES, ShardWriter, new_folder
-from tokenpacker.checkpoints.original_checkpoint import ReleasedCheckpoint, open_checkpoint
-from tokenpacker.checkpoints.original_files import ORIGINAL_FOLDER, copy_tokenizer
+from tokenpacker.checkpoints.model_folder import (
+    ADAPTER_FOLDER,
+    ORIGINAL_FOLDER,
+    SHARD_BYTES,
+    copy_tokenizer,
+    new_folder,
+    write_weights,
+)
+from tokenpacker.checkpoints.original_checkpoint import open_checkpoint
+from tokenpacker.checkpoints.weight_files import Progress
 from tokenpacker.hf.model import TokenPackerForConditionalGeneration
 from tokenpacker.hf.processing.llama_tokenizer import Variant
 from tokenpacker.hf.processing.processor import TokenPackerProcessor
@@ -22,7 +27,6 @@ if TYPE_CHECKING:
     from peft import PeftModel
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-Progress = Callable[[int, int], None]  # takes the bytes done and the bytes in all
 
 
 def load_released(
@@ -45,14 +49,15 @@ def load_released(
     Args:
         src: folder or hub id of a whole checkpoint, a stage-1 folder or a LoRA folder.
         base: language model that a stage-1 or LoRA checkpoint was trained from, folder or hub id.
-        vision_tower: takes the place of the tower that the checkpoint holds or names, folder or hub id.
+        vision_tower: replaces the tower that the checkpoint holds or names, folder or hub id.
         dtype: of all weights; None takes the language model's own.
-        device: where the weights go.
+        device: of the model.
         merge: for a LoRA checkpoint: add the adapter to the weights (True), or keep it and return a `PeftModel`.
-        max_tiles: limit of tiles, where the config's `patch_num` is missing or wrong.
-        tokenizer_variant: `slow`, `slow_legacy` or `fast`, see `hf.tokenizer`; they differ in multi-turn prompts. None
-            takes the one that the checkpoint was trained with.
+        max_tiles: limit of tiles, for a config whose `patch_num` is missing or wrong.
+        tokenizer_variant: `slow`, `slow_legacy` or `fast`, see `load_llama_tokenizer`; they differ from the second
+            turn on. None takes the one that the checkpoint was trained with.
         revision: branch, tag or commit of `src` on the hub.
+        progress: takes the bytes read so far and the bytes in all.
 
     Raises:
         ValueError: for whatever is missing, damaged, unknown or does not fit together.
@@ -62,6 +67,7 @@ def load_released(
         src,
         base=base,
         vision_tower=vision_tower,
+        merge=merge,
         max_tiles=max_tiles,
         tokenizer_variant=tokenizer_variant,
         revision=revision,
@@ -71,12 +77,13 @@ def load_released(
     with init_empty_weights(include_buffers=False):
         model = TokenPackerForConditionalGeneration(checkpoint.config)
     check_device(device)
-    for name, tensor in checkpoint.tensors(chosen, merge, _counter(checkpoint, progress), cast=False):
-        _assign(model, name, tensor.to(device, chosen, copy=True))
+    for name, tensor in checkpoint.tensors(chosen, progress):
+        value = tensor.to(device, chosen, copy=True)  # a view would keep its file in memory
+        set_module_tensor_to_device(model, name, device, value, dtype=chosen, clear_cache=False)
     model.to(device)  # buffers
     model.generation_config = checkpoint.generation_config
     model.eval()
-    return (model if merge else checkpoint.require_adapter().attach(model)), checkpoint.processor
+    return (model if checkpoint.kept is None else checkpoint.kept.attach(model)), checkpoint.processor
 
 
 def convert(
@@ -94,15 +101,15 @@ def convert(
     shard_bytes: int = SHARD_BYTES,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Writes a checkpoint in the original layout as a folder that `from_pretrained` loads; returns what was done.
+    """Converts a checkpoint in the original layout to a folder that `from_pretrained` loads; returns a summary.
 
-    The folder appears when it is complete; an interrupted conversion leaves nothing and can be run again. Beside
-    `shard_bytes`, memory holds one file of the checkpoint at most.
+    The folder appears when it is complete; an interrupted conversion leaves nothing and can be run again. Memory holds
+    one file of the checkpoint and one shard of the new folder at most.
 
     Args:
         dtype: of all weights; None keeps each tensor's own, bit for bit.
         merge: for a LoRA checkpoint: False writes the adapter for PEFT into the folder `adapter` within `dst`.
-        overwrite: replace a folder that is there, once the new one is complete.
+        overwrite: replace an existing folder, once the new one is complete.
         shard_bytes: limit of each file of weights.
 
     Further arguments and errors are those of `load_released`.
@@ -114,32 +121,25 @@ def convert(
         src,
         base=base,
         vision_tower=vision_tower,
+        merge=merge,
         max_tiles=max_tiles,
         tokenizer_variant=tokenizer_variant,
         revision=revision,
     )
-    if not merge:
-        checkpoint.require_adapter()  # before anything is written
     chosen = as_dtype(dtype)
     checkpoint.config.dtype = chosen or checkpoint.config.dtype
-    with new_folder(Path(dst), checkpoint.size_as(chosen), overwrite, [src, base, vision_tower]) as folder:
-        writer = ShardWriter.safetensors(folder, shard_bytes)
-        for name, tensor in checkpoint.tensors(chosen, merge, _counter(checkpoint, progress)):
-            writer.add(name, tensor)
-        writer.close()
+    needed = sum(entry.num_bytes(chosen) for entry in checkpoint.entries)
+    with new_folder(Path(dst), needed, overwrite, [src, base, vision_tower]) as folder:
+        tensors = ((name, t.to(chosen or t.dtype)) for name, t in checkpoint.tensors(chosen, progress))
+        count, written = write_weights(folder, tensors, shard_bytes=shard_bytes)
         checkpoint.config.save_pretrained(folder)
         checkpoint.generation_config.save_pretrained(folder)
         checkpoint.processor.save_pretrained(folder)
         (folder / ORIGINAL_FOLDER).mkdir()
-        copy_tokenizer(checkpoint.tokenizer_folder, folder / ORIGINAL_FOLDER)
-        if not merge:
-            checkpoint.require_adapter().save(folder / ADAPTER_FOLDER)
-    return {
-        "kind": checkpoint.kind,
-        "tensors": sum(len(ours) for targets in checkpoint.targets.values() for ours in targets.values()),
-        "bytes": writer.total_bytes,
-        "notes": list(checkpoint.notes),
-    }
+        copy_tokenizer(checkpoint.parts.tokenizer_folder, folder / ORIGINAL_FOLDER)
+        if checkpoint.kept is not None:
+            checkpoint.kept.save(folder / ADAPTER_FOLDER)
+    return {"kind": checkpoint.parts.kind, "tensors": count, "bytes": written, "notes": list(checkpoint.parts.notes)}
 
 
 def as_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
@@ -152,28 +152,8 @@ def as_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
 
 
 def check_device(device: str | torch.device) -> None:
-    """Raises ValueError for a device that is not there."""
+    """Raises ValueError for a device that does not exist."""
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"device={str(device)!r} cannot be used ({' '.join(str(error).split())[:120]})") from None
-
-
-def _assign(model: nn.Module, name: str, tensor: Tensor) -> None:
-    """Puts a tensor in the place of a parameter that has no memory yet."""
-    path, _, leaf = name.rpartition(".")
-    module = model.get_submodule(path)
-    module.register_parameter(leaf, nn.Parameter(tensor, requires_grad=getattr(module, leaf).requires_grad))
-
-
-def _counter(checkpoint: ReleasedCheckpoint, progress: Progress | None) -> Callable[[int], None] | None:
-    if progress is None:
-        return None
-    done = 0
-
-    def count(num_bytes: int) -> None:
-        nonlocal done
-        done += num_bytes
-        progress(done, checkpoint.num_bytes)
-
-    return count

@@ -1,4 +1,7 @@
-"""A LoRA adapter in the original layout: merged into the weights that pass by, or kept as an adapter for PEFT."""
+"""A LoRA adapter of a released checkpoint: merged into the weights one by one, or kept as an adapter for PEFT.
+
+PEFT merges only into a whole model in memory, and is optional. So reading and merging are done here.
+"""
 
 from __future__ import annotations
 
@@ -13,17 +16,15 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from tokenpacker.checkpoints import tensor_names as names
-from tokenpacker.checkpoints.accounts import check_finite
-from tokenpacker.checkpoints.weight_files import read_json, read_tensors, stored_tensors
+from tokenpacker.checkpoints.weight_files import FETCH_AGAIN, check_finite, listed, read, read_json, stored_entries
 
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
-ADAPTER_FOLDER = "adapter"  # within a converted model that keeps its adapter
 _KEY = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<part>[AB])\.weight")
-# Settings under which the update is not simply scale * B A.
+# With these settings the update is more than scale * B A.
 _UNSUPPORTED = (
     "fan_in_fan_out",
     "use_dora",
@@ -37,13 +38,15 @@ _UNSUPPORTED = (
 
 @dataclass(frozen=True)
 class Adapter:
-    """An adapter: by the name of our weight that they update, its factors A (rank, in) and B (out, rank)."""
+    """A LoRA adapter.
+
+    Args:
+        factors: factors A (rank, in) and B (out, rank) by the name of our weight that they update.
+        settings: of PEFT's `LoraConfig`.
+    """
 
     factors: Mapping[str, tuple[Tensor, Tensor]]
-    rank: int
-    alpha: float
-    dropout: float
-    rank_stabilised: bool
+    settings: Mapping[str, Any]
 
     @classmethod
     def read(cls, folder: Path) -> Adapter:
@@ -60,21 +63,20 @@ class Adapter:
         if used or settings.get("bias", "none") != "none":
             what = ", ".join(used) or "bias"
             raise ValueError(f"{where} sets {what}, which the original never did; merge it with peft")
-        adapter = cls(
-            factors=_read_factors(folder),
-            rank=int(_number(settings, "r", where)),
-            alpha=_number(settings, "lora_alpha", where),
-            dropout=_number(settings | {"lora_dropout": settings.get("lora_dropout", 0.0)}, "lora_dropout", where),
-            rank_stabilised=settings.get("use_rslora") is True,
-        )
-        for name, (a, b) in adapter.factors.items():
-            if a.dim() != 2 or b.dim() != 2 or not a.shape[0] == b.shape[1] == adapter.rank > 0:
+        kept = {"r": None, "lora_alpha": None, "lora_dropout": 0.0} | settings
+        kept = {key: kept[key] for key in ("r", "lora_alpha", "lora_dropout")}
+        for key, value in kept.items():
+            if type(value) not in (int, float) or not 0 <= value < float("inf"):
+                raise ValueError(f"{where} has {key}={value!r}; it must be a number of at least 0")
+        factors = _read_factors(folder)
+        for name, (a, b) in factors.items():
+            if a.dim() != 2 or b.dim() != 2 or not a.shape[0] == b.shape[1] == kept["r"] > 0:
                 shapes = f"{tuple(a.shape)} and {tuple(b.shape)}"
-                raise ValueError(f"{folder}: the factors of {name} are {shapes}, which is not rank r={adapter.rank}")
-        return adapter
+                raise ValueError(f"{folder}: the factors of {name} are {shapes}, which is not rank r={kept['r']}")
+        return cls(factors, kept | {"use_rslora": settings.get("use_rslora") is True})
 
     def check(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
-        """Raises ValueError when a factor has no weight of ours to update, or does not fit its shape."""
+        """Raises ValueError if a factor has no weight of ours to update, or does not fit its shape."""
         for name, (a, b) in self.factors.items():
             shape, made = shapes.get(name), (b.shape[0], a.shape[1])
             if shape != made:
@@ -83,7 +85,8 @@ class Adapter:
     def merge(self, name: str, weight: Tensor) -> Tensor:
         """The weight with its update, summed in float32."""
         a, b = self.factors[name]
-        scale = self.alpha / (self.rank**0.5 if self.rank_stabilised else self.rank)
+        rank = self.settings["r"]
+        scale = self.settings["lora_alpha"] / (rank**0.5 if self.settings["use_rslora"] else rank)
         return torch.addmm(weight.float(), b.float(), a.float(), alpha=scale).to(weight.dtype)
 
     def attach(self, model: nn.Module) -> PeftModel:
@@ -96,7 +99,7 @@ class Adapter:
         return wrapped.eval()
 
     def save(self, folder: Path) -> None:
-        """Writes the adapter as PEFT reads it, with the names of our weights."""
+        """Writes the adapter in PEFT's form, with the names of our weights."""
         folder.mkdir()
         save_file(self._state(), folder / ADAPTER_WEIGHTS[0], metadata={"format": "pt"})
         self.peft_config().save_pretrained(str(folder))
@@ -109,7 +112,7 @@ class Adapter:
         }
 
     def peft_config(self) -> LoraConfig:
-        """PEFT's config. Full names keep the vision tower out, whose layers are called like the language model's.
+        """PEFT's config. It has full names of modules, for layers of the vision tower have the same short names.
 
         Raises:
             ImportError: without peft.
@@ -118,41 +121,28 @@ class Adapter:
             from peft import LoraConfig
         except ImportError as error:
             raise ImportError("keeping an adapter needs peft; run: pip install peft") from error
-        return LoraConfig(
-            r=self.rank,
-            lora_alpha=self.alpha,  # type: ignore[arg-type]
-            lora_dropout=self.dropout,
-            use_rslora=self.rank_stabilised,
-            target_modules=sorted(name.removesuffix(".weight") for name in self.factors),
-            inference_mode=True,
-        )
+        modules = sorted(name.removesuffix(".weight") for name in self.factors)
+        return LoraConfig(**self.settings, target_modules=modules, inference_mode=True)
 
 
 def _read_factors(folder: Path) -> dict[str, tuple[Tensor, Tensor]]:
     file = next((folder / name for name in ADAPTER_WEIGHTS if (folder / name).is_file()), None)
     if file is None:
         raise ValueError(f"{folder} has no {' or '.join(ADAPTER_WEIGHTS)}; give the adapter's whole folder")
-    stored = stored_tensors([file])
+    stored = stored_entries([file])
     unknown = [name for name in stored if _KEY.fullmatch(name) is None]
     if unknown or not stored:
-        raise ValueError(f"{file} holds {'unknown tensors: ' + ', '.join(sorted(unknown)) if unknown else 'nothing'}")
+        raise ValueError(f"{file} holds {'unknown tensors: ' + listed(unknown) if unknown else 'nothing'}")
     pairs: dict[str, dict[str, Tensor]] = {}
-    for name, tensor in read_tensors(file, stored):
-        check_finite(tensor, None, f"{file}: {name}")
-        match = _KEY.fullmatch(name)
+    for entry, tensor in read(stored.values()):
+        check_finite(tensor, None, f"{file}: {entry.name}")
+        match = _KEY.fullmatch(entry.name)
         assert match is not None
         ours = names.from_released(f"{match['module']}.weight", num_layers=0)
-        if ours is None or len(ours) != 1 or not ours[0].startswith((names.LANGUAGE_MODEL, "lm_head.")):
+        if len(ours) != 1 or not ours[0].startswith((names.LANGUAGE_MODEL, "lm_head.")):
             raise ValueError(f"{file} updates {match['module']}, which released models train without LoRA")
         pairs.setdefault(ours[0], {})[match["part"]] = tensor.clone()
     halves = [name for name, pair in pairs.items() if len(pair) != 2]
     if halves:
-        raise ValueError(f"{file} lacks lora_A or lora_B of {', '.join(sorted(halves))}; fetch it anew")
+        raise ValueError(f"{file} lacks lora_A or lora_B of {listed(halves)}; {FETCH_AGAIN}")
     return {name: (pair["A"], pair["B"]) for name, pair in pairs.items()}
-
-
-def _number(settings: dict[str, Any], key: str, where: Path) -> float:
-    value: Any = settings.get(key)
-    if type(value) not in (int, float) or not 0 <= value < float("inf"):
-        raise ValueError(f"{where} has {key}={value!r}; it must be a number of at least 0")
-    return value

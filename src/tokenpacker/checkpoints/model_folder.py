@@ -1,4 +1,4 @@
-"""Writing a model folder: it appears whole or not at all, and its weights are never in memory all at once."""
+"""Writes a model folder: it appears whole or not at all, and its weights are never in memory all at once."""
 
 from __future__ import annotations
 
@@ -7,39 +7,46 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Literal
 
 import torch
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-try:
-    import fcntl
-except ImportError:  # Windows: two writers of one folder are then not told apart
-    fcntl = None  # type: ignore[assignment]
-
 SHARD_BYTES = 4 * 1024**3
 FULL_BYTES = 1024**2  # a disk with less room is full
 SPARE_BYTES = 64 * 1024**2  # for the small files beside the weights
+
+ADAPTER_FOLDER = "adapter"  # in a converted model that keeps its LoRA adapter
+ORIGINAL_FOLDER = "original"  # in a converted model: the tokenizer's files as they came
+TOKENIZER_FILES = (
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "tokenizer.json",
+)
 
 
 @contextlib.contextmanager
 def new_folder(
     path: Path, needed_bytes: int, overwrite: bool = False, sources: Iterable[str | Path | None] = ()
 ) -> Iterator[Path]:
-    """A folder to write into, which takes the name `path` when the block ends well and vanishes when it does not.
+    """A folder to write into. It gets the name `path` when the block ends, and is removed if the block fails.
 
-    What a killed run has left is removed by the next one. With `overwrite` the old folder stays until the new one is
+    The next run removes what a killed one has left. With `overwrite` the old folder stays until the new one is
     complete.
 
     Args:
-        sources: what is read meanwhile; it may not lie in the place that is written.
+        sources: folders that the block reads; none may lie in the place that is written.
 
     Raises:
-        ValueError: when `path` is taken or being written, holds a source, or the disk has less room than needed.
-        OSError: when the disk gets full meanwhile, or the place cannot be written.
+        ValueError: if `path` is taken or being written, holds a source, or the disk has less room than needed.
+        OSError: if the disk gets full meanwhile, or the place cannot be written.
     """
     path = path.expanduser().resolve()
     _check_place(path, overwrite, sources)
@@ -70,10 +77,8 @@ def new_folder(
 
 def _check_place(path: Path, overwrite: bool, sources: Iterable[str | Path | None]) -> None:
     for source in sources:
-        if source is None:
-            continue
-        place = Path(source).expanduser().resolve()
-        if place.exists() and (place == path or path in place.parents):
+        place = path if source is None else Path(source).expanduser().resolve()
+        if source is not None and place.exists() and (place == path or path in place.parents):
             raise ValueError(f"{path} holds {source}, which is read; choose another folder to write")
     if os.path.ismount(path):
         raise ValueError(f"{path} is where a disk is mounted and cannot be replaced; choose a folder within it")
@@ -98,18 +103,17 @@ def _check_room(path: Path, needed_bytes: int) -> None:
 
 @contextlib.contextmanager
 def _only_writer(path: Path) -> Iterator[None]:
-    """Within the context no other process writes this folder; the lock goes with its process, however that ends."""
-    lock = path.parent / f".{path.name}.lock"
-    with lock.open("w") as file:
-        try:
-            if fcntl is not None:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise ValueError(f"another process is writing {path}; wait for it, or choose another folder") from None
-        try:
-            yield
-        finally:
-            lock.unlink(missing_ok=True)
+    """Keeps other processes from writing this folder. The system ends the lock with its process."""
+    lock = FileLock(path.parent / f".{path.name}.lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise ValueError(f"another process is writing {path}; wait for it, or choose another folder") from None
+    try:
+        yield
+    finally:
+        Path(lock.lock_file).unlink(missing_ok=True)
+        lock.release()
 
 
 def _swap(partial: Path, path: Path, overwrite: bool) -> None:
@@ -135,75 +139,61 @@ def _is_full_disk(error: BaseException, place: Path) -> bool:
     return wrapped and ("No space left" in str(error) or shutil.disk_usage(place).free < FULL_BYTES)
 
 
-class ShardWriter:
-    """Collects tensors and writes a shard whenever enough have come together; `close` writes the rest and the index.
+def write_weights(
+    folder: Path,
+    tensors: Iterable[tuple[str, Tensor]],
+    weights: Literal["bin", "safetensors"] = "safetensors",
+    shard_bytes: int = SHARD_BYTES,
+) -> tuple[int, int]:
+    """Writes tensors as they come, in shards with the names that transformers gives them; returns count and bytes.
 
-    Args:
-        stem, suffix: a lone shard is `stem + suffix`, as transformers names it.
-        save: writes one shard.
+    Memory holds one shard. `save_torch_state_dict` of huggingface_hub needs all tensors at once, and
+    `split_torch_state_dict_into_shards` all sizes, which the way back knows only after it has read the tensors.
     """
+    stem, suffix = ("model", ".safetensors") if weights == "safetensors" else ("pytorch_model", ".bin")
+    shards: list[list[str]] = []
+    pending: dict[str, Tensor] = {}
+    pending_bytes = total = 0
 
-    def __init__(
-        self,
-        folder: Path,
-        stem: str,
-        suffix: str,
-        save: Callable[[dict[str, Tensor], Path], None],
-        shard_bytes: int = SHARD_BYTES,
-    ):
-        self.folder, self.stem, self.suffix, self.save, self.shard_bytes = folder, stem, suffix, save, shard_bytes
-        self.pending: dict[str, Tensor] = {}
-        self.pending_bytes = 0
-        self.shards: list[list[str]] = []
-        self.total_bytes = 0
+    def write_pending() -> None:
+        path = folder / f"{stem}-{len(shards) + 1:05d}{suffix}"
+        if weights == "safetensors":
+            save_file(pending, path, metadata={"format": "pt"})
+        else:
+            torch.save(pending, path)
+        shards.append(list(pending))
+        pending.clear()
 
-    @classmethod
-    def safetensors(cls, folder: Path, shard_bytes: int = SHARD_BYTES) -> ShardWriter:
-        """Writes `model*.safetensors`."""
-        return cls(folder, "model", ".safetensors", _save_safetensors, shard_bytes)
-
-    @classmethod
-    def bin(cls, folder: Path, shard_bytes: int = SHARD_BYTES) -> ShardWriter:
-        """Writes `pytorch_model*.bin`, as the libraries of 2023 expect it."""
-        return cls(folder, "pytorch_model", ".bin", torch.save, shard_bytes)
-
-    @property
-    def num_tensors(self) -> int:
-        """How many were taken so far."""
-        return sum(map(len, self.shards)) + len(self.pending)
-
-    def add(self, name: str, tensor: Tensor) -> None:
-        """Takes one tensor; what does not fit the shard at hand opens the next."""
+    for name, tensor in tensors:
         size = tensor.numel() * tensor.element_size()
-        if self.pending and self.pending_bytes + size > self.shard_bytes:
-            self._flush()
+        if pending and pending_bytes + size > shard_bytes:
+            write_pending()
+            pending_bytes = 0
         # A view of a larger storage would be stored with all of it.
         whole = tensor.is_contiguous() and tensor.untyped_storage().nbytes() == size
-        self.pending[name] = tensor if whole else tensor.clone(memory_format=torch.contiguous_format)
-        self.pending_bytes += size
-        self.total_bytes += size
-
-    def close(self) -> None:
-        """Writes what is left, gives the shards their final names, and writes the index where there are several."""
-        self._flush()
-        count = len(self.shards)
-        if count == 1:
-            (self.folder / f"{self.stem}-00001{self.suffix}").rename(self.folder / f"{self.stem}{self.suffix}")
-            return
-        weight_map: dict[str, str] = {}
-        for number, names in enumerate(self.shards, start=1):
-            final = f"{self.stem}-{number:05d}-of-{count:05d}{self.suffix}"
-            (self.folder / f"{self.stem}-{number:05d}{self.suffix}").rename(self.folder / final)
-            weight_map |= dict.fromkeys(names, final)
-        index = {"metadata": {"total_size": self.total_bytes}, "weight_map": dict(sorted(weight_map.items()))}
-        (self.folder / f"{self.stem}{self.suffix}.index.json").write_text(json.dumps(index, indent=2) + "\n")
-
-    def _flush(self) -> None:
-        if self.pending:
-            self.save(self.pending, self.folder / f"{self.stem}-{len(self.shards) + 1:05d}{self.suffix}")
-            self.shards.append(list(self.pending))
-            self.pending, self.pending_bytes = {}, 0
+        pending[name] = tensor if whole else tensor.clone(memory_format=torch.contiguous_format)
+        pending_bytes += size
+        total += size
+    write_pending()
+    _name_shards(folder, stem, suffix, shards, total)
+    return sum(map(len, shards)), total
 
 
-def _save_safetensors(tensors: dict[str, Tensor], path: Path) -> None:
-    save_file(tensors, path, metadata={"format": "pt"})
+def _name_shards(folder: Path, stem: str, suffix: str, shards: list[list[str]], num_bytes: int) -> None:
+    """Gives shards the names that tell how many there are, and writes their index; a single one needs neither."""
+    count = len(shards)
+    weight_map: dict[str, str] = {}
+    for number, names in enumerate(shards, start=1):
+        final = f"{stem}{suffix}" if count == 1 else f"{stem}-{number:05d}-of-{count:05d}{suffix}"
+        (folder / f"{stem}-{number:05d}{suffix}").rename(folder / final)
+        weight_map |= dict.fromkeys(names, final)
+    if count > 1:
+        index = {"metadata": {"total_size": num_bytes}, "weight_map": dict(sorted(weight_map.items()))}
+        (folder / f"{stem}{suffix}.index.json").write_text(json.dumps(index, indent=2) + "\n")
+
+
+def copy_tokenizer(source: Path, target: Path) -> None:
+    """Copies the tokenizer's files as they are."""
+    for file in TOKENIZER_FILES:
+        if (source / file).is_file():
+            shutil.copyfile(source / file, target / file)

@@ -1,4 +1,4 @@
-"""What a released `config.json` says, read strictly: every key is honoured, known to have no effect, or told."""
+"""Reads a released `config.json`: every key is used, known to have no effect, or named in a note."""
 
 from __future__ import annotations
 
@@ -8,18 +8,19 @@ from typing import Any
 
 from transformers import LlamaConfig
 
+from tokenpacker.checkpoints.weight_files import FETCH_AGAIN, refused_as
 from tokenpacker.hf.processing.image_processor import ImageMode
 
 MODEL_TYPES = ("llava", "llava_llama")
 TILE_LIMITS = (9, 16, 25)  # the original has lists of grids for these
 KEY_VALUE_LEVELS = (12, 16, 22, 23)  # fixed in the original, in no config
 
-# Where a key is missing: the original's own default, or what its scripts always pass.
+# For missing keys: the original's own default, or what its scripts always pass.
 DEFAULT_SCALE_FACTOR = 2  # the branches without the key have no other
 DEFAULT_TILE_LIMIT = 9  # training never writes the key
 DEFAULT_QUERY_LEVEL = -2
 
-# Written by the original's training, read by nothing.
+# The original's training writes them, and nothing reads them.
 WITHOUT_EFFECT = {
     "_name_or_path",
     "architectures",
@@ -27,8 +28,8 @@ WITHOUT_EFFECT = {
     "image_grid_pinpoints",
     "mm_hidden_size",
     "mm_projector_lr",
-    "mm_projector_type",  # the tensors' names tell
-    "mm_use_im_patch_token",  # adds a token that no prompt holds; the tokenizer's files tell
+    "mm_projector_type",  # seen from the tensors' names
+    "mm_use_im_patch_token",  # adds a token that no prompt holds; the tokenizer's files have it
     "model_type",
     "torch_dtype",
     "transformers_version",
@@ -36,7 +37,7 @@ WITHOUT_EFFECT = {
     "use_mm_proj",
 }
 OLD_SCALE_KEY = "down_rate"  # what the original's first version called the scale factor
-HONOURED = {
+USED = {
     OLD_SCALE_KEY,
     "image_aspect_ratio",
     "max_sequence_length",
@@ -48,7 +49,7 @@ HONOURED = {
     "scale_factor",
     "vision_tower",
 }
-# Sizes in a config, and bounds that no model comes near: beyond them building one would take for ever.
+# Sizes in a config, and bounds that no model comes near: building a larger one would take hours.
 SIZES = (
     "head_dim",
     "hidden_size",
@@ -62,7 +63,7 @@ SIZES = (
     "vocab_size",
 )
 LARGEST_SIZE, LARGEST_DEPTH = 10**7, 1000
-# Keys of a LLaMA's config, old spellings included.
+# Keys of a LLaMA's config, with their old spellings.
 LANGUAGE_MODEL_KEYS = set(LlamaConfig().to_dict()) | {"rope_theta", "rope_scaling", "pretraining_tp"}
 
 
@@ -71,10 +72,10 @@ class ReleasedSettings:
     """A released model's settings.
 
     Args:
-        query_level: hidden state of the vision tower that the coarse query comes from; negative from the end.
-        vision_tower: folder or hub id of the tower, None where the config names none.
+        query_level: hidden state of the vision tower for the coarse query; negative values count from the end.
+        vision_tower: folder or hub id of the tower; None if the config names none.
         image_start_end: whether prompts put a start and an end token around each image.
-        context_length: tokens that the tokenizer is told a sequence may have; None leaves the tokenizer's own.
+        context_length: the tokenizer's `model_max_length`; None keeps the one in its files.
         unknown: keys of the config that no released model is known to have.
     """
 
@@ -94,7 +95,7 @@ class ReleasedSettings:
         Raises:
             ValueError: for another kind of model and for values that the original cannot have been trained with.
         """
-        check_model_type(config, where)
+        _check_model_type(config, where)
         aspect_ratio: Any = config.get("image_aspect_ratio") or "square"
         if aspect_ratio not in ("slice", "pad", "square"):
             raise ValueError(
@@ -111,7 +112,7 @@ class ReleasedSettings:
         if not isinstance(start_end, bool):
             raise ValueError(f"{where} has mm_use_im_start_end={start_end!r}; it must be true or false")
         scale_key = "scale_factor" if config.get("scale_factor") is not None else OLD_SCALE_KEY
-        known = WITHOUT_EFFECT | HONOURED | LANGUAGE_MODEL_KEYS
+        known = WITHOUT_EFFECT | USED | LANGUAGE_MODEL_KEYS
         return cls(
             image_mode=aspect_ratio,
             max_tiles=check_tile_limit(max_tiles, f"{where} has patch_num"),
@@ -125,7 +126,7 @@ class ReleasedSettings:
 
 
 def check_tile_limit(max_tiles: int, what: str) -> int:
-    """The limit itself. Raises ValueError for one that the original has no grids for."""
+    """Returns the limit. Raises ValueError for one that the original has no grids for."""
     if type(max_tiles) is not int or max_tiles not in TILE_LIMITS:
         raise ValueError(f"{what}={max_tiles!r}; the original knows {', '.join(map(str, TILE_LIMITS))}")
     return max_tiles
@@ -140,7 +141,7 @@ def check_sizes(config: dict[str, Any], where: str) -> None:
             raise ValueError(f"{where} has {key}={value!r}; it must be a whole number from 1 to {largest:,}")
 
 
-def check_model_type(config: dict[str, Any], where: str) -> None:
+def _check_model_type(config: dict[str, Any], where: str) -> None:
     """Raises ValueError unless the config is that of a released model."""
     model_type = config.get("model_type")
     if model_type == "tokenpacker":
@@ -153,18 +154,16 @@ def check_model_type(config: dict[str, Any], where: str) -> None:
 
 
 def language_model_config(config: dict[str, Any], where: str) -> LlamaConfig:
-    """The config of the language model in a released or a plain LLaMA config. Raises ValueError where it is wrong."""
+    """The language model's config in that of a released model or of a LLaMA. Raises ValueError if it is wrong."""
     missing = [
         key for key in ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size") if key not in config
     ]
     if missing:
-        raise ValueError(f"{where} lacks {', '.join(missing)}, which a language model's config has; fetch it anew")
+        raise ValueError(f"{where} lacks {', '.join(missing)}, which a language model's config has; {FETCH_AGAIN}")
     check_sizes(config, where)
     known = LANGUAGE_MODEL_KEYS - {"dtype", "torch_dtype"}  # the tensors' own types count
-    try:
+    with refused_as(f"{where} is no config of a LLaMA"):
         return LlamaConfig(**{key: value for key, value in config.items() if key in known})
-    except Exception as error:  # transformers validates with several kinds
-        raise ValueError(f"{where} is no config of a LLaMA ({' '.join(str(error).split())[:200]})") from error
 
 
 def _integer(config: dict[str, Any], key: str, default: int, where: str, minimum: int | None = None) -> int:

@@ -1,93 +1,87 @@
-"""The names of a released model's tensors, there and here; in both directions, one tensor at a time.
+"""Names of a released model's tensors and of ours, in both directions.
 
-Released: `model.*` and `lm_head` of a LLaMA, `model.mm_projector.*`, the CLIP tower below a doubled prefix, and beside
-`model` the `mask_extractor.*` of a model with regions.
-Here: `model.language_model.*`, `lm_head`, `model.multi_modal_projector.*`, `model.vision_tower.*`,
-`model.region_encoder.*`.
-The attention's query, key and value projections are one matrix there and three here.
+Released models have `model.*` and `lm_head` of a LLaMA, `model.mm_projector.*`, the CLIP tower below a doubled prefix,
+and beside `model` the `mask_extractor.*` of models with regions. Ours are `model.language_model.*`, `lm_head`,
+`model.multi_modal_projector.*`, `model.vision_tower.*` and `model.region_encoder.*`.
+
+The released attention stores its query, key and value projections as one matrix; ours stores three.
+
+transformers' `WeightRenaming` and `WeightConverter` could express this table, but they work only inside
+`from_pretrained` and `save_pretrained`: unknown tensors are a warning there, all `.bin` files are in memory at once,
+and the way back starts from a whole model in memory.
 """
 
 from __future__ import annotations
 
 import re
 
-import torch
-from torch import Tensor
-
 RELEASED_TOWER = "model.vision_tower.vision_tower."
 RELEASED_PROJECTOR = "model.mm_projector."
 RELEASED_REGIONS = "mask_extractor."
 TOWER, PROJECTOR, LANGUAGE_MODEL = "model.vision_tower.", "model.multi_modal_projector.", "model.language_model."
 REGIONS = "model.region_encoder."
-SPARE_LAYERS = "model.spare_vision_layers."  # kept for the way back, never run
+SPARE_LAYERS = "model.spare_vision_layers."  # layers above the last that runs, kept to be written back
 
-_PROJECTOR_MODULES = {
-    "q_proj_1": "query_proj",
-    "k_proj_1": "key_mlp",
-    "v_proj_1": "value_mlp",
-    "ln_q_1": "query_norm",
-    "ln_k_1": "key_norm",
-    "ln_v_1": "value_norm",
-    "clip_attn.out_proj": "attention.output_proj",
-    "mlp": "output_mlp",
+# (prefix of the released name, prefix of our name); the first that fits counts.
+_PREFIXES = (
+    (f"{RELEASED_TOWER}vision_model.", TOWER),
+    (RELEASED_TOWER, TOWER),  # as newer libraries save a CLIP
+    (f"{RELEASED_PROJECTOR}q_proj_1.", f"{PROJECTOR}query_proj."),
+    (f"{RELEASED_PROJECTOR}k_proj_1.", f"{PROJECTOR}key_mlp."),
+    (f"{RELEASED_PROJECTOR}v_proj_1.", f"{PROJECTOR}value_mlp."),
+    (f"{RELEASED_PROJECTOR}ln_q_1.", f"{PROJECTOR}query_norm."),
+    (f"{RELEASED_PROJECTOR}ln_k_1.", f"{PROJECTOR}key_norm."),
+    (f"{RELEASED_PROJECTOR}ln_v_1.", f"{PROJECTOR}value_norm."),
+    (f"{RELEASED_PROJECTOR}clip_attn.out_proj.", f"{PROJECTOR}attention.output_proj."),
+    (f"{RELEASED_PROJECTOR}mlp.", f"{PROJECTOR}output_mlp."),
+    (f"{RELEASED_REGIONS}res_layers.", f"{REGIONS}level_projs."),
+    (f"{RELEASED_REGIONS}feat_linear.", f"{REGIONS}output_proj."),
+    ("lm_head.", "lm_head."),
+    ("model.", LANGUAGE_MODEL),
+)
+# Released tensors that are three of ours, stacked along their rows.
+_STACKED = {
+    f"{RELEASED_PROJECTOR}clip_attn.in_proj_{kind}": tuple(
+        f"{PROJECTOR}attention.{part}_proj.{kind}" for part in ("query", "key", "value")
+    )
+    for kind in ("weight", "bias")
 }
-_REGION_MODULES = {"res_layers": "level_projs", "feat_linear": "output_proj"}
-_IN_PROJECTION = {"clip_attn.in_proj_weight": "weight", "clip_attn.in_proj_bias": "bias"}
-_IN_PARTS = ("query_proj", "key_proj", "value_proj")  # in the order of their rows
+_LAYER = re.compile(re.escape(TOWER) + r"encoder\.layers\.(\d+)\.(.+)")
+_SPARE_LAYER = re.compile(re.escape(SPARE_LAYERS) + r"(\d+)\.(.+)")
 
-# Buffers that follow from the config; what is needed to write them back is kept in ours.
+# Buffers that follow from the config; our config keeps what is needed to write them back.
 ROTARY_FREQUENCIES = re.compile(r"model\.layers\.(\d+)\.self_attn\.rotary_emb\.inv_freq")
 POSITION_IDS = re.compile(re.escape(RELEASED_TOWER) + r"vision_model\.embeddings\.position_ids")
 # What a file of a complete CLIP holds beside its vision tower.
 OTHER_CLIP_PARTS = re.compile(r"(text_model\.|text_projection|visual_projection|logit_scale)")
 
 
-def from_released(name: str, num_layers: int) -> tuple[str, ...] | None:
-    """Our names for a released tensor, three for a joined one; None for a name that no released model has.
+def from_released(name: str, num_layers: int) -> tuple[str, ...]:
+    """Our names for a released tensor: three for a stacked one, none for a name that no released model has.
 
     Args:
         num_layers: layers of our vision tower; those above are spare.
     """
-    if name.startswith(RELEASED_TOWER):
-        return (_from_tower(name.removeprefix(RELEASED_TOWER), num_layers),)
-    if name.startswith(RELEASED_PROJECTOR):
-        tail = name.removeprefix(RELEASED_PROJECTOR)
-        if tail in _IN_PROJECTION:
-            return tuple(f"{PROJECTOR}attention.{part}.{_IN_PROJECTION[tail]}" for part in _IN_PARTS)
-        module = next((module for module in _PROJECTOR_MODULES if tail.startswith(f"{module}.")), None)
-        return None if module is None else (f"{PROJECTOR}{_PROJECTOR_MODULES[module]}{tail.removeprefix(module)}",)
-    if name.startswith(RELEASED_REGIONS):
-        module, _, tail = name.removeprefix(RELEASED_REGIONS).partition(".")
-        return (f"{REGIONS}{_REGION_MODULES[module]}.{tail}",) if module in _REGION_MODULES else None
-    if name == "lm_head.weight":
-        return (name,)
-    if name.startswith("model."):
-        return (LANGUAGE_MODEL + name.removeprefix("model."),)
-    return None
+    if name in _STACKED:
+        return _STACKED[name]
+    ours = next((ours + name.removeprefix(theirs) for theirs, ours in _PREFIXES if name.startswith(theirs)), None)
+    if ours is None:
+        return ()
+    layer = _LAYER.fullmatch(ours)
+    if layer is not None and int(layer[1]) >= num_layers:
+        return (f"{SPARE_LAYERS}{int(layer[1]) - num_layers}.{layer[2]}",)
+    return (ours,)
 
 
 def to_released(name: str, num_layers: int) -> str | None:
-    """The released name of a tensor of ours; the parts of a joined one share theirs. None where there is none."""
-    if name.startswith(SPARE_LAYERS):
-        index, tail = name.removeprefix(SPARE_LAYERS).split(".", 1)
-        return f"{RELEASED_TOWER}vision_model.encoder.layers.{num_layers + int(index)}.{tail}"
-    if name.startswith(TOWER):
-        return f"{RELEASED_TOWER}vision_model.{name.removeprefix(TOWER)}"
-    if name.startswith(PROJECTOR):
-        tail = name.removeprefix(PROJECTOR)
-        for joined, kind in _IN_PROJECTION.items():
-            if tail in (f"attention.{part}.{kind}" for part in _IN_PARTS):
-                return RELEASED_PROJECTOR + joined
-        module = next((ours for ours in _PROJECTOR_MODULES.values() if tail.startswith(f"{ours}.")), None)
-        released = next((theirs for theirs, ours in _PROJECTOR_MODULES.items() if ours == module), None)
-        return None if module is None else f"{RELEASED_PROJECTOR}{released}{tail.removeprefix(module)}"
-    if name.startswith(REGIONS):
-        module, _, tail = name.removeprefix(REGIONS).partition(".")
-        released = next((theirs for theirs, ours in _REGION_MODULES.items() if ours == module), None)
-        return None if released is None else f"{RELEASED_REGIONS}{released}.{tail}"
-    if name.startswith(LANGUAGE_MODEL):
-        return "model." + name.removeprefix(LANGUAGE_MODEL)
-    return name if name == "lm_head.weight" else None
+    """The released name of our tensor, which tensors of a stacked one share; None if there is none."""
+    stacked = next((theirs for theirs, ours in _STACKED.items() if name in ours), None)
+    if stacked is not None:
+        return stacked
+    spare = _SPARE_LAYER.fullmatch(name)
+    if spare is not None:
+        name = f"{TOWER}encoder.layers.{num_layers + int(spare[1])}.{spare[2]}"
+    return next((theirs + name.removeprefix(ours) for theirs, ours in _PREFIXES if name.startswith(ours)), None)
 
 
 def is_derived(name: str) -> bool:
@@ -95,33 +89,7 @@ def is_derived(name: str) -> bool:
     return ROTARY_FREQUENCIES.fullmatch(name) is not None or POSITION_IDS.fullmatch(name) is not None
 
 
-def first_layer_name(name: str) -> tuple[int, str] | None:
-    """For one of our spare layers' tensors, how many layers it is above the last that runs, and its sister's name."""
-    match = re.fullmatch(re.escape(SPARE_LAYERS) + r"(\d+)\.(.+)", name)
+def spare_layer(name: str) -> tuple[int, str] | None:
+    """For a tensor of a spare layer: the layer's index, and the name of the same tensor in the tower's first layer."""
+    match = _SPARE_LAYER.fullmatch(name)
     return None if match is None else (int(match[1]), f"{TOWER}encoder.layers.0.{match[2]}")
-
-
-def split(tensor: Tensor, num_parts: int) -> tuple[Tensor, ...]:
-    """The parts that `from_released` names, along the rows."""
-    return tensor.chunk(num_parts) if num_parts > 1 else (tensor,)
-
-
-def join(parts: dict[str, Tensor]) -> Tensor:
-    """One released tensor from our parts of it by name, in the order of the rows."""
-    if len(parts) == 1:
-        return next(iter(parts.values()))
-    by_module = {name.rsplit(".", 2)[1]: tensor for name, tensor in parts.items()}
-    return torch.cat([by_module[part] for part in _IN_PARTS])
-
-
-def num_parts(released_name: str) -> int:
-    """How many tensors of ours make up a released one."""
-    return len(_IN_PARTS) if released_name.removeprefix(RELEASED_PROJECTOR) in _IN_PROJECTION else 1
-
-
-def _from_tower(tail: str, num_layers: int) -> str:
-    tail = tail.removeprefix("vision_model.")
-    layer = re.match(r"encoder\.layers\.(\d+)\.(.*)", tail)
-    if layer is not None and int(layer[1]) >= num_layers:
-        return f"{SPARE_LAYERS}{int(layer[1]) - num_layers}.{layer[2]}"
-    return TOWER + tail

@@ -1,6 +1,6 @@
-"""What all runs begin with: the carried model's frozen encoder, and a language model trained once on described tiles.
+"""The start of all runs: the carried model's frozen encoder, and a language model trained once on described tiles.
 
-The carried language model itself would be no fair start: it was taught by one of the projectors.
+The carried language model itself would be unfair, as it was trained with one of the projectors.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from safetensors.torch import load_file
 from transformers import CLIPVisionModel
 
 from tokenpacker.carried.foundation import ENCODER, LANGUAGE, RESULT, make_encoder, make_language_model
+from tokenpacker.carried.recipes import tiny
 from tokenpacker.hf.model import TokenPackerForConditionalGeneration
 from tokenpacker.known_models import carried_model_path
-from tokenpacker.train.recipes import tiny
 
 WEIGHTS = "model.safetensors"
 
@@ -29,7 +29,7 @@ class Foundation:
 
     @classmethod
     def find(cls, folder: Path) -> Foundation:
-        """The foundation that `tokenpacker train tiny` or an earlier comparison made. Raises ValueError without one."""
+        """The foundation of a `tokenpacker train tiny` or an earlier comparison. Raises ValueError if incomplete."""
         found = cls(folder / ENCODER / RESULT, folder / LANGUAGE / RESULT)
         for part in (found.encoder, found.language_model):
             if not (part / WEIGHTS).is_file():
@@ -41,7 +41,7 @@ class Foundation:
 
     @property
     def digest(self) -> str:
-        """Of all weights: runs from others cannot be compared."""
+        """Digest of all weights; runs that start from other weights cannot be compared."""
         digest = hashlib.sha256()
         for folder in (self.encoder, self.language_model):
             for name, tensor in sorted(load_file(folder / WEIGHTS).items()):
@@ -51,16 +51,17 @@ class Foundation:
 
 
 def make_foundation(folder: Path, *, language_steps: int | None = None) -> Foundation:
-    """The foundation in `folder`, made where it is not there yet; resumable, about ten minutes of two cores.
+    """The foundation in `folder`, made if missing, in about ten minutes of two cores; resumable.
 
     Args:
-        language_steps: that the language model is trained for; None takes the recipe's.
+        language_steps: training steps of the language model; None takes the recipe's.
     """
     recipe = tiny()
     if language_steps is not None:
-        recipe = replace(recipe, language=replace(recipe.language, num_steps=language_steps))
+        recipe = replace(recipe, language=replace(recipe.language, max_steps=language_steps))
     make_encoder(folder / ENCODER, _carried_encoder)
-    make_language_model(folder / LANGUAGE, recipe)
+    if make_language_model(folder / LANGUAGE, recipe) is None:
+        raise KeyboardInterrupt  # a signal stopped it, with a checkpoint
     return Foundation.find(folder)
 
 

@@ -1,4 +1,4 @@
-"""The figure: accuracy against time to the first token, circles whose area says how many tokens a tile has."""
+"""The figure: accuracy against time to the first token; the area of a circle is the number of tokens per tile."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ DPI = 130
 
 @dataclass(frozen=True)
 class Point:
-    """A circle: whose it is, its size, and where it stands. `half` is half the interval of the accuracy."""
+    """A circle: its projector, its size and its place. `half` is half the interval of the accuracy."""
 
     name: str
     tokens: int
@@ -26,7 +26,7 @@ class Point:
 
 
 def require_matplotlib() -> None:
-    """Raises ImportError, with the remedy, where figures cannot be drawn."""
+    """Raises ImportError with the remedy if matplotlib is missing."""
     try:
         import matplotlib as mpl  # noqa: F401
     except ImportError as error:
@@ -34,7 +34,7 @@ def require_matplotlib() -> None:
 
 
 def draw_figure(title: str, panels: Sequence[tuple[str, Sequence[Point]]], path: Path) -> None:
-    """Writes a PNG of panels side by side, each with its heading and axes of its own; accuracies in percent."""
+    """Writes a PNG of panels side by side, each with its own heading and axes; accuracies in percent."""
     require_matplotlib()
     from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter
@@ -70,14 +70,14 @@ def draw_figure(title: str, panels: Sequence[tuple[str, Sequence[Point]]], path:
 
 
 def colors_of(names: set[str]) -> dict[str, str]:
-    """A color for each, the same one for the same set of names; the own projector's is always its own."""
+    """A color for each name, the same for the same set of names; `OWN` always has the same color."""
     others = sorted(names - {OWN})
     colors = {name: OTHER_COLORS[index % len(OTHER_COLORS)] for index, name in enumerate(others)}
     return ({OWN: OWN_COLOR} if OWN in names else {}) | colors
 
 
 def _circle(label: str, color: str, tokens: int) -> object:
-    """A line of the legend."""
+    """A legend entry."""
     from matplotlib.lines import Line2D
 
     size = math.sqrt(AREA_PER_TOKEN * tokens)  # as `scatter` has it: area against diameter

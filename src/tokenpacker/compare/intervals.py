@@ -1,4 +1,4 @@
-"""A mean over seeds and how far it may be off: Student's t distribution, for there are few seeds."""
+"""A mean over seeds with its confidence interval, by Student's t distribution as seeds are few."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Mean:
-    """A mean and half its 95 % interval; None for a single value, of which nothing can be said."""
+    """A mean and half its 95 % interval; None for a single value, which has no interval."""
 
     mean: float
     half: float | None
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Mean:
-        """Of values that are independent and about normal, such as one model's accuracies with several seeds."""
+        """The mean of independent, roughly normal values, such as accuracies of one model with several seeds."""
         if len(values) < 2:
             return cls(values[0], None)
         error = statistics.stdev(values) / math.sqrt(len(values))
@@ -29,7 +29,10 @@ class Mean:
 
 
 def t_quantile(degrees: int, coverage: float = 0.95) -> float:
-    """How many standard errors to both sides hold this share of Student's t distribution, to nine digits."""
+    """The number of standard errors to both sides that holds this share of Student's t distribution, to nine digits.
+
+    `scipy.stats.t.ppf` has it; scipy is not installed for this one number, and `statistics` has no t distribution.
+    """
     low, high = 0.0, 1.0
     while _share_within(high, degrees) < coverage:
         high *= 2

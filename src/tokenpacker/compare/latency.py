@@ -1,98 +1,74 @@
-"""How long the first token takes with each projector: measured side by side, after all training and never within it.
+"""Measures the time to the first token of all projectors side by side, after all training.
 
-Times depend on sizes and not on what weights say, so the models are fresh ones of the runs' sizes: all projectors share
-one vision tower and one language model, take turns in every round, and need no trained model to be at hand.
+Times depend on sizes and not on weights, so the models are fresh ones of the runs' sizes: all projectors share one
+vision tower and one language model and take turns in every round.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Callable
-from datetime import datetime, timezone
 from typing import Any
 
 import torch
 
 from tokenpacker.compare.results import SPEED, Row
-from tokenpacker.compare.runs import Comparison, Run
+from tokenpacker.compare.runs import Comparison, Run, digest_of, make_row
 from tokenpacker.compare.tiles import HD, ONE_TILE
-from tokenpacker.speed.machine import describe_machine
+from tokenpacker.speed.machine import best_device
 from tokenpacker.speed.memory import random_model, require_memory
 from tokenpacker.speed.model_sizes import LLAMA_UNKNOWN_ID, Candidate, Shapes
-from tokenpacker.speed.speed_rows import Protocol, SpeedRow
+from tokenpacker.speed.speed_report import Protocol
 from tokenpacker.speed.speed_run import measure_rows
 from tokenpacker.train.assemble import model_config
 
 ROUNDS, QUICK_ROUNDS = 30, 5
-TEXT_TOKENS = 16  # a question of the test sets, with what stands around it
-HD_SIDE = 3  # tiles to each side of the large image, as many as the recipes cut at most
-
-OnProgress = Callable[[int, int, str], None]
+TEXT_TOKENS = 16  # a question of the test sets with its chat template
+HD_SIDE = 3  # tiles per side of the large image, the recipes' limit
+PARTS = ("vision", "projector", "prefill")
 
 
 def speed_fingerprint(comparison: Comparison) -> str:
-    """Digest of what is measured: measurements of other projectors, sizes or rounds are others."""
-    asked = [[run.projector, run.scale_factor] for run in _pairs(comparison)]
-    content = json.dumps([SPEED, comparison.protocol, asked, _rounds(comparison), TEXT_TOKENS, HD_SIDE])
-    return hashlib.sha256(content.encode()).hexdigest()[:16]
+    """Digest of all settings of the measurement."""
+    asked = [[run.projector, run.scale_factor] for run in comparison.runs_of_one_seed()]
+    return digest_of([SPEED, comparison.protocol, asked, _rounds(comparison), TEXT_TOKENS, HD_SIDE])
 
 
-def measure_speed(comparison: Comparison, *, command: str = "", on_progress: OnProgress | None = None) -> Row:
+def measure_speed(comparison: Comparison, *, command: str = "") -> Row:
     """The row of times and multiplications of every projector and scale factor, for one tile and for a large image.
 
-    Raises: ValueError where the sizes do not fit into memory.
+    Raises ValueError where the sizes do not fit into memory.
     """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    align, instruct = comparison.stages(comparison.runs()[0])
-    config, pairs = model_config(align.model), _pairs(comparison)
-    config.image_token_id = LLAMA_UNKNOWN_ID  # any id of the vocabulary would do: no tokenizer is read
+    device = best_device()
+    runs, rounds = comparison.runs_of_one_seed(), _rounds(comparison)
+    align, instruct = comparison.stages(runs[0])
+    config = model_config(align.model)
+    config.image_token_id = LLAMA_UNKNOWN_ID  # no tokenizer is read
     is_cut = (instruct.model.image_mode or align.model.image_mode) == "slice"
     shapes = Shapes(name="+".join(comparison.recipe), config=config, sliced=is_cut, max_tiles=HD_SIDE**2)
-    asked = [Candidate(config=comparison.projector(run)) for run in pairs]
-    (height, width), rounds = config.tile_size, _rounds(comparison)
-    sizes = {ONE_TILE: (height, width), HD: (HD_SIDE * height, HD_SIDE * width)}
+    asked = [Candidate(config=comparison.projector(run)) for run in runs]
+    height, width = config.tile_size
+    sizes = {ONE_TILE: (height, width)} | ({HD: (HD_SIDE * height, HD_SIDE * width)} if is_cut else {})
     model, rows = None, []
-    for mode, size in sizes.items() if is_cut else [(ONE_TILE, sizes[ONE_TILE])]:
+    for mode, size in sizes.items():
         protocol = Protocol(image_size=size, batch_sizes=(1,), text_tokens=TEXT_TOKENS, output_tokens=1, rounds=rounds)
         require_memory(shapes, asked, protocol, align.precision, device)
         model = model or random_model(config, getattr(torch, align.precision), device)
-        measured = measure_rows(model, shapes, asked, protocol, on_progress)
-        rows += [_row(run, mode, size, row) for run, row in zip(pairs, measured, strict=True)]
-    return {
-        "kind": SPEED,
-        "protocol": comparison.protocol,
-        "fingerprint": speed_fingerprint(comparison),
-        "quick": comparison.quick,
-        "rounds": rounds,
-        "text_tokens": TEXT_TOKENS,
-        "rows": rows,
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "command": command,
-        "machine": describe_machine(device),
-    }
+        measured = measure_rows(model, shapes, asked, protocol)
+        rows += [_row(run, mode, size, row) for run, row in zip(runs, measured, strict=True)]
+    content = {"rounds": rounds, "text_tokens": TEXT_TOKENS, "rows": rows}
+    return make_row(SPEED, comparison, speed_fingerprint(comparison), command, content)
 
 
-def _row(run: Run, mode: str, size: tuple[int, int], row: SpeedRow) -> dict[str, Any]:
-    spreads = {"vision": row.vision, "projector": row.projector, "prefill": row.prefill, "first_token": row.first_token}
-    flops = {"vision": row.flops.vision, "projector": row.flops.projector, "prefill": row.flops.prefill}
+def _row(run: Run, mode: str, size: tuple[int, int], row: dict[str, Any]) -> dict[str, Any]:
     return {
         "projector": run.projector,
         "scale_factor": run.scale_factor,
         "mode": mode,
         "image_size": list(size),
-        "tiles": row.counted.tiles,
-        "image_tokens": row.counted.image_tokens,
-        "milliseconds": {
-            name: {"median": round(spread.median, 4), "p95": round(spread.p95, 4)} for name, spread in spreads.items()
-        },
-        "multiplications": {name: value // 2 for name, value in flops.items()},  # of two operations, one multiplies
+        "tiles": row["counted"]["tiles"],
+        "image_tokens": row["counted"]["image_tokens"],
+        "milliseconds": {part: row["milliseconds"][part] for part in (*PARTS, "first_token")},
+        "multiplications": {part: row["flops"][part] // 2 for part in PARTS},  # half of the operations
     }
-
-
-def _pairs(comparison: Comparison) -> list[Run]:
-    """One run for each projector and scale factor: those of the first seed."""
-    return [run for run in comparison.runs() if run.seed == comparison.seeds[0]]
 
 
 def _rounds(comparison: Comparison) -> int:

@@ -1,6 +1,6 @@
-"""The results file: one JSON object a line, each written whole, which a comparison goes on from.
+"""The results file: one JSON object per line, from which a comparison resumes.
 
-Rows of several machines may be put together in any order. The last row of a fingerprint counts.
+Rows of several machines may be concatenated in any order. The last row of a fingerprint counts.
 """
 
 from __future__ import annotations
@@ -17,22 +17,18 @@ Row = dict[str, Any]
 
 
 def read_rows(path: Path) -> list[Row]:
-    """All rows in the file's order; none where there is no file. A last line that was cut off is left out.
+    """All rows in the file's order, none if there is no file; an incomplete last line is left out.
 
-    Raises: ValueError for a line that is no row, with its number.
+    Raises ValueError with the number of a line that is no row.
     """
     if not path.is_file():
         return []
-    lines = path.read_text(encoding="utf-8").split("\n")
-    rows = []
-    for number, line in enumerate(lines[:-1], start=1):  # what follows the last newline was not finished
-        if line.strip():
-            rows.append(_parse(path, number, line))
-    return rows
+    lines = path.read_text(encoding="utf-8").split("\n")[:-1]  # the text after the last newline is incomplete
+    return [_parse(path, number, line) for number, line in enumerate(lines, start=1) if line.strip()]
 
 
 def append_row(path: Path, row: Row) -> None:
-    """Adds a row and waits until the disk has it; what an earlier process left half written goes."""
+    """Adds a row and waits until the disk has it; replaces a line that an earlier process left incomplete."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("ab+") as file:
         file.seek(0)
@@ -44,7 +40,7 @@ def append_row(path: Path, row: Row) -> None:
 
 
 def latest(rows: list[Row], kind: str) -> dict[str, Row]:
-    """Of each fingerprint the last row of this kind, in the order in which these rows were written."""
+    """The last row of this kind by fingerprint, in the order in which these rows were written."""
     found: dict[str, Row] = {}
     for row in rows:
         if row["kind"] == kind:
@@ -54,7 +50,7 @@ def latest(rows: list[Row], kind: str) -> dict[str, Row]:
 
 
 def of_one_protocol(rows: list[Row]) -> list[Row]:
-    """The rows that may stand in one table: those with the settings of the last run in the file."""
+    """The rows that belong in one table: those with the protocol of the last run in the file."""
     protocols = [row["protocol"] for row in rows if row["kind"] == RUN]
     return [row for row in rows if row["protocol"] == protocols[-1]] if protocols else []
 

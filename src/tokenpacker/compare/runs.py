@@ -1,7 +1,7 @@
-"""What is compared: every projector at every scale factor with every seed, as training configs that differ in these.
+"""The runs of a comparison: every projector at every scale factor with every seed, as training configs.
 
-A run's fingerprint covers all that decides what it computes. Rows of results carry it, so that a row of other settings
-is never taken for a run of these.
+A run's fingerprint covers all settings that decide its result. Each row of results has one, so that a row of other
+settings is never taken for this run.
 """
 
 from __future__ import annotations
@@ -10,22 +10,28 @@ import dataclasses
 import hashlib
 import json
 from dataclasses import dataclass
+from datetime import datetime, timezone
 from functools import cached_property
 from typing import Any
 
 from tokenpacker import projectors
+from tokenpacker.carried.recipes import find_recipe
+from tokenpacker.compare.results import Row
 from tokenpacker.compare.tiles import ASKED
 from tokenpacker.projectors import ProjectorConfig, config_from_dict
+from tokenpacker.speed.machine import best_device, describe_machine
+from tokenpacker.speed.model_sizes import settings_at
 from tokenpacker.train.assemble import model_config
 from tokenpacker.train.config import TrainingConfig
-from tokenpacker.train.recipes import find_recipe
-from tokenpacker.train.run import MAY_CHANGE
+from tokenpacker.train.run_folder import MAY_CHANGE
 
 TINY = ("align-tiny", "instruct-tiny")
 STAGES = ("align", "instruct")
-VERSION = 3  # of what a run computes, for changes that no config shows; 1 had fresh weights of 0.02 at every width
-PACE = 2  # scale factor whose tokens decide how many pictures a step shows; a smaller one is its own
-ANY_WIDTH = 128  # of a config that is only asked what fields it has and how it counts
+VERSION = (
+    3  # raised when a run computes something else with the same config; 1 had fresh weights of 0.02 at every width
+)
+PACE = 2  # the scale factor whose token count decides the pictures per step; smaller scale factors decide themselves
+ANY_WIDTH = 128  # of a config that is only asked for its fields and its token count
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,13 +48,13 @@ class Run:
 
     @property
     def label(self) -> str:
-        """As progress and errors name it."""
+        """Its name in progress and errors."""
         return f"{self.projector}, s = {self.scale_factor}, seed {self.seed}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class StageData:
-    """Files that a stage of a real recipe learns from; see `train.config.DataConfig`."""
+    """Training data of a stage of a real recipe; see `train.config.DataConfig`."""
 
     path: str | None = None
     images: str | None = None
@@ -56,18 +62,18 @@ class StageData:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """Everything that is the same for all runs, and what they differ in.
+    """Settings shared by all runs of a comparison, and the settings in which they differ.
 
     Args:
         vision_tower: folder or hub id, frozen in all runs; None takes the recipe's.
-        language_model: that all runs begin with; None takes the recipe's.
-        foundation: digest of the weights of both, where they are files of one's own.
+        language_model: start of all runs; None takes the recipe's.
+        foundation: digest of the weights of both, for weights in local files.
         recipe: names of the recipes of both stages.
-        projectors: registered names; empty takes all that are installed. Settings of its own stand behind a name,
-            with colons between: `resampler:num_heads=2`.
+        projectors: registered names; empty takes all that are installed. A name may have settings after colons:
+            `resampler:num_heads=2`.
         steps: of each stage; None takes the recipe's.
         data: of each stage, for recipes that do not draw their own.
-        limit: so many questions of each task, drawn at random; None asks all.
+        limit: number of questions of each task, drawn at random; None asks all.
         quick: marks results that only show that everything runs.
         num_workers: processes of each run that draw its pictures; None takes the recipe's.
     """
@@ -107,46 +113,47 @@ class Comparison:
                 raise ValueError(f"data of {stage.name} are missing; give --data-align and --data-instruct")
 
     def runs(self) -> list[Run]:
-        """All of them, seed by seed, so that one that is interrupted has whole seeds.
+        """All runs, seed by seed, so that an interrupted comparison has whole seeds.
 
-        Raises: ValueError for a scale factor that a projector cannot honour on the encoder's patch grid.
+        Raises ValueError for a scale factor that does not fit a projector on the encoder's patch grid.
         """
-        pairs = [
-            (name, scale_factor)
-            for name in self.projectors or projectors.available()
-            for scale_factor in self._honoured(name)
-        ]
+        names = self.projectors or projectors.available()
+        pairs = [(name, scale_factor) for name in names for scale_factor in self._honoured(name)]
         return [Run(projector=name, scale_factor=scale, seed=seed) for seed in self.seeds for name, scale in pairs]
+
+    def runs_of_one_seed(self) -> list[Run]:
+        """One run for each projector and scale factor."""
+        return [run for run in self.runs() if run.seed == self.seeds[0]]
 
     @property
     def is_tested(self) -> bool:
-        """Whether the models can be asked test questions: those of the recipes that learn from generated scenes."""
+        """Whether the models are asked test questions: those of recipes that learn from generated scenes."""
         return self._templates[1].data.scenes is not None
 
     def stages(self, run: Run) -> tuple[TrainingConfig, TrainingConfig]:
-        """The configs of both stages; the second one's `model.start` is for the caller to put in."""
+        """The configs of both stages; the caller sets the second one's `model.start`."""
         align, instruct = (self._stage(template, run) for template in self._templates)
         return align, instruct
 
     def projector(self, run: Run) -> ProjectorConfig:
-        """The run's projector, with the widths of the model that it is trained in."""
+        """The run's projector, with the widths of its model."""
         return model_config(self.stages(run)[0].model).projector
 
     @property
     def protocol(self) -> str:
-        """Digest of all that is the same for every run: rows of one table have the same."""
+        """Digest of all shared settings; rows of one table have the same."""
         common = [_decisive(template) for template in self._templates]
         for content in common:
             for key in ("seed", "scale_factors"):
                 content.pop(key, None)
             del content["model"]["projector"]
         parts = [self.vision_tower or "", self.language_model or ""] if not self.foundation else [self.foundation]
-        return _digest([VERSION, common, parts, ASKED if self.is_tested else [], self.limit, self.quick])
+        return digest_of([VERSION, common, parts, ASKED if self.is_tested else [], self.limit, self.quick])
 
     def fingerprint(self, run: Run) -> str:
-        """Digest of all that decides what a run computes."""
+        """Digest of all settings that decide a run's result."""
         stages = [_decisive(stage) for stage in self.stages(run)]
-        return _digest([self.protocol, dataclasses.asdict(run), stages])
+        return digest_of([self.protocol, dataclasses.asdict(run), stages])
 
     @cached_property
     def patch_grid(self) -> tuple[int, int]:
@@ -155,7 +162,7 @@ class Comparison:
 
     @cached_property
     def _templates(self) -> tuple[TrainingConfig, TrainingConfig]:
-        """Both stages as the recipes have them, with this comparison's parts, steps and data."""
+        """The recipes of both stages with this comparison's parts, steps and data."""
         align, instruct = (
             dataclasses.replace(
                 config,
@@ -189,24 +196,17 @@ class Comparison:
         )
 
     def _settings(self, variant: str, scale_factor: int) -> dict[str, Any]:
-        """A projector as the recipe would have it: heads as those of its own, all else as its paper has it.
-
-        Learned queries and positions are laid out for this encoder's patch grid.
-        """
+        """A projector's settings at a scale factor: the recipe's number of heads, all else as in its paper."""
         name, own = _parse(variant)
-        rows, cols = self.patch_grid
-        fitting = {
-            "scale_factor": scale_factor,
-            "query_grid": [-(-rows // scale_factor), -(-cols // scale_factor)],
-            "position_grid": [rows, cols],
-        }
+        config = _config({"name": name})
+        settings = {"name": name} | settings_at(config, self.patch_grid, scale_factor)
         heads = self._templates[0].model.projector.get("num_heads")
-        fitting |= {} if heads is None else {"num_heads": heads}
-        fields = {field.name for field in dataclasses.fields(_config({"name": name}))}
-        return {"name": name} | {key: value for key, value in fitting.items() if key in fields} | own
+        if heads is not None and hasattr(config, "num_heads"):
+            settings["num_heads"] = heads
+        return settings | own
 
     def _honoured(self, variant: str) -> list[int]:
-        """The scale factors to train a projector at: 1 alone for one that keeps every token."""
+        """The scale factors of a projector's runs: 1 alone for one that keeps every token."""
         depends = self._settings(variant, 1) != self._settings(variant, 2)
         if not depends and _config(self._settings(variant, 1)).token_grid(self.patch_grid) == self.patch_grid:
             return [1]
@@ -216,7 +216,7 @@ class Comparison:
 
 
 def _parse(variant: str) -> tuple[str, dict[str, Any]]:
-    """A projector's name and the settings behind it; values are JSON, and text where they are not."""
+    """A projector's name and its settings; a value that is not JSON is text."""
     name, *settings = variant.split(":")
     parsed: dict[str, Any] = {}
     for setting in settings:
@@ -235,9 +235,9 @@ def _config(settings: dict[str, Any]) -> ProjectorConfig:
 
 
 def _decisive(config: TrainingConfig) -> dict[str, Any]:
-    """What decides what a training run computes, without what may be elsewhere or otherwise when it is called again.
+    """The settings that decide the result of a training run, without those that may change when it is resumed.
 
-    Options that are off are left out, so that rows stay valid when another version knows more options.
+    Options that are off are left out, so that rows stay valid when a later version has more options.
     """
     content = config.to_dict()
     for setting in MAY_CHANGE:
@@ -251,5 +251,20 @@ def _without_what_is_off(content: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in parts.items() if value or (value == 0 and value is not False)}
 
 
-def _digest(content: Any) -> str:
+def digest_of(content: Any) -> str:
+    """A short digest of JSON content."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def make_row(kind: str, comparison: Comparison, fingerprint: str, command: str, content: Row) -> Row:
+    """A row for the results file, with its settings, date, command line and machine."""
+    return {
+        "kind": kind,
+        "protocol": comparison.protocol,
+        "fingerprint": fingerprint,
+        "quick": comparison.quick,
+        **content,
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "command": command,
+        "machine": describe_machine(best_device()),
+    }

@@ -1,4 +1,4 @@
-"""The test images' vision features, computed once: encoder and images are the same for every run.
+"""The test questions, and the vision features of their images, which are computed once for all runs.
 
 Shapes: N tiles, (h, w) patch grid, L = h*w, M levels, C vision width.
 """
@@ -26,19 +26,19 @@ from tokenpacker.progress import Progress
 ASKED = ("easy-vqa", "fine-print")  # tasks
 HD, ONE_TILE = "hd", "one-tile"
 LEVELS, DIGESTS = "levels.npy", "tiles.json"
-CHUNK = 32  # tiles that are encoded at once
-QUESTION_SEED = 0  # of which questions a limit leaves
+CHUNK = 32  # tiles encoded at once
+QUESTION_SEED = 0  # decides which questions a limit draws
 
 
 @lru_cache(maxsize=1)
 def drawn_tasks(limit: int | None) -> tuple[Task, ...]:
-    """The tasks with their samples in memory, and of their questions those that a limit leaves."""
+    """The tasks with their samples in memory, with the questions that a limit draws."""
     drawn = ((TASKS[name], draw_questions(TASKS[name].load(), limit, QUESTION_SEED)) for name in ASKED)
     return tuple(replace(task, load=partial(list, kept)) for task, kept in drawn)
 
 
 def modes(processor: ProcessorMixin, task: Task) -> dict[str, int]:
-    """How a task's images are shown, with the limit of tiles: in HD only where that differs for any of them."""
+    """The modes of a task, each with its limit of tiles; HD only if an image has several tiles."""
     limit = processor.image_processor.max_tiles
     sizes = {(sample.image.height, sample.image.width) for sample in task.load()}
     is_cut = any(processor.image_layout(size).tile_grid.num_tiles > 1 for size in sizes)
@@ -46,10 +46,10 @@ def modes(processor: ProcessorMixin, task: Task) -> dict[str, int]:
 
 
 class EncodedTiles:
-    """Vision features of tiles by what the tiles show; they lie in a file, so that processes share the memory.
+    """Vision features of tiles, found by the tiles' pixels; in a mapped file, so that processes share the memory.
 
     Args:
-        folder: that `encode_test_tiles` wrote.
+        folder: written by `encode_test_tiles`.
     """
 
     def __init__(self, folder: Path):
@@ -58,7 +58,7 @@ class EncodedTiles:
         self.places = {digest: place for place, digest in enumerate(digests)}
 
     def features(self, model: Any, pixel_values: Tensor) -> VisionFeatures:
-        """What `model.vision_features` gives for tiles (N, 3, h, w); it is asked where one of them is unknown."""
+        """The result of `model.vision_features` for tiles (N, 3, h, w); computed if one of them is unknown."""
         places = [self.places.get(_digest(tile)) for tile in pixel_values]
         if None in places:
             return type(model).vision_features(model, pixel_values)
@@ -69,18 +69,18 @@ class EncodedTiles:
         return VisionFeatures(query, levels, config.patch_grid)
 
     def serve(self, model: PreTrainedModel) -> None:
-        """Lets the model take features from here from now on."""
+        """Makes the model take its features from here from now on."""
         model.model.vision_features = lambda pixel_values: self.features(model.model, pixel_values)
 
 
 def encode_test_tiles(
     folder: Path, model: PreTrainedModel, processor: ProcessorMixin, limit: int | None, encoder: str
 ) -> EncodedTiles:
-    """The features of all tiles of the test images in every mode, from `folder` or made there.
+    """The features of all tiles of the test images in every mode, from `folder`, or computed and written there.
 
     Args:
-        limit: of questions; images that none is left for are passed over.
-        encoder: digest of its weights. Features of another are made anew.
+        limit: of questions; images without a question are left out.
+        encoder: digest of its weights. Features of another encoder are computed anew.
     """
     made_for = {"encoder": encoder, "limit": limit}
     if (folder / DIGESTS).is_file():
@@ -105,7 +105,7 @@ def encode_test_tiles(
 
 
 def _test_tiles(processor: ProcessorMixin, limit: int | None) -> dict[str, Tensor]:
-    """Every different tile (3, h, w) by its digest."""
+    """All distinct tiles (3, h, w) by digest."""
     own = processor.image_processor.max_tiles
     tiles: dict[str, Tensor] = {}
     for task in drawn_tasks(limit):

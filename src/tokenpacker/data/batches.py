@@ -1,153 +1,103 @@
-"""All batches of a run, by number: item `i` is one device's batch, made from the plan alone.
+"""The batches of a run by number. Item `i` is one device's batch, and depends on the data, the settings and `i` alone.
 
-Epochs stand one behind the other. Each is filled up with batches that teach nothing, so that every step takes as many
-batches on any number of processes, and none waits for another.
+    FileBatches     of records that can be read by number: all epochs are planned before the run
+    StreamBatches   of records that come in order: a buffer of them is planned at a time
+
+Steps therefore have the same samples on any number of processes, and a run resumes with its next batch.
 """
 
 from __future__ import annotations
 
+import os
 import random
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
-from functools import partial
-from typing import Any
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, get_worker_info
 
 from tokenpacker.data.collate import collate_packed, collate_padded, packing_problem
-from tokenpacker.data.index import Lengths
-from tokenpacker.data.plan import Batch, BatchShape, fill, plan_epoch
-from tokenpacker.data.records import Record, Records
+from tokenpacker.data.index import measure
+from tokenpacker.data.plan import NOTHING_USABLE, Batch, Planner, Row, RunPlan
+from tokenpacker.data.records import Records
 from tokenpacker.data.rejects import Rejects
-from tokenpacker.data.rows import RecordError
-from tokenpacker.data.samples import Sample, SampleMaker
+from tokenpacker.data.rows import Record, RecordError
+from tokenpacker.data.samples import Length, Sample, SampleMaker
+from tokenpacker.data.streams import Position, Stream
 from tokenpacker.sequence import IGNORED
-from tokenpacker.train.config import TrainingConfig
 
-IDS = "ids"  # key of a batch: which samples it holds
-
-
-@dataclass(frozen=True)
-class RunPlan:
-    """The batches of all epochs and how they make steps.
-
-    Args:
-        batches: of one device each, in the order of use; an empty one is filled up.
-        batches_per_step: that an optimizer step takes, over all devices.
-        batches_per_epoch: of each epoch, filled up to whole steps.
-        fill: share of places that hold a token, in the first epoch.
-    """
-
-    batches: list[Batch]
-    batches_per_step: int
-    batches_per_epoch: list[int]
-    fill: float
-
-    @property
-    def num_steps(self) -> int:
-        """Optimizer steps of the run."""
-        return len(self.batches) // self.batches_per_step
-
-    @property
-    def samples_per_step(self) -> float:
-        """Samples that an optimizer step takes on average: fewer than asked for where tiles bound batches."""
-        return sum(len(row) for batch in self.batches for row in batch) / self.num_steps
-
-    @classmethod
-    def make(cls, config: TrainingConfig, lengths: Lengths) -> RunPlan:
-        """The plan of a whole run. Raises ValueError when no sample can be used."""
-        if not len(lengths.usable):
-            raise ValueError("no sample of the data can be used; see `tokenpacker data check`")
-        per_step = config.batch_size // config.device_batch_size
-        shape = BatchShape(rows=config.device_batch_size, max_tiles=config.data.max_tiles_per_batch, alike=per_step)
-        batches: list[Batch] = []
-        counts: list[int] = []
-        first_fill = 0.0
-        wanted = None if config.max_steps is None else config.max_steps * per_step
-        while len(counts) < config.epochs if wanted is None else len(batches) < wanted:
-            epoch = len(counts)
-            planned = plan_epoch(
-                lengths,
-                max_length=config.data.max_length,
-                seed=config.seed,
-                epoch=epoch,
-                batch=shape,
-                packed=config.data.packed,
-                grouped=config.data.grouped,
-            )
-            first_fill = first_fill or fill(planned, lengths)
-            share = min(1.0, config.epochs - epoch) if wanted is None else 1.0
-            planned = planned[: max(1, round(len(planned) * share))]
-            planned += [[] for _ in range(-len(planned) % per_step)]
-            batches += planned
-            counts.append(len(planned))
-        return cls(batches[:wanted], per_step, counts, first_fill)
-
-
-def planned_lengths(lengths: Lengths, max_tiles: int) -> Lengths:
-    """The lengths without samples that have more tiles than a batch may hold."""
-    return replace(lengths, tokens=np.where(lengths.tiles > max_tiles, 0, lengths.tokens))
+IDS = "ids"  # key of a batch: ids of its samples
+POSITION = "position"  # key of a stream's batch: where a reader may start to find this batch and all later ones
+BUFFER_KEYS = ("buffer", "batch")  # of a position, besides those of the stream
+BUFFER = 1024  # samples: with tar shards of 100 KB images 100 MB per process. More fill rows better and mix better
 
 
 class BatchMaker:
-    """Makes one device's batch of rows of records: their images are read and cut here.
+    """Makes one device's batch of the rows of a plan: reads the images and cuts them into tiles.
 
-    What cannot be used is left out of its batch, counted and written down.
+    Records that cannot be used are left out of their batch, counted and written down.
+
+    Args:
+        packed: several samples share a row.
+        scale_factors: one is drawn for each optimizer step; empty takes the projector's own.
+        seed: of the draw.
     """
 
-    def __init__(self, maker: SampleMaker, config: TrainingConfig, rejects: Rejects) -> None:
-        self.maker, self.config, self.rejects = maker, config, rejects
+    def __init__(
+        self, maker: SampleMaker, rejects: Rejects, *, packed: bool, scale_factors: Sequence[int] = (), seed: int = 0
+    ) -> None:
+        self.maker, self.rejects, self.packed = maker, rejects, packed
+        self.scale_factors, self.seed = scale_factors, seed
         tokenizer = maker.processor.tokenizer
         self.pad_token_id = tokenizer.pad_token_id
         self.idle = _idle_sample(tokenizer.bos_token_id or tokenizer.pad_token_id, maker)
 
-    def make(self, rows: Iterable[Iterable[Callable[[], Record]]], step: int) -> dict[str, Any]:
-        """The batch, and under `IDS` which samples it holds.
+    @property
+    def longest_scale_factor(self) -> int | None:
+        """The scale factor with the most tokens, which planning counts on; None is the projector's own."""
+        return min(self.scale_factors, default=None)
+
+    def make(self, batch: Batch, read: Callable[[int], Record], step: int) -> dict[str, Any]:
+        """The batch as tensors, and under `IDS` the ids of its samples.
 
         Args:
-            rows: each record behind a call that reads it or raises RecordError.
-            step: optimizer step that the batch belongs to; all its batches have the same scale factor.
+            read: gives the record of a number in `batch`, or raises RecordError.
+            step: optimizer step of the batch. All batches of a step have the same scale factor.
         """
-        scale_factor = self._scale_factor(step)
-        found = [self._row(row, scale_factor) for row in rows]
-        found = [row for row in found if row] or [[self.idle]]
-        if self.config.data.packed:
-            batch = collate_packed(found, self.pad_token_id)
-        else:
-            batch = collate_padded([sample for row in found for sample in row], self.pad_token_id)
+        scale_factor = None
+        if self.scale_factors:
+            scale_factor = random.Random(f"scale/{self.seed}/{step}").choice(self.scale_factors)
+        rows = [self._samples(row, read, scale_factor) for row in batch]
+        rows = [row for row in rows if row] or [[self.idle]]
+        samples = [sample for row in rows for sample in row]
+        pad = self.pad_token_id
+        made = collate_packed(rows, pad) if self.packed else collate_padded(samples, pad)
         if scale_factor is not None:
-            batch["scale_factor"] = scale_factor
-        return batch | {IDS: [sample.id for row in found for sample in row]}
+            made["scale_factor"] = scale_factor
+        return made | {IDS: [sample.id for sample in samples]}
 
-    def _row(self, row: Iterable[Callable[[], Record]], scale_factor: int | None) -> list[Sample]:
+    def _samples(self, row: Row, read: Callable[[int], Record], scale_factor: int | None) -> list[Sample]:
         samples = []
-        for read in row:
-            source = ""
+        for number in row:
             try:
-                record = read()
-                source = record.source
+                record = read(number)
                 sample = self.maker.make(record, scale_factor)
-                problem = packing_problem(sample) if self.config.data.packed else None
+                problem = packing_problem(sample) if self.packed else None
                 if problem is not None:
-                    raise RecordError(sample.id, problem, "malformed conversation")
+                    raise RecordError(record.id, problem, "malformed conversation", record.source)
             except RecordError as error:
-                error.source = error.source or source
                 self.rejects.reject(error)
                 continue
             self.rejects.accept()
             samples.append(sample)
         return samples
 
-    def _scale_factor(self, step: int) -> int | None:
-        if not self.config.scale_factors:
-            return None
-        return random.Random(f"scale/{self.config.seed}/{step}").choice(self.config.scale_factors)
 
-
-class RunBatches(Dataset[dict[str, Any]]):
-    """The batches of a plan, made when they are asked for."""
+class FileBatches(Dataset[dict[str, Any]]):
+    """The batches of a plan, each made when it is read."""
 
     def __init__(self, plan: RunPlan, records: Records, maker: BatchMaker) -> None:
         self.plan, self.records, self.maker = plan, records, maker
@@ -156,18 +106,172 @@ class RunBatches(Dataset[dict[str, Any]]):
         return len(self.plan.batches)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        rows = [[partial(self.records.__getitem__, number) for number in row] for row in self.plan.batches[index]]
-        return self.maker.make(rows, index // self.plan.batches_per_step)
+        """The batch, see `BatchMaker.make`."""
+        batch = self.plan.batches[index]
+        return self.maker.make(batch, self.records.__getitem__, index // self.plan.batches_per_step)
+
+
+class _Buffer(NamedTuple):
+    """Usable samples that follow each other in the stream, and their batches."""
+
+    start: Position
+    records: list[Record]
+    batches: list[Batch]
+
+
+class StreamBatches(Dataset[dict[str, Any]]):
+    """Batches of a stream. Its epochs follow each other without end.
+
+        stream -> buffers of samples -> lengths -> plan of each buffer -> batches, numbered through
+
+    A buffer has a fixed number of samples, good or bad, or the rest of an epoch. Reading a batch reads on from the
+    buffer at hand, or from `start`; the samples in between are measured by the headers of their images, not decoded.
+    Each process holds one buffer of undecoded samples. Any process may have a copy: none shares an open file.
+
+    Tried instead: an IterableDataset with the data loaders of accelerate 1.15. Every process makes all batches and
+    drops those of the others, and `skip_first_batches` makes all batches of the past again to resume.
+
+    A position is that of the stream where a buffer begins, with the numbers of the buffer and of its first batch:
+
+        {"epoch": 0, "shard": 3, "sample": 17, "stream": "9f3c...", "buffer": 12, "batch": 190}
+
+    Args:
+        num_batches: of the run, each of one device.
+        start: position that a batch has under `POSITION`; batches before its buffer cannot be read. None is the
+            beginning.
+        buffer_size: samples that are planned together. Another size makes other batches.
+
+    Raises:
+        ValueError: if `start` belongs to another stream or is no position, or the projector lacks a scale factor.
+    """
+
+    def __init__(
+        self,
+        stream: Stream,
+        maker: BatchMaker,
+        planner: Planner,
+        num_batches: int,
+        start: Position | None = None,
+        *,
+        buffer_size: int = BUFFER,
+    ) -> None:
+        if min(num_batches, buffer_size) < 1:
+            raise ValueError(f"num_batches={num_batches} and buffer_size={buffer_size} must be at least 1")
+        self.stream, self.maker, self.planner, self.num_batches = stream, maker, planner, num_batches
+        self.start = (
+            stream.start() | dict.fromkeys(BUFFER_KEYS, 0) if start is None else stream.check(start, *BUFFER_KEYS)
+        )
+        maker.maker.check_scale_factor(maker.longest_scale_factor)
+        # Every process measures all samples, and one of them counts; decoding counts the share that a process decodes.
+        self._measured = Rejects(maker.rejects.path, maker.rejects.max_share)
+        self._buffer_size = buffer_size
+        self._buffers: Iterator[_Buffer] | None = None
+        self._buffer: _Buffer | None = None
+        self._process = os.getpid()
+
+    def __len__(self) -> int:
+        return self.num_batches
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """The batch, see `BatchMaker.make`, and under `POSITION` the position of its buffer.
+
+        Raises:
+            IndexError: if the run has no such batch.
+            ValueError: for a batch before `start`, and if no sample of the data can be used.
+            TooManyRejects: if too much of the data is bad.
+        """
+        if not 0 <= index < self.num_batches:
+            raise IndexError(f"batch {index} of {self.num_batches} does not exist")
+        buffer = self._buffer_with(index)
+        batch = buffer.batches[index - buffer.start["batch"]]
+        made = self.maker.make(batch, buffer.records.__getitem__, index // self.planner.batches_per_step)
+        return made | {POSITION: dict(buffer.start)}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_buffers": None, "_buffer": None}
+
+    def _buffer_with(self, index: int) -> _Buffer:
+        if index < self.start["batch"]:
+            raise ValueError(
+                f"batch {index} lies before start={self.start!r}; ask for batch {self.start['batch']} or a later one,"
+                " or start from an earlier position"
+            )
+        forked = self._process != os.getpid()  # the open shard belongs to the other process
+        if forked or (self._buffer is not None and index < self._buffer.start["batch"]):
+            self._process, self._buffers, self._buffer = os.getpid(), None, None
+        if self._buffers is None:
+            self._buffers = self._read_buffers()
+        while self._buffer is None or index >= self._buffer.start["batch"] + len(self._buffer.batches):
+            self._buffer = None  # never holds two
+            try:
+                self._buffer = next(self._buffers)
+            except BaseException:
+                self._buffers = None  # stopped in the middle of a buffer
+                raise
+        return self._buffer
+
+    def _read_buffers(self) -> Iterator[_Buffer]:
+        """The buffers from `start` on that have a batch. What each holds depends on its position alone."""
+        here = dict(self.start)  # after the last sample read, with the numbers of the next buffer and its first batch
+        while True:
+            is_whole = (here["shard"], here["sample"]) == (0, 0)
+            samples, epoch_ends, is_usable = self.stream.stream(here), False, False
+            while not epoch_ends:
+                start, num_read = here, 0
+                records: list[Record] = []
+                lengths: list[Length] = []
+                for position, record in islice(samples, self._buffer_size):
+                    num_read += 1
+                    here = here | position
+                    length = self._measure(record)
+                    if length is not None and isinstance(record, Record):
+                        records.append(record)
+                        lengths.append(length)
+                batches = self._plan(lengths, start["buffer"])
+                here = here | {"buffer": start["buffer"] + (num_read > 0), "batch": start["batch"] + len(batches)}
+                is_usable = is_usable or bool(records)
+                epoch_ends = num_read < self._buffer_size
+                if epoch_ends:
+                    here = here | self.stream.start(here["epoch"] + 1)
+                    if is_whole:
+                        self._judge_epoch(is_usable)
+                if batches:
+                    yield _Buffer(start, records, batches)
+                    del records  # which the reader holds as long as it needs them
+
+    def _plan(self, lengths: list[Length], number: int) -> list[Batch]:
+        tokens, tiles = (np.array([getattr(length, name) for length in lengths]) for name in ("tokens", "tiles"))
+        return self.planner.plan(tokens, tiles, number) if lengths else []
+
+    def _measure(self, record: Record | RecordError) -> Length | None:
+        """The length of a sample; None if it cannot be used. Raises TooManyRejects."""
+        try:
+            length = measure(record, self.maker.maker, self.maker.longest_scale_factor)
+        except RecordError as error:
+            if _counts():
+                if error.kind == "damaged shard":  # one reject, and perhaps thousands of samples
+                    warnings.warn(f"DAMAGED SHARD: {error}", stacklevel=2)
+                self._measured.reject(error)
+            return None
+        if _counts():
+            self._measured.accept()
+        return length
+
+    def _judge_epoch(self, is_usable: bool) -> None:
+        if _counts():
+            self._measured.finish()
+        if not is_usable:
+            raise ValueError(NOTHING_USABLE)
 
 
 def only_item(items: list[dict[str, Any]]) -> dict[str, Any]:
-    """An item is a whole batch already."""
+    """The one item of a list: the collate function for data sets whose items are whole batches."""
     (item,) = items
     return item
 
 
 def _idle_sample(token_id: int, maker: SampleMaker) -> Sample:
-    """A sample of one token that teaches nothing."""
+    """A sample of one token from which nothing is learned."""
     height, width = maker.processor.image_processor.tile_size
     return Sample(
         id="",
@@ -178,3 +282,9 @@ def _idle_sample(token_id: int, maker: SampleMaker) -> Sample:
         tile_grids=(),
         **({} if maker.processor.region_token_id is None else maker.processor.region_inputs([], [], [])),
     )
+
+
+def _counts() -> bool:
+    """Whether this process counts what all of them read: the first worker of the first process."""
+    worker = get_worker_info()
+    return os.environ.get("RANK", "0") == "0" and (worker is None or worker.id == 0)

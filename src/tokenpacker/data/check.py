@@ -1,25 +1,28 @@
-"""What a data set holds and what a training run would leave out of it, without a model's weights."""
+"""What a data set holds, and what a training run would leave out of it. No weights are loaded."""
 
 from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from tokenpacker.data.index import FIELDS, index_lengths
-from tokenpacker.data.records import Records, open_records
+from tokenpacker.data.index import Lengths, index_lengths, measure
+from tokenpacker.data.labels import HUMAN
+from tokenpacker.data.records import Records
 from tokenpacker.data.rejects import Rejects
-from tokenpacker.data.rows import RecordError
-from tokenpacker.data.samples import SampleMaker
-from tokenpacker.data.streams import TAR_ENDINGS, Stream, open_shards
+from tokenpacker.data.rows import Record, RecordError
+from tokenpacker.data.samples import Length, SampleMaker
+from tokenpacker.data.streams import Stream
+from tokenpacker.hf.processing.llama_tokenizer import REGION_TOKEN
+from tokenpacker.hf.processing.pictures import to_rgb
 from tokenpacker.visualize import ACCENT, FAINT_INK, INK, MARGIN, PAPER, RULE
+from tokenpacker.visualize_regions import draw_conversation
 
 NUM_BINS = 16
 NUM_EXAMPLES = 3  # of each kind of reject
@@ -27,103 +30,84 @@ BAR_WIDTH = 40  # characters
 CHART, CHART_HEIGHT, CHART_TOP = 640, 300, 150  # pixels
 
 
-@dataclass(frozen=True, kw_only=True)
-class Numbers:
-    """Of one quantity over all usable samples."""
+class Numbers(NamedTuple):
+    """Statistics of one quantity over usable samples; zeros if there are none."""
 
-    total: int
-    mean: float
-    median: float
-    p95: float
-    max: int
+    total: int = 0
+    mean: float = 0.0
+    median: float = 0.0
+    p95: float = 0.0
+    max: int = 0
 
     @classmethod
     def of(cls, values: np.ndarray) -> Numbers:
-        """Zeros where there are no values."""
+        """The statistics of values."""
         if not len(values):
-            return cls(total=0, mean=0.0, median=0.0, p95=0.0, max=0)
-        return cls(
-            total=int(values.sum()),
-            mean=round(float(values.mean()), 2),
-            median=float(np.median(values)),
-            p95=float(np.percentile(values, 95)),
-            max=int(values.max()),
-        )
+            return cls()
+        mean, p95 = round(float(values.mean()), 2), float(np.percentile(values, 95))
+        return cls(int(values.sum()), mean, float(np.median(values)), p95, int(values.max()))
 
 
-@dataclass(frozen=True, kw_only=True)
 class DataReport:
-    """What `tokenpacker data check` tells.
+    """The report of `tokenpacker data check`.
 
     Args:
-        samples: looked at.
-        usable: of these.
-        with_images: usable ones with at least one; `multi_image` of these have several, `with_regions` marked regions.
-        text_only: usable ones without.
+        lengths: of the samples checked.
+        max_share: of samples that may be rejected.
+        decoded: whether images were decoded; False if only their headers were read.
+
+    Attributes:
+        samples, usable: checked, and among them those that a run would use.
+        with_images, text_only: usable samples with an image, and without. Of the former `multi_image` have several,
+            `with_regions` have regions.
         tokens: per usable sample, image tokens included.
         image_tokens: per usable sample with images, separators included.
         regions: per usable sample with regions.
         histogram: (from, to, samples) by tokens, both ends included.
         tiles: usable samples by number of tiles.
         rejected: samples left out, by kind.
-        examples: of each kind (id, reason, source).
-        max_share: rejected samples that are tolerated.
-        decoded: whether images were decoded, or only their headers read.
+        examples: (id, reason, source) of some, by kind.
     """
 
-    samples: int
-    usable: int
-    with_images: int
-    multi_image: int
-    with_regions: int
-    text_only: int
-    tokens: Numbers
-    image_tokens: Numbers
-    regions: Numbers
-    histogram: tuple[tuple[int, int, int], ...]
-    tiles: dict[int, int]
-    rejected: dict[str, int]
-    examples: dict[str, list[tuple[str, str, str]]]
-    max_share: float
-    decoded: bool
+    def __init__(self, lengths: Lengths, max_share: float, decoded: bool) -> None:
+        usable = lengths.usable
+        tokens, image_tokens, tiles, images, regions = (getattr(lengths, name)[usable] for name in Length._fields)
+        self.samples, self.usable = len(lengths), len(usable)
+        self.with_images, self.multi_image = int((images > 0).sum()), int((images > 1).sum())
+        self.with_regions, self.text_only = int((regions > 0).sum()), int((images == 0).sum())
+        self.tokens = Numbers.of(tokens)
+        self.image_tokens = Numbers.of(image_tokens[images > 0])
+        self.regions = Numbers.of(regions[regions > 0])
+        self.histogram = _histogram(tokens)
+        self.tiles = dict(sorted(Counter(tiles.tolist()).items()))
+        self.rejected = dict(Counter(error.kind for error in lengths.errors.values()).most_common())
+        self.examples: dict[str, list[tuple[str, str, str]]] = {kind: [] for kind in self.rejected}
+        for error in lengths.errors.values():
+            if len(self.examples[error.kind]) < NUM_EXAMPLES:
+                self.examples[error.kind].append((error.id, error.reason, error.source))
+        self.max_share, self.decoded = max_share, decoded
 
     @property
     def rejected_share(self) -> float:
-        """Of the samples looked at."""
+        """Share of the samples that a run would leave out."""
         return (self.samples - self.usable) / self.samples if self.samples else 0.0
 
     @property
     def passes(self) -> bool:
-        """Whether a training run would take the data: some are usable, and no more rejected than tolerated."""
+        """Whether a training run would take the data: some samples are usable, and not too many are rejected."""
         return self.usable > 0 and self.rejected_share <= self.max_share
 
     def to_dict(self) -> dict[str, Any]:
-        """All of it as plain JSON."""
-        keys = ("from", "to", "samples")
-        return {
-            **asdict(self),
-            "histogram": [dict(zip(keys, bin, strict=True)) for bin in self.histogram],
-            "tiles": {str(tiles): count for tiles, count in self.tiles.items()},
-            "examples": {
-                kind: [dict(zip(("id", "reason", "source"), example, strict=True)) for example in examples]
-                for kind, examples in self.examples.items()
-            },
-            "rejected_share": self.rejected_share,
-            "passes": self.passes,
+        """The report as plain JSON."""
+        bins = [dict(zip(("from", "to", "samples"), bin, strict=True)) for bin in self.histogram]
+        examples = {
+            kind: [dict(zip(("id", "reason", "source"), example, strict=True)) for example in found]
+            for kind, found in self.examples.items()
         }
-
-
-def open_data(
-    data: Sequence[str | Path], images_root: str | Path | None = None, *, format: Any = None
-) -> Records | Stream:
-    """Records by number, or for tar shards a stream. Raises ValueError as `open_records` and `open_shards`."""
-    if format is None and all(_holds_shards(Path(path)) for path in data):
-        if images_root is not None:
-            raise ValueError(
-                f"images_root={images_root} has no use with tar shards, which hold their images; leave it out"
-            )
-        return open_shards(data)
-    return open_records(data, images_root, format=format)
+        numbers = {name: getattr(self, name)._asdict() for name in ("tokens", "image_tokens", "regions")}
+        tiles = {str(tiles): count for tiles, count in self.tiles.items()}
+        shares = {"rejected_share": self.rejected_share, "passes": self.passes}
+        return {**vars(self), **numbers, "histogram": bins, "tiles": tiles, "examples": examples, **shares}
 
 
 def check_data(
@@ -139,16 +123,16 @@ def check_data(
     num_workers: int | None = None,
     progress: bool = False,
 ) -> DataReport:
-    """Everything about the data; never stops early, however much is rejected.
+    """Checks all data, however much is rejected.
 
     Args:
-        rejects: file that each reject is written to; an older one is replaced.
-        num_samples: looks at this many, chosen by `seed`, or of a stream at the first ones; None looks at all.
-        decode: decodes every image, so that files damaged behind their header are found.
+        rejects: file for the rejects; replaces an older one.
+        num_samples: to check, chosen by `seed`; of a stream, the first ones. None checks all.
+        decode: decode every image, which finds files that are damaged after their header.
         num_workers: see `index_lengths`; a stream is read by this process alone.
 
     Raises:
-        ValueError: for a scale factor that the projector does not have, and limits below 1.
+        ValueError: if the projector lacks the scale factor, or a limit is below 1.
     """
     if num_samples is not None and num_samples < 1:
         raise ValueError(f"num_samples={num_samples} must be at least 1")
@@ -156,7 +140,7 @@ def check_data(
     counted = Rejects(rejects, max_share=1.0, keep=False)
     if isinstance(data, Stream):
         maker.check_scale_factor(scale_factor)
-        table, errors = _read_stream(data, maker, scale_factor, num_samples, decode, counted)
+        lengths = _stream_lengths(data, maker, scale_factor, num_samples, decode, counted)
     else:
         chosen = None
         if num_samples is not None and num_samples < len(data):
@@ -171,13 +155,11 @@ def check_data(
             num_workers=num_workers,
             progress=progress,
         )
-        rows = np.stack([getattr(lengths, name) for name in FIELDS])
-        table, errors = rows[:, lengths.usable], list(lengths.errors.values())
-    return _report(table, errors, max_share, decode)
+    return DataReport(lengths, max_share, decode)
 
 
 def describe(report: DataReport) -> str:
-    """The report as text, a histogram in it."""
+    """The report as text, with a histogram."""
     share = f"{report.rejected_share:.2%}"
     lines = [
         f"samples      {report.samples}",
@@ -201,7 +183,7 @@ def describe(report: DataReport) -> str:
 
 
 def draw_report(report: DataReport, title: str) -> Image.Image:
-    """The histogram of tokens as a picture."""
+    """A picture of the histogram of tokens."""
     font = ImageFont.load_default
     page = Image.new("RGB", (CHART + 2 * MARGIN, CHART_TOP + CHART_HEIGHT + 2 * MARGIN), PAPER)
     draw = ImageDraw.Draw(page)
@@ -226,71 +208,53 @@ def draw_report(report: DataReport, title: str) -> Image.Image:
     return page
 
 
-def _holds_shards(path: Path) -> bool:
-    if path.is_dir():
-        return any(entry.name.endswith(TAR_ENDINGS) for entry in path.iterdir())
-    return path.name.endswith(TAR_ENDINGS)
+def draw_record(record: Record) -> Image.Image:
+    """A page with the images of a record, their regions numbered in the order of their marks, and the conversation.
+
+    Raises:
+        ValueError: if an image or a region cannot be used, with the number of the region, or if marks and regions
+            differ in number.
+    """
+    marks = sum(message["value"].count(REGION_TOKEN) for message in record.conversation)
+    num_regions = sum(map(len, record.regions))
+    if marks != num_regions and record.regions:
+        raise ValueError(f"{record.source or record.id} has {marks} {REGION_TOKEN} and {num_regions} regions; mend it")
+    return draw_conversation(
+        [to_rgb(image) for image in record.images],
+        [(place, region) for place, own in enumerate(record.regions) for region in own],
+        [(message["from"] == HUMAN, message["value"]) for message in record.conversation],
+    )
 
 
-def _read_stream(
+def _stream_lengths(
     stream: Stream,
     maker: SampleMaker,
     scale_factor: int | None,
     num_samples: int | None,
     decode: bool,
     rejects: Rejects,
-) -> tuple[np.ndarray, list[RecordError]]:
-    """(5, usable samples) lengths as in `index`, and the errors."""
-    errors: list[RecordError] = []
+) -> Lengths:
+    errors: dict[int, RecordError] = {}
 
-    def lengths() -> Iterator[tuple[int, ...]]:
-        for position, record in islice(stream.stream(), num_samples):
+    def lengths() -> Iterator[Length]:
+        for number, (_, record) in enumerate(islice(stream.stream(), num_samples)):
             try:
-                if isinstance(record, RecordError):
-                    raise record
-                length = maker.length(record, scale_factor)
-                if decode:
-                    maker.make(record, scale_factor)
+                length = measure(record, maker, scale_factor, decode)
             except RecordError as error:
-                error.source = error.source or stream.where(position)
-                errors.append(error)
+                errors[number] = error
                 rejects.reject(error)
-                continue
-            rejects.accept()
-            yield length.tokens, length.image_tokens, length.tiles, len(record.images), length.regions
+                length = Length(0, 0, 0, 0, 0)
+            else:
+                rejects.accept()
+            yield length
 
-    width = len(FIELDS)
-    return np.fromiter(lengths(), dtype=np.dtype((np.int32, width))).reshape(-1, width).T, errors
-
-
-def _report(table: np.ndarray, errors: Sequence[RecordError], max_share: float, decoded: bool) -> DataReport:
-    tokens, image_tokens, tiles, images, regions = table
-    kinds = Counter(error.kind for error in errors)
-    examples: dict[str, list[tuple[str, str, str]]] = {kind: [] for kind, _ in kinds.most_common()}
-    for error in errors:
-        if len(examples[error.kind]) < NUM_EXAMPLES:
-            examples[error.kind].append((error.id, error.reason, error.source))
-    return DataReport(
-        samples=len(tokens) + len(errors),
-        usable=len(tokens),
-        with_images=int((images > 0).sum()),
-        multi_image=int((images > 1).sum()),
-        with_regions=int((regions > 0).sum()),
-        text_only=int((images == 0).sum()),
-        tokens=Numbers.of(tokens),
-        image_tokens=Numbers.of(image_tokens[images > 0]),
-        regions=Numbers.of(regions[regions > 0]),
-        histogram=_histogram(tokens),
-        tiles=dict(sorted(Counter(tiles.tolist()).items())),
-        rejected=dict(kinds.most_common()),
-        examples=examples,
-        max_share=max_share,
-        decoded=decoded,
-    )
+    width = len(Length._fields)
+    table = np.fromiter(lengths(), dtype=np.dtype((np.int32, width))).reshape(-1, width).T
+    return Lengths(**dict(zip(Length._fields, table, strict=True)), errors=errors)
 
 
 def _histogram(tokens: np.ndarray) -> tuple[tuple[int, int, int], ...]:
-    """Bins of equal width, a whole number of tokens."""
+    """Bins of equal width in whole tokens."""
     if not len(tokens):
         return ()
     first, last = int(tokens.min()), int(tokens.max())

@@ -1,12 +1,10 @@
-"""LLaVA conversations to the token ids and labels that the released models were trained with.
+"""A LLaVA conversation to the token ids and labels that the released models were trained with.
 
-    conversation -> merge_image_marks -> render_prompt -> prepare_example -> expand -> collate
+    conversation -> merge_image_marks -> render_prompt -> prepare_example -> expand
 
-A conversation is a list of `{"from": "human" | "gpt", "value": text}`. Only answers are learned, up to and with their
-end mark. The original found them by encoding each round by itself and adding the lengths up; where the sum is not the
-length of the whole, it learned nothing from the conversation. Both are kept: released weights need this.
-
-Shapes: B samples, S sequence length.
+A conversation is a list of `{"from": "human" | "gpt", "value": text}`. Only the answers are learned, each with its end
+mark. Released weights need this: the original found the answers by encoding each round alone and adding up the lengths.
+If the sum differs from the length of the whole conversation, nothing is learned from it.
 """
 
 from __future__ import annotations
@@ -15,28 +13,28 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-import torch
-from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from tokenpacker.hf.processing.chat import chat_template
 from tokenpacker.hf.processing.llama_tokenizer import IMAGE_TOKEN, encode_as_trained
 from tokenpacker.sequence import IGNORED
+from tokenpacker.text import check_text
 
 Conversation = Sequence[Mapping[str, str]]
 TrainingFormat = Literal["v1", "plain", "bare"]
 HUMAN, GPT = "human", "gpt"
 ROLES = {HUMAN: "user", GPT: "assistant"}
 BEFORE_ANSWER = " ASSISTANT: "
-MEND_TEXT = "a text may have been cut within an emoji; write it anew"
 
 
 @dataclass(frozen=True)
 class Example:
-    """Token ids of one conversation, and at each position the id that is learned there or IGNORED.
+    """Token ids of one conversation.
 
-    `attention_mask` is 0 at padding tokens: the original took a literal `<unk>` for one.
-    `problem` says why nothing is learned, where that is so.
+    Args:
+        labels: at each position the id that is learned there, or IGNORED.
+        attention_mask: 0 at padding tokens. The original took a literal `<unk>` for one.
+        problem: why nothing is learned; None if something is.
     """
 
     input_ids: tuple[int, ...]
@@ -46,10 +44,10 @@ class Example:
 
 
 def merge_image_marks(conversation: Conversation, *, image_start_end: bool = False) -> list[dict[str, str]]:
-    """The conversation with each message's image marks made one, on a line of its own before the text.
+    """The conversation with the image marks of each message merged into one, on a line before the text.
 
     Args:
-        image_start_end: writes `<im_start><image><im_end>`, for models trained with `mm_use_im_start_end`.
+        image_start_end: write `<im_start><image><im_end>`, for models trained with `mm_use_im_start_end`.
     """
     mark = f"<im_start>{IMAGE_TOKEN}<im_end>" if image_start_end else IMAGE_TOKEN
     merged = []
@@ -62,13 +60,13 @@ def merge_image_marks(conversation: Conversation, *, image_start_end: bool = Fal
 
 
 def render_prompt(conversation: Conversation, tokenizer: PreTrainedTokenizerBase, format: TrainingFormat = "v1") -> str:
-    """The text that is tokenized, start token included, as the chat template writes it.
+    """The text that is tokenized, with its start token, as the chat template writes it.
 
-    Released weights need this: a conversation of v1 that the model opens loses its first message, and of a question
-    in the plain format only the image mark is left.
+    Released weights need this: a v1 conversation that begins with the model loses its first message, and a question in
+    the plain format keeps only its image mark.
 
     Raises:
-        ValueError: for a malformed conversation, with the number of the message.
+        ValueError: if the conversation is malformed, with the number of the message.
     """
     messages = check_conversation(conversation)
     if format == "plain":
@@ -94,19 +92,19 @@ def prepare_example(
     image_start_end: bool = False,
     merge_marks: bool = True,
 ) -> Example:
-    """Ids and labels of a conversation; each image is still one mark.
+    """Ids and labels of a conversation. Each image is still one mark.
 
     Args:
-        has_image: whether an image belongs to the conversation. Without one a literal `<image>` is ordinary text.
-        format: v1 for conversations, bare for those without a system text, plain for captions (a question with the
-            image, and an answer).
-        max_length: bounds conversations without an image here, those with one in `collate`; None takes the
+        has_image: whether an image belongs to the conversation. Without one, a literal `<image>` is ordinary text.
+        format: `v1` for conversations, `bare` for conversations without a system text, `plain` for captions (a question
+            with the image, and an answer).
+        max_length: longest conversation without an image; the rest of a longer one is cut off. None takes the
             tokenizer's `model_max_length`.
-        merge_marks: the released rule, see `merge_image_marks`; False leaves every mark where it stands, for samples
-            with several images.
+        merge_marks: merge the marks of a message, see `merge_image_marks`; False leaves every mark in its place, for
+            samples with several images.
 
     Raises:
-        ValueError: as `render_prompt`.
+        ValueError: if the conversation is malformed, as in `render_prompt`.
     """
     max_length = tokenizer.model_max_length if max_length is None else max_length
     if has_image and merge_marks:
@@ -154,38 +152,11 @@ def expand(example: Example, image_token_id: int, image_ids: Sequence[Sequence[i
     return replace(example, input_ids=tuple(ids), labels=tuple(labels), attention_mask=tuple(mask))
 
 
-def collate(examples: Sequence[Example], pad_token_id: int, max_length: int | None = None) -> dict[str, Tensor]:
-    """One batch: input_ids, labels and attention_mask (B, S), padded on the right.
-
-    The original cut at `max_length` here, while each image was still one mark.
-    """
-    length = min(max(len(example.input_ids) for example in examples), max_length or int(1e30))
-    size = (len(examples), length)
-    input_ids = torch.full(size, pad_token_id)
-    labels = torch.full(size, IGNORED)
-    attention_mask = torch.zeros(size, dtype=torch.int64)
-    for row, example in enumerate(examples):
-        end = min(length, len(example.input_ids))
-        input_ids[row, :end] = torch.tensor(example.input_ids[:end])
-        labels[row, :end] = torch.tensor(example.labels[:end])
-        attention_mask[row, :end] = torch.tensor(example.attention_mask[:end])
-    return {"input_ids": input_ids, "labels": labels, "attention_mask": attention_mask}
-
-
-def is_encodable(text: str) -> bool:
-    """Whether a text can be written as UTF-8. JSON may hold one half of a surrogate pair, where an emoji was cut."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
 def check_conversation(conversation: Conversation) -> list[dict[str, str]]:
-    """The messages, each known to have a known role and a text.
+    """The messages of a conversation, each with a known role and a text.
 
     Raises:
-        ValueError: naming the message, counted from 1.
+        ValueError: if it is no such list; names the message, counted from 1.
     """
     if not isinstance(conversation, Sequence) or isinstance(conversation, str) or not conversation:
         raise ValueError(f"conversation={conversation!r} must be a list of at least one message")
@@ -194,10 +165,7 @@ def check_conversation(conversation: Conversation) -> list[dict[str, str]]:
             raise ValueError(f"message {number} must be a dict with the keys 'from' and 'value', not {message!r}")
         if not isinstance(message["from"], str) or message["from"] not in ROLES:
             raise ValueError(f"message {number} is from {message['from']!r}; use {' or '.join(map(repr, ROLES))}")
-        if not isinstance(message["value"], str):
-            raise ValueError(f"value={message['value']!r} of message {number} is no text; use a string")
-        if not is_encodable(message["value"]):
-            raise ValueError(f"message {number} holds half of a surrogate pair, which is no character; {MEND_TEXT}")
+        check_text(message["value"], f"the value of message {number}")
     return [dict(message) for message in conversation]
 
 
@@ -225,10 +193,9 @@ def _check_caption(messages: Sequence[Mapping[str, str]]) -> list[dict[str, str]
 def _answer_labels(
     ids: Sequence[int], prompt: str, tokenizer: PreTrainedTokenizerBase, marks: bool, max_length: int
 ) -> tuple[list[int], str | None]:
-    """Labels with everything but the answers ignored, and what went wrong.
+    """Labels of the answers, IGNORED elsewhere; and why nothing is learned, or None.
 
-    Rounds are counted without the start token, which the whole has once if the tokenizer has one, and each with its
-    end mark.
+    The length of a round includes its end mark, not the start token, which the whole conversation has once.
     """
     labels = list(ids)
     labels[0] = IGNORED
@@ -237,7 +204,7 @@ def _answer_labels(
         parts = text.split(BEFORE_ANSWER)
         if len(parts) != 2:
             break
-        # Without the last space: the answer's first piece has it in itself.
+        # Without the last space, which belongs to the answer's first token.
         read = len(encode_as_trained(tokenizer, parts[0] + BEFORE_ANSWER, image_marks=marks)) - 1
         labels[position : position + read] = [IGNORED] * len(labels[position : position + read])
         position += len(encode_as_trained(tokenizer, text, image_marks=marks)) + 1
@@ -254,6 +221,6 @@ def _answer_labels(
 
 
 def _encode(tokenizer: PreTrainedTokenizerBase, text: str, image_marks: bool) -> list[int]:
-    """Ids, with the start token in front where the tokenizer has one."""
+    """Ids, after the start token if the tokenizer has one."""
     ids = encode_as_trained(tokenizer, text, image_marks=image_marks)
     return ids if tokenizer.bos_token_id is None else [tokenizer.bos_token_id, *ids]

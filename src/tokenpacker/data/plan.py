@@ -1,10 +1,10 @@
-"""Which samples share a row and a batch in an epoch: a pure function of the samples' lengths, a seed and the epoch.
+"""Which samples share a row and a batch: a pure function of their lengths, the seed and the number of the epoch.
 
-    lengths -> shuffle -> group by kind and length -> batches        (padded)
-    lengths -> shuffle -> fill rows -> even out tiles -> batches     (packed)
+    lengths -> shuffle -> group by kind and length -> batches              (padded)
+    lengths -> shuffle -> fill rows -> even out tiles -> batches           (packed)
 
-A plan is a list of batches, a batch a list of rows, a row a list of sample numbers. Every sample is in it exactly once,
-and no number of processes enters: these take the batches in turn.
+A batch is a list of rows, a row a list of sample numbers. Every sample of an epoch is in its batches exactly once. The
+number of processes does not matter: they take the batches in turn.
 """
 
 from __future__ import annotations
@@ -13,96 +13,225 @@ import heapq
 from bisect import bisect_left, insort
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 
 Row = list[int]
 Batch = list[Row]
 
-# How far shuffling and order may be traded for fit. More samples in a buffer fill rows better and mix worse; the rows
-# that a buffer leaves half empty are at most a few, of thousands.
+# Larger buffers and windows fit samples together better and mix them worse. Of the thousands of rows that a buffer
+# fills, at most a few stay half empty.
 SAMPLES_PER_BUFFER = 8192
 BATCHES_PER_WINDOW = 64
-ROWS_TRIED = 16  # where tiles fill rows before tokens do, a longer search costs seconds and finds little
-
-
-class Lengths(Protocol):
-    """What each record costs, as columns (records,) of whole numbers; `index.Lengths` is one."""
-
-    @property
-    def tokens(self) -> np.ndarray:
-        """Tokens, image tokens included; 0 for a record that makes no sample and is left out of every plan."""
-
-    @property
-    def tiles(self) -> np.ndarray:
-        """Tiles; 0 for text alone."""
+ROWS_TRIED = 16  # if tiles fill rows before tokens do, a longer search costs seconds and finds little
+NOTHING_USABLE = "no sample of the data can be used; see `tokenpacker data check`"
 
 
 @dataclass(frozen=True, kw_only=True)
-class BatchShape:
-    """How large a batch may be.
+class Planner:
+    """Plans the batches of an epoch.
 
     Args:
-        rows: a padded batch has a sample in each, a packed one as many as fit. A batch may be smaller.
-        max_tiles: of all its samples together; None for no bound.
-        alike: this many padded batches that follow one another are of one kind and similar length. As many as an
-            optimizer step takes, so that processes wait little for one another; packed batches all cost the same.
+        rows: of a batch, which may also have fewer. A padded row holds one sample, a packed row as many as fit.
+        max_length: tokens of a row.
+        max_tiles: of all samples of a batch; None is no bound.
+        batches_per_step: of an optimizer step. So many padded batches in a row have samples of one kind and similar
+            length, so that processes wait little for each other; packed batches all cost the same.
+        packed: several samples share a row.
+        grouped: a batch has samples of one kind (with or without images) and similar length. Packed rows are all full;
+            they are combined so that batches have about the same number of tiles.
     """
 
     rows: int
+    max_length: int
     max_tiles: int | None = None
-    alike: int = 1
+    batches_per_step: int = 1
+    packed: bool = False
+    grouped: bool = True
+    seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("rows", "max_tiles", "alike"):
+        for name in ("rows", "max_tiles", "batches_per_step"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name}={value} must be at least 1")
 
-    def has_room(self, tiles: int) -> bool:
-        """Whether a batch may hold so many tiles."""
+    def plan(self, tokens: np.ndarray, tiles: np.ndarray, epoch: int) -> list[Batch]:
+        """The batches of an epoch in order.
+
+        Args:
+            tokens: (samples,), image tokens included; 0 leaves a sample out.
+            tiles: (samples,), 0 for text alone.
+
+        Raises:
+            ValueError: for a sample with more tokens than a row, or more tiles than a batch, may hold.
+        """
+        self._require_fit(tokens, tiles)
+        random = _Random(self.seed, epoch)
+        usable = np.flatnonzero(tokens)
+        order = usable[random.order(len(usable))]
+        if self.packed:
+            return self._packed_batches(tokens, tiles, order, random)
+        if self.grouped:
+            return self._grouped_batches(tokens, tiles, order, random)
+        return list(self._cut(([sample] for sample in order.tolist()), tiles.tolist()))
+
+    def _has_room(self, tiles: int) -> bool:
         return self.max_tiles is None or tiles <= self.max_tiles
 
+    def _require_fit(self, tokens: np.ndarray, tiles: np.ndarray) -> None:
+        for name, column, limit_name in (("tokens", tokens, "max_length"), ("tiles", tiles, "max_tiles")):
+            limit = getattr(self, limit_name)
+            if limit is not None and (column > limit).any():
+                sample = int((column > limit).argmax())
+                raise ValueError(
+                    f"sample {sample} has {column[sample]} {name}, more than {limit_name}={limit}; raise the limit, or"
+                    " reject the sample before"
+                )
 
-def plan_epoch(
-    lengths: Lengths, *, max_length: int, seed: int, epoch: int, batch: BatchShape, packed: bool, grouped: bool
-) -> list[Batch]:
-    """The batches of an epoch in their order.
+    def _cut(self, rows: Iterable[Row], tiles: Sequence[int]) -> Iterator[Batch]:
+        """Batches of rows in their order, each as large as allowed."""
+        batch: Batch = []
+        num_tiles = 0
+        for row in rows:
+            row_tiles = sum(tiles[sample] for sample in row)
+            if batch and (len(batch) == self.rows or not self._has_room(num_tiles + row_tiles)):
+                yield batch
+                batch, num_tiles = [], 0
+            batch.append(row)
+            num_tiles += row_tiles
+        if batch:
+            yield batch
+
+    def _grouped_batches(
+        self, tokens: np.ndarray, tiles: np.ndarray, order: np.ndarray, random: _Random
+    ) -> list[Batch]:
+        """Batches of similar samples. The batches of a step stay together; incomplete steps come last."""
+        steps: list[list[Batch]] = []
+        rest: list[list[Batch]] = []
+        window = max(BATCHES_PER_WINDOW, self.batches_per_step) * self.rows
+        for has_images in (True, False):
+            kind = order[(tiles[order] > 0) == has_images]
+            windows = (_longest_first(kind[start : start + window], tokens) for start in range(0, len(kind), window))
+            rows = ([sample] for samples in windows for sample in samples.tolist())
+            batches = list(self._cut(rows, tiles.tolist()))
+            for start in range(0, len(batches), self.batches_per_step):
+                step = batches[start : start + self.batches_per_step]
+                (steps if len(step) == self.batches_per_step else rest).append(step)
+        return [batch for step in random.shuffled(steps) + random.shuffled(rest) for batch in step]
+
+    def _packed_batches(self, tokens: np.ndarray, tiles: np.ndarray, order: np.ndarray, random: _Random) -> list[Batch]:
+        rows: list[Row] = []
+        for start in range(0, len(order), SAMPLES_PER_BUFFER):
+            rows += self._fill_rows(tokens, tiles, order[start : start + SAMPLES_PER_BUFFER])
+        rows = random.shuffled(rows)
+        if not self.grouped:
+            return list(self._cut(rows, tiles.tolist()))
+        batches: list[Batch] = []
+        size = BATCHES_PER_WINDOW * self.rows
+        for start in range(0, len(rows), size):
+            batches += self._even_batches(rows[start : start + size], tiles.tolist())
+        return random.shuffled(batches)
+
+    def _fill_rows(self, all_tokens: np.ndarray, all_tiles: np.ndarray, samples: np.ndarray) -> list[Row]:
+        """Rows of at most `max_length` tokens: the longest sample first, each into the row with the least room left."""
+        samples = _longest_first(samples, all_tokens)
+        tokens, tiles = all_tokens[samples].tolist(), all_tiles[samples].tolist()
+        rows: list[Row] = []
+        row_tiles: list[int] = []
+        open_rows: list[tuple[int, int]] = []  # (tokens left, row), sorted
+        for sample, need, add in zip(samples.tolist(), tokens, tiles, strict=True):
+            fits = bisect_left(open_rows, (need, -1))
+            tried = range(fits, min(fits + ROWS_TRIED, len(open_rows)))
+            place = next((place for place in tried if self._has_room(row_tiles[open_rows[place][1]] + add)), None)
+            if place is None:
+                left, row = self.max_length, len(rows)
+                rows.append([])
+                row_tiles.append(0)
+            else:
+                left, row = open_rows.pop(place)
+            rows[row].append(sample)
+            row_tiles[row] += add
+            if left - need >= tokens[-1]:  # room for the shortest sample of the buffer
+                insort(open_rows, (left - need, row))
+        return rows
+
+    def _even_batches(self, rows: Sequence[Row], tiles: Sequence[int]) -> list[Batch]:
+        """Batches with about the same number of tiles: the row with the most first, each into the emptiest batch."""
+        row_tiles = [sum(tiles[sample] for sample in row) for row in rows]
+        batches: list[Batch] = [[] for _ in range(-(-len(rows) // self.rows))]
+        emptiest = [(0, index) for index in range(len(batches))]
+        for row in sorted(range(len(rows)), key=lambda row: -row_tiles[row]):
+            if emptiest and self._has_room(emptiest[0][0] + row_tiles[row]):
+                num_tiles, index = heapq.heappop(emptiest)
+            else:
+                num_tiles, index = 0, len(batches)
+                batches.append([])
+            batches[index].append(rows[row])
+            if len(batches[index]) < self.rows:
+                heapq.heappush(emptiest, (num_tiles + row_tiles[row], index))
+        return [batch for batch in batches if batch]
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """The batches of all epochs of a run.
 
     Args:
-        max_length: tokens that a row holds.
-        packed: several samples share a row.
-        grouped: puts samples of one kind (with or without images) and similar length into a batch; packed rows, which
-            are all full, are put together so that batches have about the same number of tiles.
-
-    Raises:
-        ValueError: for a sample with more tokens than a row, or more tiles than a batch, may hold.
+        batches: of one device each, in the order of use. An epoch ends with empty ones where it needs them, so that
+            every step has as many batches on any number of processes, and none waits for another.
+        batches_per_step: that an optimizer step takes, over all devices.
+        fill: share of places that hold a token, in the first epoch.
     """
-    _require_fit(lengths, max_length, batch)
-    random = _Random(seed, epoch)
-    usable = np.flatnonzero(lengths.tokens)
-    order = usable[random.order(len(usable))]
-    if packed:
-        return _packed_batches(lengths, order, max_length, batch, grouped, random)
-    if not grouped:
-        return list(_cut(([sample] for sample in order.tolist()), lengths.tiles.tolist(), batch))
-    return _grouped_batches(lengths, order, batch, random)
+
+    batches: list[Batch]
+    batches_per_step: int
+    fill: float
+
+    @property
+    def num_steps(self) -> int:
+        """Optimizer steps of the run."""
+        return len(self.batches) // self.batches_per_step
+
+    @property
+    def samples_per_step(self) -> float:
+        """Mean samples of an optimizer step. Below the batch size if tiles bound batches."""
+        return sum(len(row) for batch in self.batches for row in batch) / self.num_steps
 
 
-def fill(batches: Iterable[Batch], lengths: Lengths) -> float:
-    """The share of places that hold a token, where each batch is as wide as its longest row; 1 means no padding."""
-    tokens = lengths.tokens.tolist()
+def plan_run(
+    planner: Planner, tokens: np.ndarray, tiles: np.ndarray, *, epochs: float = 1.0, max_steps: int | None = None
+) -> RunPlan:
+    """The plan of a run of `max_steps`, or else of `epochs`. Raises ValueError if no sample can be used."""
+    if not tokens.any():
+        raise ValueError(NOTHING_USABLE)
+    per_step = planner.batches_per_step
+    wanted = None if max_steps is None else max_steps * per_step
+    batches: list[Batch] = []
+    epoch, first_fill = 0, 0.0
+    while epoch < epochs if wanted is None else len(batches) < wanted:
+        planned = planner.plan(tokens, tiles, epoch)
+        first_fill = first_fill or fill(planned, tokens)
+        share = min(1.0, epochs - epoch) if wanted is None else 1.0
+        planned = planned[: max(1, round(len(planned) * share))]
+        batches += planned + [[] for _ in range(-len(planned) % per_step)]
+        epoch += 1
+    return RunPlan(batches[:wanted], per_step, first_fill)
+
+
+def fill(batches: Iterable[Batch], tokens: np.ndarray) -> float:
+    """The share of places that hold a token, if each batch is as wide as its longest row; 1 means no padding."""
+    lengths = tokens.tolist()
     used = places = 0
     for batch in batches:
-        rows = [sum(tokens[sample] for sample in row) for row in batch]
+        rows = [sum(lengths[sample] for sample in row) for row in batch]
         used += sum(rows)
         places += len(rows) * max(rows)
     return used / places if places else 1.0
 
 
 class _Random:
-    """Orders drawn from numpy's raw bits: those are promised never to change between versions, its shuffles are not."""
+    """Orders from numpy's raw bits, which stay the same in all its versions. Its shuffles may change."""
 
     def __init__(self, seed: int, epoch: int) -> None:
         self.bits = np.random.PCG64(np.random.SeedSequence([seed, epoch]))
@@ -114,110 +243,5 @@ class _Random:
         return [items[index] for index in self.order(len(items)).tolist()]
 
 
-def _require_fit(lengths: Lengths, max_length: int, batch: BatchShape) -> None:
-    limits = (
-        ("tokens", lengths.tokens, "max_length", max_length),
-        ("tiles", lengths.tiles, "max_tiles", batch.max_tiles),
-    )
-    for name, column, limit_name, limit in limits:
-        if limit is not None and (column > limit).any():
-            sample = int((column > limit).argmax())
-            raise ValueError(
-                f"sample {sample} has {column[sample]} {name}, more than {limit_name}={limit}; raise the limit, or"
-                " reject the sample before"
-            )
-
-
-def _cut(rows: Iterable[Row], tiles: Sequence[int], shape: BatchShape) -> Iterator[Batch]:
-    """Rows in their order, as many to a batch as it may hold."""
-    batch: Batch = []
-    num_tiles = 0
-    for row in rows:
-        row_tiles = sum(tiles[sample] for sample in row)
-        if batch and (len(batch) == shape.rows or not shape.has_room(num_tiles + row_tiles)):
-            yield batch
-            batch, num_tiles = [], 0
-        batch.append(row)
-        num_tiles += row_tiles
-    if batch:
-        yield batch
-
-
-def _grouped_batches(lengths: Lengths, order: np.ndarray, shape: BatchShape, random: _Random) -> list[Batch]:
-    """Batches of similar samples. Runs of `alike` stay together; what fills no run comes last, so that runs align."""
-    tiles = lengths.tiles.tolist()
-    runs: list[list[Batch]] = []
-    rest: list[list[Batch]] = []
-    for has_images in (True, False):
-        kind = order[(lengths.tiles[order] > 0) == has_images]
-        batches = list(_cut(([sample] for sample in _sorted_in_windows(lengths, kind, shape)), tiles, shape))
-        for start in range(0, len(batches), shape.alike):
-            run = batches[start : start + shape.alike]
-            (runs if len(run) == shape.alike else rest).append(run)
-    return [batch for run in random.shuffled(runs) + random.shuffled(rest) for batch in run]
-
-
-def _sorted_in_windows(lengths: Lengths, order: np.ndarray, shape: BatchShape) -> Iterator[int]:
-    """The samples, longest first within each window of the order."""
-    size = max(BATCHES_PER_WINDOW, shape.alike) * shape.rows
-    for start in range(0, len(order), size):
-        window = order[start : start + size]
-        yield from window[np.argsort(-lengths.tokens[window], kind="stable")].tolist()
-
-
-def _packed_batches(
-    lengths: Lengths, order: np.ndarray, max_length: int, shape: BatchShape, grouped: bool, random: _Random
-) -> list[Batch]:
-    rows: list[Row] = []
-    for start in range(0, len(order), SAMPLES_PER_BUFFER):
-        rows += _fill_rows(lengths, order[start : start + SAMPLES_PER_BUFFER], max_length, shape)
-    rows = random.shuffled(rows)
-    tiles = lengths.tiles.tolist()
-    if not grouped:
-        return list(_cut(rows, tiles, shape))
-    batches: list[Batch] = []
-    size = BATCHES_PER_WINDOW * shape.rows
-    for start in range(0, len(rows), size):
-        batches += _even_batches(rows[start : start + size], tiles, shape)
-    return random.shuffled(batches)
-
-
-def _fill_rows(lengths: Lengths, samples: np.ndarray, max_length: int, shape: BatchShape) -> list[Row]:
-    """Rows of at most `max_length` tokens: longest sample first, each into the row where the least room is left."""
-    samples = samples[np.argsort(-lengths.tokens[samples], kind="stable")]
-    tokens, tiles = lengths.tokens[samples].tolist(), lengths.tiles[samples].tolist()
-    rows: list[Row] = []
-    row_tiles: list[int] = []
-    open_rows: list[tuple[int, int]] = []  # (tokens left, row), sorted
-    for sample, need, add in zip(samples.tolist(), tokens, tiles, strict=True):
-        fits = bisect_left(open_rows, (need, -1))
-        tried = range(fits, min(fits + ROWS_TRIED, len(open_rows)))
-        place = next((place for place in tried if shape.has_room(row_tiles[open_rows[place][1]] + add)), None)
-        if place is None:
-            left, row = max_length, len(rows)
-            rows.append([])
-            row_tiles.append(0)
-        else:
-            left, row = open_rows.pop(place)
-        rows[row].append(sample)
-        row_tiles[row] += add
-        if left - need >= tokens[-1]:  # the shortest of the buffer may still come
-            insort(open_rows, (left - need, row))
-    return rows
-
-
-def _even_batches(rows: Sequence[Row], tiles: Sequence[int], shape: BatchShape) -> list[Batch]:
-    """Batches of `shape.rows` rows, each row put where the fewest tiles are, rows with many first."""
-    row_tiles = [sum(tiles[sample] for sample in row) for row in rows]
-    batches: list[Batch] = [[] for _ in range(-(-len(rows) // shape.rows))]
-    emptiest = [(0, index) for index in range(len(batches))]
-    for row in sorted(range(len(rows)), key=lambda row: -row_tiles[row]):
-        if emptiest and shape.has_room(emptiest[0][0] + row_tiles[row]):
-            num_tiles, index = heapq.heappop(emptiest)
-        else:
-            num_tiles, index = 0, len(batches)
-            batches.append([])
-        batches[index].append(rows[row])
-        if len(batches[index]) < shape.rows:
-            heapq.heappush(emptiest, (num_tiles + row_tiles[row], index))
-    return [batch for batch in batches if batch]
+def _longest_first(samples: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+    return samples[np.argsort(-tokens[samples], kind="stable")]

@@ -1,12 +1,15 @@
-"""Data files to records, by number, in bounded memory; nothing is decoded.
+"""Data files as records by number, in bounded memory. Nothing is decoded.
 
-    JSON      a list of LLaVA rows: read whole once, then only the place of each row in the file is kept.
-              Or COCO captions (an object with `images` and `annotations`), of which the text stays in memory.
-    JSONL     a LLaVA row in each line; only the places of the lines are kept. Which of the two a file is, its first
-              sign says, whatever its name.
+    JSON      a list of LLaVA rows: read whole once, after which only the place of each row in the file is kept.
+              Or COCO captions (an object with `images` and `annotations`), whose text stays in memory.
+    JSONL     a LLaVA row in each line; only the places of the lines are kept. The first character of a file, not its
+              name, tells which of the two it is.
     Parquet   the columns of a LLaVA row; one row group at a time is in memory.
 
-`streams` has what can only be read in order: tar shards and the datasets library. `rows` says what a row may hold.
+`rows` says what a row may hold. `streams` reads what has an order but no numbers: tar shards and the datasets library.
+
+Tried instead: `load_dataset("json")` of datasets 5.2. One malformed line ends the whole file, without its number; a
+streamed list whose `image` is sometimes a string and sometimes a list comes back as JSON text; and it copies the data.
 """
 
 from __future__ import annotations
@@ -15,7 +18,6 @@ import contextlib
 import json
 import os
 import re
-from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate
@@ -32,35 +34,35 @@ Format = Literal["json", "jsonl", "parquet"]
 SUFFIXES: dict[str, Format] = {".json": "json", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
 BOM = "\ufeff"
 _SPACE = re.compile(r"[ \t\r\n]*")
+_Place = tuple[int, int, int]  # (start, end, line) of a row: bytes, and the line counted from 1
 
 
-class Records(ABC):
-    """Records by number: `records[i]` is a `Record`, or raises `RecordError` where row `i` is bad.
+class Records:
+    """The rows of data files by number: `records[i]` is a `Record`, or raises `RecordError` if row `i` is bad."""
 
-    Args:
-        path: the data file.
-        images_root: absolute folder that image paths are below.
-    """
+    def __init__(self, files: Sequence[_File]) -> None:
+        self._files = tuple(files)
+        self._ends = list(accumulate(len(file) for file in files))
+        self.files = tuple(file.path for file in files)
+        self.images_root = files[0].images_root
 
-    def __init__(self, path: Path, images_root: Path) -> None:
-        self.files: tuple[Path, ...] = (path,)
-        self.images_root = images_root
-
-    @abstractmethod
-    def __len__(self) -> int: ...
-
-    @abstractmethod
-    def where(self, index: int) -> str:
-        """File and place of a row, for messages."""
-
-    @abstractmethod
-    def _row(self, index: int) -> Any:
-        """A row as it stands in the file. Raises RecordError."""
+    def __len__(self) -> int:
+        return self._ends[-1]
 
     def __getitem__(self, index: int) -> Record:
+        file, number = self._locate(index)
+        return read_row(file.row(number), file.images_root, file.where(number))
+
+    def where(self, index: int) -> str:
+        """File and place of a row, for messages."""
+        file, number = self._locate(index)
+        return file.where(number)
+
+    def _locate(self, index: int) -> tuple[_File, int]:
         if not 0 <= index < len(self):
             raise IndexError(f"record {index} does not exist; there are {len(self)}")
-        return read_row(self._row(index), self.images_root, self.where(index))
+        number = bisect_right(self._ends, index)
+        return self._files[number], index - (self._ends[number - 1] if number else 0)
 
 
 def open_records(
@@ -71,22 +73,26 @@ def open_records(
     Args:
         data: a file, or a list of files; a folder stands for the Parquet files in it.
         images_root: folder that image paths are relative to and may not lead out of; None is each file's own folder.
-        format: of all files; None goes by each file's ending.
+        format: of all files; None takes each file's ending.
 
     Raises:
-        ValueError: for a file that is missing, empty, malformed as a whole or of an unknown format, and for a folder
-            of images that is missing. A single bad row raises RecordError when it is asked for.
+        ValueError: if a file is missing, empty, malformed as a whole or of an unknown format, or the folder of images
+            is missing. A single bad row raises RecordError when it is read.
         ImportError: for Parquet without pyarrow.
     """
-    paths = check_files(data, images_root, format=format)
-    parts = [_open(path, images_root, chosen) for path, chosen in paths]
-    return parts[0] if len(parts) == 1 else _Joined(parts)
+    files = []
+    for path, chosen in check_files(data, images_root, format=format):
+        root = Path(os.path.abspath(path.parent if images_root is None else images_root))
+        files.append({"json": _open_json, "jsonl": _open_lines, "parquet": _ParquetFile}[chosen](path, root))
+        if not len(files[-1]):
+            raise ValueError(f"data file {path} holds no rows; check that it was written to its end")
+    return Records(files)
 
 
 def check_files(
     data: str | Path | Sequence[str | Path], images_root: str | Path | None = None, *, format: Format | None = None
 ) -> list[tuple[Path, Format]]:
-    """The files that data stand for and their formats; none is opened. Raises ValueError as `open_records`."""
+    """The files that `data` names, with their formats. Opens none; raises the ValueErrors of `open_records`."""
     if format is not None and format not in get_args(Format):
         raise ValueError(f"format={format!r} is unknown; use one of {', '.join(get_args(Format))}")
     if images_root is not None and not Path(images_root).is_dir():
@@ -117,65 +123,54 @@ def _format_of(path: Path) -> Format:
     return chosen
 
 
-def _open(path: Path, images_root: str | Path | None, chosen: Format) -> Records:
-    root = Path(os.path.abspath(path.parent if images_root is None else images_root))
-    opened = {"json": _open_json, "jsonl": _open_lines, "parquet": _Parquet}[chosen](path, root)
-    if not len(opened):
-        raise ValueError(f"data file {path} holds no rows; check that it was written to its end")
-    return opened
-
-
-class _Slices(Records):
-    """Rows of JSON that lie in the file as they are: only their places are kept, which worker processes share cheaply.
+class _JsonFile:
+    """Rows of JSON, of which only the places are kept.
 
     Args:
-        places: (start, end, line) of each row, in bytes and counted from 1.
+        place: how messages name a row, by its `entry` and `line`.
+        content: what the places are in; None is the file.
     """
 
-    def __init__(self, path: Path, images_root: Path, places: Iterable[tuple[int, int, int]]) -> None:
-        super().__init__(path, images_root)
-        self._places = np.fromiter(places, dtype=np.dtype((np.int64, 3)))
+    def __init__(
+        self,
+        path: Path,
+        images_root: Path,
+        places: Iterable[_Place],
+        place: str = "entry {entry} in line {line}",
+        content: bytes | None = None,
+    ) -> None:
+        self.path, self.images_root, self._place, self._content = path, images_root, place, content
+        self._places = np.fromiter(places, dtype=np.dtype((np.int64, 3)))  # which processes share, unlike objects
 
     def __len__(self) -> int:
         return len(self._places)
 
-    def where(self, index: int) -> str:
-        return f"{self.files[0]}, line {self._places[index][2]}"
+    def where(self, number: int) -> str:
+        """File and place of a row, for messages."""
+        return f"{self.path}, {self._place.format(entry=number + 1, line=self._places[number][2])}"
 
-    def _row(self, index: int) -> Any:
-        start, end, _ = self._places[index].tolist()
-        with self.files[0].open("rb") as file:  # opened anew: worker processes would share a handle's place
+    def row(self, number: int) -> Any:
+        """The row as it is in the file. Raises RecordError."""
+        start, end, _ = self._places[number].tolist()
+        if self._content is not None:
+            return parse_row(self._content[start:end], self.where(number))
+        with self.path.open("rb") as file:  # opened anew: worker processes would share the position of a handle
             file.seek(start)
-            return parse_row(file.read(end - start), self.where(index))
+            return parse_row(file.read(end - start), self.where(number))
 
 
-class _Entries(_Slices):
-    """Rows of a JSON list, of which many may stand in one line."""
+class _CaptionFile(_JsonFile):
+    """COCO captions, a record for each annotation. Their rows are kept in one block of bytes."""
 
-    def where(self, index: int) -> str:
-        return f"{self.files[0]}, entry {index + 1} in line {self._places[index][2]}"
+    def __init__(self, path: Path, images_root: Path, content: dict[str, Any]) -> None:
+        rows = list(_caption_rows(path, content))
+        ends = list(accumulate(map(len, rows)))
+        places = ((end - len(row), end, 0) for row, end in zip(rows, ends, strict=True))
+        super().__init__(path, images_root, places, "annotation {entry}", b"".join(rows))
 
-
-class _Captions(Records):
-    """COCO captions: a record for each annotation, kept in one block of bytes: no objects to count references of."""
-
-    def __init__(self, path: Path, images_root: Path, rows: Iterable[bytes]) -> None:
-        super().__init__(path, images_root)
-        block, ends = bytearray(), [0]
-        for row in rows:
-            block += row
-            ends.append(len(block))
-        self._block, self._ends = bytes(block), np.array(ends, dtype=np.int64)
-
-    def __len__(self) -> int:
-        return len(self._ends) - 1
-
-    def where(self, index: int) -> str:
-        return f"{self.files[0]}, annotation {index + 1}"
-
-    def _row(self, index: int) -> Any:
-        where = self.where(index)
-        row = parse_row(self._block[self._ends[index] : self._ends[index + 1]], where)
+    def row(self, number: int) -> Any:
+        """A LLaVA row. Raises RecordError for an annotation without a text or an image."""
+        row, where = super().row(number), self.where(number)
         if not isinstance(row["caption"], str) or not row["caption"].strip():
             raise RecordError(where, f"caption={row['caption']!r} is no text; write one", source=where)
         if not isinstance(row["image"], str):
@@ -184,18 +179,17 @@ class _Captions(Records):
         return {"id": row["id"], "image": row["image"], "conversations": caption_messages(row["caption"])}
 
 
-class _Parquet(Records):
+class _ParquetFile:
     """Rows of a Parquet file, of which one row group is kept.
 
-    Rows in order are quick; in random order each may cost reading a row group. `streams.open_dataset` reads in order.
+    Rows in order are fast; in random order each may cost reading a row group. `streams.open_dataset` reads in order.
     """
 
     def __init__(self, path: Path, images_root: Path) -> None:
-        super().__init__(path, images_root)
-        self._file: Any = None
+        self.path, self.images_root = path, images_root
+        self._opened: Any = None
         self._group: tuple[int, Any] = (-1, None)
-        metadata = self._open().metadata
-        names = self._open().schema_arrow.names
+        metadata, names = self._open().metadata, self._open().schema_arrow.names
         if "conversations" not in names:
             raise ValueError(f"{path} has no column 'conversations' but {', '.join(names)}; rename the right one")
         self._columns = [name for name in names if name in COLUMNS]
@@ -206,99 +200,73 @@ class _Parquet(Records):
         return int(self._ends[-1]) if len(self._ends) else 0
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_file": None, "_group": (-1, None)}
+        return {**self.__dict__, "_opened": None, "_group": (-1, None)}
 
-    def where(self, index: int) -> str:
-        return f"{self.files[0]}, row {index + 1}"
+    def where(self, number: int) -> str:
+        return f"{self.path}, row {number + 1}"
 
-    def _open(self) -> Any:
-        if self._file is None:
-            pyarrow, parquet = _import_pyarrow()
-            try:
-                self._file = parquet.ParquetFile(self.files[0], memory_map=True)
-            except (pyarrow.ArrowException, OSError) as error:
-                raise ValueError(f"{self.files[0]} is no readable Parquet file ({error}); write it anew") from None
-        return self._file
+    def row(self, number: int) -> Any:
+        import pyarrow as pa
 
-    def _row(self, index: int) -> Any:
-        group = bisect_right(self._ends, index)
+        group, where = bisect_right(self._ends, number), self.where(number)
         if group != self._group[0]:
-            pyarrow, _ = _import_pyarrow()
-            self._group = (-1, None)  # the old one goes before the new one comes
+            self._group = (-1, None)  # frees the old one before the new one is read
             try:
                 table = self._open().read_row_group(group, columns=self._columns, use_threads=False)
-            except (pyarrow.ArrowException, OSError) as error:
-                where = self.where(index)
+            except (pa.ArrowException, OSError) as error:
                 raise RecordError(where, f"row group {group + 1} cannot be read: {error}", source=where) from None
             self._group = (group, table)
         first = int(self._ends[group - 1]) if group else 0
         try:
-            return self._group[1].slice(index - first, 1).to_pylist()[0]
+            return self._group[1].slice(number - first, 1).to_pylist()[0]
         except UnicodeDecodeError as error:
-            where = self.where(index)
-            raise RecordError(
-                where, f"a text is no UTF-8 at byte {error.start + 1}; write it anew", source=where
-            ) from None
+            reason = f"a text is no UTF-8 at byte {error.start + 1}; write it anew"
+            raise RecordError(where, reason, source=where) from None
+
+    def _open(self) -> Any:
+        if self._opened is None:
+            try:
+                import pyarrow as pa
+                import pyarrow.parquet as pq
+            except ImportError:
+                raise ImportError("Parquet needs pyarrow; run: pip install 'tokenpacker[train]'") from None
+            try:
+                self._opened = pq.ParquetFile(self.path, memory_map=True)
+            except (pa.ArrowException, OSError) as error:
+                raise ValueError(f"{self.path} is no readable Parquet file ({error}); write it anew") from None
+        return self._opened
 
 
-class _Joined(Records):
-    """Several sources, one after the other."""
-
-    def __init__(self, parts: Sequence[Records]) -> None:
-        self.files = tuple(file for part in parts for file in part.files)
-        self.images_root = parts[0].images_root
-        self._parts = tuple(parts)
-        self._ends = list(accumulate(len(part) for part in parts))
-
-    def __len__(self) -> int:
-        return self._ends[-1]
-
-    def where(self, index: int) -> str:
-        part, place = self._locate(index)
-        return part.where(place)
-
-    def __getitem__(self, index: int) -> Record:
-        if not 0 <= index < len(self):
-            raise IndexError(f"record {index} does not exist; there are {len(self)}")
-        part, place = self._locate(index)
-        return part[place]
-
-    def _row(self, index: int) -> Any:
-        part, place = self._locate(index)
-        return part._row(place)
-
-    def _locate(self, index: int) -> tuple[Records, int]:
-        number = bisect_right(self._ends, index)
-        return self._parts[number], index - (self._ends[number - 1] if number else 0)
+_File = _JsonFile | _ParquetFile
 
 
-def _open_lines(path: Path, images_root: Path) -> Records:
+def _open_lines(path: Path, images_root: Path) -> _File:
     with path.open("rb") as file:
         start = file.read(1 << 16).removeprefix(BOM.encode()).lstrip()
-    if start.startswith(b"["):  # no row begins so
-        with contextlib.suppress(ValueError):  # a first line that is a list, before rows
+    if start.startswith(b"["):  # a list of rows
+        with contextlib.suppress(ValueError):  # or a bad first line, with rows behind it
             return _open_json(path, images_root)
-    return _Slices(path, images_root, _line_places(path))
+    return _JsonFile(path, images_root, _line_places(path), "line {line}")
 
 
-def _open_json(path: Path, images_root: Path) -> Records:
+def _open_json(path: Path, images_root: Path) -> _File:
     try:
-        text = path.read_bytes().decode()  # not as text: rows are found again by their bytes
+        text = path.read_bytes().decode()  # not read as text: rows are found again by their bytes
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is no UTF-8 text (byte {error.start + 1}); save it as UTF-8") from None
     try:
-        start, sign = _after_space(text, len(BOM) if text.startswith(BOM) else 0)
-        if sign == "{":
+        start, char = _after_space(text, len(BOM) if text.startswith(BOM) else 0)
+        if char == "{":
             content, end = json.JSONDecoder().raw_decode(text, start)
-            rest, sign = _after_space(text, end)
-            if sign and "\n" in text[end:rest]:  # a row in each line
-                return _Slices(path, images_root, _line_places(path))
-            if sign:
+            rest, char = _after_space(text, end)
+            if char and "\n" in text[end:rest]:  # a row in each line
+                return _JsonFile(path, images_root, _line_places(path), "line {line}")
+            if char:
                 raise json.JSONDecodeError("Extra data", text, rest)
             if "conversations" in content:  # a single row
-                return _Slices(path, images_root, [(0, path.stat().st_size, 1)])
-            return _Captions(path, images_root, _caption_rows(path, content))
-        return _Entries(path, images_root, _list_places(text, start))
+                return _JsonFile(path, images_root, [(0, path.stat().st_size, 1)], "line {line}")
+            return _CaptionFile(path, images_root, content)
+        return _JsonFile(path, images_root, _list_places(text, start))
     except json.JSONDecodeError as error:
         place = f"line {error.lineno}, column {error.colno}"
         raise ValueError(f"{path} is no valid JSON at {place}: {error.msg}; repair it there") from None
@@ -306,37 +274,37 @@ def _open_json(path: Path, images_root: Path) -> Records:
         raise ValueError(f"{path} nests too many brackets to be data; check the file") from None
 
 
-def _list_places(text: str, position: int) -> Iterator[tuple[int, int, int]]:
-    """(start, end, line) of each entry of the JSON list that begins at `position`, in bytes of its file.
+def _list_places(text: str, position: int) -> Iterator[_Place]:
+    """The place of each entry of the JSON list that begins at `position`.
 
-    Each entry is parsed, to find its end, and let go. Raises JSONDecodeError.
+    Each entry is parsed only to find its end. Raises JSONDecodeError.
     """
     scan = json.JSONDecoder().raw_decode
     if not text.startswith("[", position):
         raise json.JSONDecodeError("a list of rows begins with '['", text, position)
     line, behind, place = 1, 0, 0  # `place` is the byte of the character `behind`
-    position, sign = _after_space(text, position + 1)
-    while sign != "]":
+    position, char = _after_space(text, position + 1)
+    while char != "]":
         _, end = scan(text, position)
         line += text.count("\n", behind, position)
         start = place + len(text[behind:position].encode())
         place = start + len(text[position:end].encode())
         yield start, place, line
         line, behind = line + text.count("\n", position, end), end
-        position, sign = _after_space(text, end)
-        if sign == ",":
-            position, sign = _after_space(text, position + 1)
-            if sign == "]":
+        position, char = _after_space(text, end)
+        if char == ",":
+            position, char = _after_space(text, position + 1)
+            if char == "]":
                 raise json.JSONDecodeError("a comma before the end of the list", text, position)
-        elif sign != "]":
+        elif char != "]":
             raise json.JSONDecodeError("',' or ']' is missing", text, position)
-    position, sign = _after_space(text, position + 1)
-    if sign:
+    position, char = _after_space(text, position + 1)
+    if char:
         raise json.JSONDecodeError("Extra data", text, position)
 
 
-def _line_places(path: Path) -> Iterator[tuple[int, int, int]]:
-    """(start, end, line) of each line that is not blank."""
+def _line_places(path: Path) -> Iterator[_Place]:
+    """The place of each line that is not blank."""
     start = 0
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
@@ -346,14 +314,14 @@ def _line_places(path: Path) -> Iterator[tuple[int, int, int]]:
 
 
 def _after_space(text: str, position: int) -> tuple[int, str]:
-    """Where the next sign stands, and the sign; "" at the end."""
+    """The position of the next character that is no space, and the character; "" at the end."""
     match = _SPACE.match(text, position)
-    assert match is not None  # it matches nothing, too
+    assert match is not None  # the empty text matches too
     return match.end(), text[match.end() : match.end() + 1]
 
 
 def _caption_rows(path: Path, content: dict[str, Any]) -> Iterator[bytes]:
-    """A row for each annotation, its image's file looked up."""
+    """A row for each annotation, with the file of its image."""
     lists = [content.get(key) for key in ("images", "annotations")]
     if not all(isinstance(entries, list) for entries in lists):
         raise ValueError(
@@ -366,12 +334,3 @@ def _caption_rows(path: Path, content: dict[str, Any]) -> Iterator[bytes]:
         image_id = annotation.get("image_id")
         row = {"id": annotation.get("id"), "image_id": image_id, "image": names.get(str(image_id))}
         yield json.dumps({**row, "caption": annotation.get("caption")}).encode()
-
-
-def _import_pyarrow() -> tuple[Any, Any]:
-    try:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-    except ImportError:
-        raise ImportError("Parquet needs pyarrow; run: pip install 'tokenpacker[train]'") from None
-    return pa, pq

@@ -1,4 +1,4 @@
-"""What was left out of a data set, and why: counted, written down at once, and too much once it is too much.
+"""The records that were left out, and why: counted, written down at once, and an error when there are too many.
 
 Each line of the file is `{"id", "kind", "reason", "source"}`.
 """
@@ -7,36 +7,35 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 from collections import Counter
 from pathlib import Path
 
 from tokenpacker.data.rows import RecordError
 
-# Below it a share says little: of a data set with 0.5 % bad rows, the first 200 hold more than 1 % once in 12 times.
+# A share of fewer says little: if 0.5 % of the rows are bad, the first 200 have more than 1 % once in 12 times.
 MIN_SEEN = 1000
-# A reader that knows how many samples there are stops early only where so many times the share is bad in what it saw.
+# A reader that knows the size of the data stops early only if the share of what it saw is so many times too high.
 PLAINLY = 3
 
 
 class TooManyRejects(ValueError):
-    """So many samples were left out that the data, or its paths, must be wrong."""
+    """So many records were left out that the data or its paths must be wrong."""
 
 
 class Rejects:
     """Counts what is seen and what is rejected.
 
-    Every process may hold its own, on the same file: a line is written by one call that appends, so lines never mix,
-    and each process stops at its own share. A reject that stands in the file already is counted but not written again,
-    so neither epochs nor resumed runs repeat lines.
+    Every process may have its own on the same file: one call appends a whole line, so lines never mix, and each process
+    stops at its own share. A reject that the file has already is counted but not written again, so epochs and resumed
+    runs do not repeat lines.
 
     Args:
-        path: the file of rejects, made with its folder when the first one comes; None writes none.
+        path: the file of rejects, made with its folder for the first one; None writes none.
         max_share: of the samples seen, between 0 and 1.
-        min_seen: no stop before this many; `finish` has no such mercy.
-        keep: False empties a file of an earlier run.
-        num_samples: of all processes together. The share is then that of these, as the file has them from all
-            processes since this one began: a reader's own part of the data may well hold more, by chance.
+        min_seen: samples before which it does not stop; `finish` always judges.
+        keep: False empties the file of an earlier run.
+        num_samples: of the whole data set. The share is then of these, and counts the rejects that all processes have
+            written since this one began: the part that one process reads may have more by chance.
 
     Raises:
         ValueError: for a share outside 0..1.
@@ -56,12 +55,12 @@ class Rejects:
         self.path = None if path is None else Path(path)
         self.max_share = max_share
         self.min_seen = min_seen
+        self.num_samples = num_samples
         self.num_accepted = 0
         self.counts: Counter[str] = Counter()
         if self.path is not None and not keep:
             self.path.unlink(missing_ok=True)
         self._written = _read_written(self.path)
-        self.num_samples = num_samples
         self._num_before = len(self._written)
         self._met: set[tuple[str, str]] = set()
 
@@ -77,7 +76,7 @@ class Rejects:
 
     @property
     def share(self) -> float:
-        """Rejected of seen, 0 where nothing was seen."""
+        """Rejected of seen; 0 before anything is seen."""
         return self.num_rejected / self.num_seen if self.num_seen else 0.0
 
     def accept(self, count: int = 1) -> None:
@@ -85,27 +84,24 @@ class Rejects:
         self.num_accepted += count
 
     def reject(self, error: RecordError) -> None:
-        """Counts and writes down one sample. Raises TooManyRejects when these are more than the share."""
+        """Counts and writes down one sample. Raises TooManyRejects if there are more than the share."""
         self.counts[error.kind] += 1
         self._write(error)
-        if self.num_samples is not None:
-            self._met.add((error.id, error.reason))
-            self._judge_all(self.num_samples)
-        elif self.num_seen >= self.min_seen:
-            self.finish()
-
-    def _judge_all(self, num_samples: int) -> None:
+        if self.num_samples is None:
+            if self.num_seen >= self.min_seen:
+                self.finish()
+            return
+        self._met.add((error.id, error.reason))
         count = max(len(self._met), len(_read_written(self.path)) - self._num_before)
-        if count > self.max_share * num_samples:
-            self._stop(count, num_samples)
+        if count > self.max_share * self.num_samples:
+            self._stop(count, self.num_samples)
         if self.num_seen >= MIN_SEEN and self.share > PLAINLY * self.max_share:
             self.finish()
 
     def finish(self) -> None:
-        """Raises TooManyRejects when more than the share was rejected; for the end of a data set of any size."""
-        if self.share <= self.max_share:
-            return
-        self._stop(self.num_rejected, self.num_seen)
+        """Judges a data set of any size at its end. Raises TooManyRejects if more than the share was rejected."""
+        if self.share > self.max_share:
+            self._stop(self.num_rejected, self.num_seen)
 
     def _stop(self, num_rejected: int, num_seen: int) -> None:
         kinds = ", ".join(f"{count} {kind}" for kind, count in self.counts.most_common())
@@ -123,15 +119,12 @@ class Rejects:
         row = {"id": error.id, "kind": error.kind, "reason": error.reason, "source": error.source}
         self.path.parent.mkdir(parents=True, exist_ok=True)
         line = json.dumps(row, ensure_ascii=False).encode(errors="replace") + b"\n"
-        handle = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-        try:
-            os.write(handle, line)
-        finally:
-            os.close(handle)
+        with self.path.open("ab", buffering=0) as file:  # one write to the end of the file: lines never mix
+            file.write(line)
 
 
 def _read_written(path: Path | None) -> set[tuple[str, str]]:
-    """(id, reason) of each line; a line that a crash cut off is skipped."""
+    """(id, reason) of each line. A line that a crash cut off is skipped."""
     written: set[tuple[str, str]] = set()
     if path is None or not path.is_file():
         return written

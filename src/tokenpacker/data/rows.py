@@ -1,9 +1,14 @@
-"""Rows of data files to records: the one place that says what a row may look like, and what is wrong with one.
+"""A row of a data file to a `Record`: which forms a row may have, and what is wrong with one.
 
-A row is a dict with `conversations` (LLaVA messages), `image` or `images` (a path, the bytes of a file, Parquet's
-struct of both, a list of such, or nothing) and, if it likes, `id` and `regions`: for each image a list of its regions
-in the order of their `<mask>`, each `{"box": ...}`, `{"polygon": ...}`, `{"rle": ...}` or `{"mask": path}`. Nothing is
-decoded.
+A row is a dict:
+
+    conversations     LLaVA messages
+    image or images   a path, the bytes of a file, Parquet's struct of both, a list of these, or nothing
+    regions           optional: for each image a list of its regions in the order of their `<mask>`, each
+                      `{"box": ...}`, `{"polygon": ...}`, `{"rle": ...}` or `{"mask": path}`
+    id                optional: text or a number
+
+Nothing is decoded.
 """
 
 from __future__ import annotations
@@ -16,8 +21,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from tokenpacker.data.labels import GPT, HUMAN, check_conversation, is_encodable
+from tokenpacker.data.labels import GPT, HUMAN, check_conversation
 from tokenpacker.hf.regions.masks import REGION_FORMS
+from tokenpacker.images import shown
+from tokenpacker.text import LONE_SURROGATE
 
 Kind = Literal[
     "malformed row",
@@ -46,8 +53,8 @@ class Record:
 
     Args:
         conversation: LLaVA messages, `{"from": "human" | "gpt", "value": text}`.
-        images: for each image its file's path or the bytes of the file.
-        regions: for each image its regions, each a dict of one of the `REGION_FORMS`; empty where no image has any.
+        images: the path or the bytes of each image's file.
+        regions: for each image its regions, each a dict with one of the `REGION_FORMS`; empty if no image has any.
         source: file and place in it, for messages.
     """
 
@@ -59,13 +66,13 @@ class Record:
 
 
 class RecordError(ValueError):
-    """One sample that cannot be used; the message is one line.
+    """A record that cannot be used. The message is one line.
 
     Args:
-        id: the record's own id, or its place where it has none.
+        id: of the record, or its file and place if it has none.
         reason: what is wrong, and the remedy.
-        kind: what such reasons are counted under.
-        source: file and place in it, where known.
+        kind: under which the reason is counted.
+        source: file and place in it.
     """
 
     def __init__(self, id: str, reason: str, kind: Kind = "malformed row", source: str = "") -> None:
@@ -81,7 +88,7 @@ class RecordError(ValueError):
 
 
 def parse_row(line: bytes, where: str) -> Any:
-    """What a line of JSON holds. Raises RecordError, with the column, for anything else."""
+    """The value of a line of JSON. Raises RecordError with the column if it is not JSON."""
     try:
         return json.loads(line.decode("utf-8-sig"))
     except json.JSONDecodeError as error:
@@ -96,11 +103,11 @@ def read_row(row: Any, images_root: Path, where: str) -> Record:
     """The record of a row.
 
     Args:
-        images_root: absolute; image paths are below it.
-        where: the row's file and place, for messages; the id of a row that has none.
+        images_root: absolute folder; image paths are relative to it.
+        where: file and place of the row, for messages and as the id of a row without one.
 
     Raises:
-        RecordError: for a row, a conversation or regions of another form, and for a path that leads out of
+        RecordError: if the row, its conversation or its regions have another form, or a path leads out of
             `images_root`.
     """
     if not isinstance(row, Mapping):
@@ -114,32 +121,36 @@ def read_row(row: Any, images_root: Path, where: str) -> Record:
     try:
         images = tuple(_image(entry, images_root) for entry in _image_entries(row))
         regions = _regions(row.get("regions"), len(images), images_root)
+        conversation = _conversation(row.get("conversations"))
     except _BadEntry as error:
         raise RecordError(name, str(error), error.kind, where) from None
-    if row.get("conversations") is None:
-        raise RecordError(name, "the row has no 'conversations'; add them", "malformed conversation", where)
-    try:
-        messages = check_conversation(row["conversations"])
-    except ValueError as error:
-        raise RecordError(name, str(error), "malformed conversation", where) from None
-    conversation = tuple({"from": message["from"], "value": message["value"]} for message in messages)
     return Record(id=name, conversation=conversation, images=images, regions=regions, source=where)
 
 
-def _printable(text: str) -> str:
-    """The text, with what cannot be written as UTF-8 as an escape."""
-    return text.encode(errors="backslashreplace").decode()
-
-
 def caption_messages(caption: str) -> list[dict[str, str]]:
-    """An image's caption as a conversation: the image is shown, the caption is the answer."""
+    """A caption as a conversation: the question is the image, the answer the caption."""
     return [{"from": HUMAN, "value": "<image>"}, {"from": GPT, "value": caption.strip()}]
+
+
+def _printable(text: str) -> str:
+    """The text, with an escape for each character that UTF-8 cannot write."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 class _BadEntry(ValueError):
     def __init__(self, reason: str, kind: Kind = "malformed row") -> None:
         super().__init__(reason)
         self.kind: Kind = kind
+
+
+def _conversation(value: Any) -> tuple[Mapping[str, str], ...]:
+    if value is None:
+        raise _BadEntry("the row has no 'conversations'; add them", "malformed conversation")
+    try:
+        messages = check_conversation(value)
+    except ValueError as error:
+        raise _BadEntry(str(error), "malformed conversation") from None
+    return tuple({"from": message["from"], "value": message["value"]} for message in messages)
 
 
 def _image_entries(row: Mapping[str, Any]) -> list[Any]:
@@ -151,8 +162,8 @@ def _image_entries(row: Mapping[str, Any]) -> list[Any]:
 
 
 def _image(entry: Any, images_root: Path) -> ImageReference:
-    """A path below the root, or bytes. Raises _BadEntry."""
-    if isinstance(entry, Mapping):  # Parquet's struct, as the datasets library writes it
+    """A path below `images_root`, or the bytes of a file. Raises _BadEntry."""
+    if isinstance(entry, Mapping):  # Parquet's struct, which the datasets library writes
         entry = entry.get("path") if entry.get("bytes") is None else entry["bytes"]
     if isinstance(entry, bytes):
         return entry
@@ -162,28 +173,23 @@ def _image(entry: Any, images_root: Path) -> ImageReference:
 
 
 def _path(entry: str, images_root: Path, what: str) -> str:
-    """The path below the root. Raises _BadEntry."""
-    if not entry or "\0" in entry or not is_encodable(entry):
-        raise _BadEntry(
-            f"{what} path {entry!r} names no file; leave the key out where there is no {what}", "unsafe path"
-        )
-    if ADDRESS.match(entry):
-        shown = entry if len(entry) <= 80 else f"{entry[:77]}..."
-        raise _BadEntry(
-            f"{what} {shown} is an address, and none is fetched; download it and give its path", "unsafe path"
-        )
-    # Taking ".." out by the text alone leaves none for the file system, which would follow links before it.
-    path = Path(os.path.normpath(images_root / entry))
-    if not path.is_relative_to(images_root):
-        raise _BadEntry(
-            f"{what} path {entry!r} leads out of {images_root}; write it relative to --images", "unsafe path"
-        )
-    return str(path)
+    """The path below `images_root`. Raises _BadEntry."""
+    if not entry or "\0" in entry or LONE_SURROGATE.search(entry):
+        problem = f"{entry!r} names no file; leave the key out where there is no {what}"
+    elif ADDRESS.match(entry):
+        problem = f"{shown(entry)} is an address, and none is fetched; download it and give its path"
+    else:
+        # Normalized as text: the file system would follow links before it applies "..".
+        path = Path(os.path.normpath(images_root / entry))
+        if path.is_relative_to(images_root):
+            return str(path)
+        problem = f"{entry!r} leads out of {images_root}; write it relative to --images"
+    raise _BadEntry(f"{what} path {problem}", "unsafe path")
 
 
 def _regions(value: Any, num_images: int, images_root: Path) -> tuple[tuple[Mapping[str, Any], ...], ...]:
-    """The regions of each image; nothing where no image has any. Raises _BadEntry."""
-    if isinstance(value, str):  # a column of Parquet whose regions are of several forms
+    """The regions of each image; empty if no image has any. Raises _BadEntry."""
+    if isinstance(value, str):  # JSON, for a Parquet column whose regions have several forms
         try:
             value = json.loads(value)
         except (ValueError, RecursionError) as error:
@@ -203,7 +209,7 @@ def _regions(value: Any, num_images: int, images_root: Path) -> tuple[tuple[Mapp
 
 
 def _region(entry: Any, images_root: Path) -> Mapping[str, Any]:
-    """A region by its form; Parquet's structs have all forms, all but one empty. Raises _BadEntry."""
+    """A region as a dict of its one form. A struct of Parquet has all forms, one of them set. Raises _BadEntry."""
     given = {key: value for key, value in entry.items() if value is not None} if isinstance(entry, Mapping) else {}
     if len(given) != 1 or next(iter(given)) not in REGION_FORMS:
         shown = f"{', '.join(map(repr, given)) or 'nothing'}" if isinstance(entry, Mapping) else type(entry).__name__

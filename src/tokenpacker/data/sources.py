@@ -1,7 +1,8 @@
-"""What a run learns from: data files, streams and generated scenes, each as device batches by number.
+"""The one door to the data of a training run: from its config to its batches.
 
-Item `i` of a source is one device's batch, made from the config and `i` alone, whoever asks for it: so steps hold the
-same samples on any number of processes, and a resumed run goes on with the next item.
+Data come from files (`FileBatches`), streams (`StreamBatches`) or generated scenes (`scenes.steps.Steps`). All three
+are data sets whose item `i` is one device's batch, made from the config and `i` alone. The functions here take what
+they need out of the config; nothing behind them sees it.
 """
 
 from __future__ import annotations
@@ -9,37 +10,41 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from torch.utils.data import Dataset
 
-from tokenpacker.data.batches import BatchMaker, RunBatches, RunPlan, planned_lengths
+from tokenpacker.data.batches import BatchMaker, FileBatches, StreamBatches
 from tokenpacker.data.index import Lengths, index_lengths
-from tokenpacker.data.records import Records, check_files, open_records
+from tokenpacker.data.plan import Planner, RunPlan, plan_run
+from tokenpacker.data.records import Format, Records, check_files, open_records
 from tokenpacker.data.rejects import Rejects
 from tokenpacker.data.samples import SampleMaker
-from tokenpacker.data.stream_batches import StreamBatches
-from tokenpacker.data.streams import TAR_ENDINGS, Stream, open_hub_dataset, open_shards
+from tokenpacker.data.streams import Stream, is_tar, open_hub_dataset, open_shards
 from tokenpacker.hf.processing.processor import TokenPackerProcessor
 from tokenpacker.scenes.steps import Steps, StepSpec
-from tokenpacker.train.config import ScenesConfig, TrainingConfig
+
+if TYPE_CHECKING:
+    from tokenpacker.train.config import TrainingConfig
 
 INDEX, REJECTS = "index", "rejects.jsonl"
+STREAM_HAS_NO_END = "a stream does not tell its length"
+SCENES_HAVE_NO_END = "generated scenes have no end"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """Batches of a whole run.
+    """The batches of a whole run.
 
     Args:
         batches: one device's batch each.
-        num_steps: optimizer steps that they make.
-        samples_per_step: on average, where that is known.
-        fingerprint: another one means other batches.
-        facts: what the model card says of the data.
+        num_steps: optimizer steps of the run.
+        samples_per_step: mean; None if not known.
+        fingerprint: differs if the batches differ.
+        facts: about the data, for the model card.
     """
 
     batches: Dataset[dict[str, Any]]
@@ -51,11 +56,12 @@ class Source:
 
 @dataclass(frozen=True)
 class RunData:
-    """Records of data files, looked through but not decoded."""
+    """The measured records of data files, and the plan of a run on them."""
 
     records: Records
     maker: SampleMaker
     lengths: Lengths
+    planner: Planner
     plan: RunPlan
     rejects: Rejects
 
@@ -68,28 +74,28 @@ def open_source(
     position: dict[str, Any] | None = None,
     progress: bool = False,
 ) -> Source:
-    """The source that a config names.
+    """The source of a run.
 
     Args:
-        output: the run's folder; an index of the data and the rejects are kept there.
-        position: that a checkpoint kept of a stream.
+        output: folder of the run, for the index of the data and the rejects.
+        position: of a stream, from a checkpoint.
 
     Raises:
         ValueError: for data that are missing or do not fit.
         ImportError: for formats whose library is missing.
-        TooManyRejects: when too much of the data is bad.
+        TooManyRejects: if too much of the data is bad.
     """
     check_source(config)
     if config.data.scenes is not None:
-        return _scenes(config, config.data.scenes, processor)
+        return _scenes(config, processor)
     if is_stream(config):
         return _stream(config, processor, output, position)
     data = look_through(config, processor, output, progress)
     digest = hashlib.sha256(data.lengths.tokens.tobytes() + data.lengths.tiles.tobytes())
     digest.update(json.dumps(data.plan.batches).encode())
-    maker = BatchMaker(data.maker, config, _decoding_rejects(config, len(data.lengths.usable), output))
+    maker = _batch_maker(config, processor, output, len(data.lengths.usable))
     return Source(
-        batches=RunBatches(data.plan, data.records, maker),
+        batches=FileBatches(data.plan, data.records, maker),
         num_steps=data.plan.num_steps,
         samples_per_step=data.plan.samples_per_step,
         fingerprint=digest.hexdigest(),
@@ -102,7 +108,7 @@ def open_source(
 
 
 def check_source(config: TrainingConfig) -> None:
-    """Raises what `open_source` would, as far as settings and names of files tell; nothing is opened or fetched."""
+    """Raises the errors of `open_source` that settings and names of files tell. Opens and fetches nothing."""
     data = config.data
     if data.scenes is not None:
         for name in ("path", "images", "format"):
@@ -112,21 +118,21 @@ def check_source(config: TrainingConfig) -> None:
                 )
         if config.batch_size != 1 or not config.scale_factors:
             raise ValueError("data.scenes needs batch_size=1 (a batch is a step) and scale_factors")
-        _steps_given(config, "generated scenes have no end")
+        _num_steps(config, SCENES_HAVE_NO_END)
     elif data.path is None:
         raise ValueError("data.path is missing; give the data file, shards or a hub id with --data")
     elif is_stream(config):
-        _steps_given(config, "a stream does not tell its length")
+        _num_steps(config, STREAM_HAS_NO_END)
         if data.format != "hub":
-            _open_stream(config)
+            open_data(data.path, data.images, format=data.format)
     else:
-        check_files(data.path, data.images, format=data.format)  # type: ignore[arg-type]
+        check_files(data.path, data.images, format=cast(Format | None, data.format))
 
 
 def same_beginning(source: Source, other: Source, num_steps: int) -> bool:
     """Whether two sources that differ in length alone have the same batches in their first steps."""
     mine, theirs = source.batches, other.batches
-    if isinstance(mine, RunBatches) and isinstance(theirs, RunBatches):
+    if isinstance(mine, FileBatches) and isinstance(theirs, FileBatches):
         num_batches = num_steps * mine.plan.batches_per_step
         return mine.plan.batches[:num_batches] == theirs.plan.batches[:num_batches]
     if isinstance(mine, Steps) and isinstance(theirs, Steps):
@@ -138,60 +144,76 @@ def same_beginning(source: Source, other: Source, num_steps: int) -> bool:
 def look_through(
     config: TrainingConfig, processor: TokenPackerProcessor, output: Path | None, progress: bool = False
 ) -> RunData:
-    """The records of a run: every sample's length is known, none is decoded. Raises ValueError as `open_source`."""
-    assert config.data.path is not None
-    records = open_records(config.data.path, config.data.images, format=config.data.format)  # type: ignore[arg-type]
-    maker = _sample_maker(config, processor)
-    rejects = Rejects(output / REJECTS if output else None, config.data.max_reject_share)
+    """The records of data files with the length of every sample; decodes none. Raises the errors of `open_source`."""
+    data = config.data
+    records = open_data(data.path or "", data.images, format=data.format)
+    assert isinstance(records, Records)
+    maker, planner = _batch_maker(config, processor, output), _planner(config)
     lengths = index_lengths(
         records,
-        maker,
-        scale_factor=min(config.scale_factors, default=None),  # the longest that a sample can get
-        rejects=rejects,
+        maker.maker,
+        scale_factor=maker.longest_scale_factor,
+        rejects=maker.rejects,
         cache=output / INDEX if output else None,
         progress=progress,
     )
-    rejects.finish()
-    lengths = planned_lengths(lengths, config.data.max_tiles_per_batch)
-    return RunData(records, maker, lengths, RunPlan.make(config, lengths), rejects)
+    maker.rejects.finish()
+    plan = plan_run(planner, lengths.tokens, lengths.tiles, epochs=config.epochs, max_steps=config.max_steps)
+    return RunData(records, maker.maker, lengths, planner, plan, maker.rejects)
 
 
 def is_stream(config: TrainingConfig) -> bool:
     """Whether the data can only be read in order."""
     if config.data.format is not None:
         return config.data.format in ("webdataset", "hub")
-    path = Path(config.data.path or "")
-    names = [entry.name for entry in path.iterdir()] if path.is_dir() else [path.name]
-    return any(name.endswith(TAR_ENDINGS) for name in names)
+    return config.data.path is not None and is_tar(config.data.path)
+
+
+def open_data(
+    data: str | Path | Sequence[str | Path],
+    images_root: str | Path | None = None,
+    *,
+    format: str | None = None,
+    seed: int = 0,
+) -> Records | Stream:
+    """Records by number; for tar shards and hub data sets a stream.
+
+    Args:
+        format: None tells tar shards and data files by their names.
+
+    Raises:
+        ValueError: as `open_records`, `open_shards` and `open_hub_dataset`.
+    """
+    if format == "hub":
+        return open_hub_dataset(str(data), images_root, seed=seed)
+    paths = [data] if isinstance(data, (str, Path)) else data
+    if format == "webdataset" or (format is None and all(is_tar(path) for path in paths)):
+        if images_root is not None:
+            raise ValueError(
+                f"images_root={images_root} has no use with tar shards, which hold their images; leave --images out"
+            )
+        return open_shards(paths, seed=seed)
+    return open_records(data, images_root, format=cast(Format | None, format))
 
 
 def _stream(
     config: TrainingConfig, processor: TokenPackerProcessor, output: Path, position: dict[str, Any] | None
 ) -> Source:
-    steps = _steps_given(config, "a stream does not tell its length")
-    stream = _open_stream(config)
-    rejects = _decoding_rejects(config, None, output)
-    maker = BatchMaker(_sample_maker(config, processor), config, rejects)
-    per_step = config.batch_size // config.device_batch_size
+    data, num_steps = config.data, _num_steps(config, STREAM_HAS_NO_END)
+    stream = open_data(data.path or "", data.images, format=data.format, seed=config.seed)
+    assert isinstance(stream, Stream)
+    planner, maker = _planner(config), _batch_maker(config, processor, output)
     return Source(
-        batches=StreamBatches(stream, maker, config, steps * per_step, position),
-        num_steps=steps,
+        batches=StreamBatches(stream, maker, planner, num_steps * planner.batches_per_step, position),
+        num_steps=num_steps,
         fingerprint=stream.start()["stream"],
-        facts={"data": str(config.data.path), "shards": f"{len(stream.shards):,}, read in order"},
+        facts={"data": str(data.path), "shards": f"{len(stream.shards):,}, read in order"},
     )
 
 
-def _open_stream(config: TrainingConfig) -> Stream:
-    assert config.data.path is not None
-    if config.data.format == "hub":
-        return open_hub_dataset(config.data.path, config.data.images, seed=config.seed)
-    if config.data.images is not None:
-        raise ValueError("data.images has no use with tar shards, which hold their images; leave --images out")
-    return open_shards(config.data.path, seed=config.seed)
-
-
-def _scenes(config: TrainingConfig, scenes: ScenesConfig, processor: TokenPackerProcessor) -> Source:
-    images = processor.image_processor
+def _scenes(config: TrainingConfig, processor: TokenPackerProcessor) -> Source:
+    images, scenes = processor.image_processor, config.data.scenes
+    assert scenes is not None
     spec = StepSpec(
         show="pixels",
         captions=scenes.captions,
@@ -203,29 +225,41 @@ def _scenes(config: TrainingConfig, scenes: ScenesConfig, processor: TokenPacker
         patch_size=images.tile_size[0] // processor.patch_grid[0],
         regions=scenes.regions,
     )
-    steps = _steps_given(config, "generated scenes have no end")
+    num_steps = _num_steps(config, SCENES_HAVE_NO_END)
     decisive = dataclasses.asdict(spec)
     if spec.regions is None:
-        del decisive["regions"]  # runs from before there were any go on
-    made_of = json.dumps([decisive, config.seed])
+        del decisive["regions"]  # so that runs resume that began before there were regions
     return Source(
-        batches=Steps(spec, processor.tokenizer, num_steps=steps, seed=config.seed, processor=processor),
-        num_steps=steps,
-        fingerprint=hashlib.sha256(made_of.encode()).hexdigest(),
+        batches=Steps(spec, processor.tokenizer, num_steps=num_steps, seed=config.seed, processor=processor),
+        num_steps=num_steps,
+        fingerprint=hashlib.sha256(json.dumps([decisive, config.seed]).encode()).hexdigest(),
         facts={"data": f"easy-VQA{', regions' if spec.regions else ''} and fine print, drawn while training"},
     )
 
 
-def _steps_given(config: TrainingConfig, why: str) -> int:
+def _num_steps(config: TrainingConfig, why: str) -> int:
     if config.max_steps is None:
         raise ValueError(f"max_steps is missing, and {why}; give it with --set max_steps=1000")
     return config.max_steps
 
 
-def _sample_maker(config: TrainingConfig, processor: TokenPackerProcessor) -> SampleMaker:
-    return SampleMaker(processor, config.model.chat_format, config.data.max_length)
+def _planner(config: TrainingConfig) -> Planner:
+    data = config.data
+    return Planner(
+        rows=config.device_batch_size,
+        max_length=data.max_length,
+        max_tiles=data.max_tiles_per_batch,
+        batches_per_step=config.batch_size // config.device_batch_size,
+        packed=data.packed,
+        grouped=data.grouped,
+        seed=config.seed,
+    )
 
 
-def _decoding_rejects(config: TrainingConfig, num_samples: int | None, output: Path) -> Rejects:
-    """The counts of what decoding finds, judged by the whole data set where its size is known."""
-    return Rejects(output / REJECTS, config.data.max_reject_share, num_samples=num_samples)
+def _batch_maker(
+    config: TrainingConfig, processor: TokenPackerProcessor, output: Path | None, num_samples: int | None = None
+) -> BatchMaker:
+    data, format = config.data, config.model.chat_format
+    samples = SampleMaker(processor, format, data.max_length, max_tiles=data.max_tiles_per_batch)
+    rejects = Rejects(output / REJECTS if output else None, data.max_reject_share, num_samples=num_samples)
+    return BatchMaker(samples, rejects, packed=data.packed, scale_factors=config.scale_factors, seed=config.seed)

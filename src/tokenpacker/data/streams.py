@@ -1,16 +1,20 @@
-"""Data that is read in order, from a place that can be written down: tar shards, and streams of the datasets library.
+"""Records in order, from a position that can be written down: tar shards, and streams of the datasets library.
 
-A stream is a list of shards. Each epoch reads them in another order, decided by seed and epoch; within a shard the
+A stream is a list of shards. Each epoch reads them in another order, which seed and epoch decide; within a shard the
 order is the file's. A position is plain JSON: how many samples, good or bad, of which shard in this order are done.
 
     {"epoch": 0, "shard": 3, "sample": 17, "stream": "9f3c..."}
 
-It holds for any number of processes: ranks take samples of the one order in turn. `stream` is a fingerprint of the
-shards' own names and sizes, so that a position is not used with other data, but is with data that moved as a whole.
+It holds for any number of processes, which take samples of the one order in turn. `stream` is a fingerprint of the
+names and sizes of the shards, so that a position cannot be used with other data, but can after the data are moved.
+
+Tried instead: the `state_dict` of datasets 5.2 and of torchdata 0.11's StatefulDataLoader. Each holds the place of one
+process: on another number of processes samples come twice, and another number of workers is an AssertionError.
 
 Tar shards follow WebDataset: files of a sample share a name up to the first dot. `key.json` is a LLaVA row without its
-images, which are `key.jpg`, or `key.0.jpg`, `key.1.jpg` and so on; a `key.txt` instead is a caption. Regions stand in
-the row; the path of a mask starts from the shard's folder.
+images, which are `key.jpg`, or `key.0.jpg`, `key.1.jpg` and so on. A `key.txt` instead is a caption. Regions are in the
+row; the path of a mask starts from the shard's folder. webdataset splits the files; `load_dataset("webdataset")` of
+datasets 5.2 does not take them, as it refuses samples with different files and ends at the first bad JSON.
 """
 
 from __future__ import annotations
@@ -34,21 +38,21 @@ Position = dict[str, Any]
 
 
 class Shard(Protocol):
-    """One part of a stream; `name` is for people, `identity` tells it from others wherever it lies."""
+    """One part of a stream. `name` is for messages; `identity` stays the same if the shard is moved."""
 
     name: str
     identity: str
 
     def read(self, start: int) -> Iterator[Record | RecordError]:
-        """The samples from number `start` on. What cannot be read ends the shard with a RecordError."""
+        """The samples from number `start` on. Damage ends the shard with a RecordError."""
 
 
 class Stream:
-    """Records of shards, in an order that seed and epoch decide.
+    """Records of shards.
 
     Args:
         shards: in any fixed order.
-        seed: with the epoch decides the order of the shards; None keeps theirs.
+        seed: decides, with the epoch, the order of the shards; None keeps theirs.
 
     Raises:
         ValueError: without shards.
@@ -74,13 +78,13 @@ class Stream:
         return order
 
     def stream(self, position: Position | None = None) -> Iterator[tuple[Position, Record | RecordError]]:
-        """Each sample after `position` to the end of its epoch, with the position behind it.
+        """Each sample from `position` to the end of its epoch, with the position after it.
 
         Args:
-            position: one that this gave out, or `start`; None is the start of epoch 0.
+            position: one that this method gave, or `start`; None is the start of epoch 0.
 
         Raises:
-            ValueError: for a position of other shards, another seed or another form.
+            ValueError: if the position belongs to other shards or another seed, or is none.
         """
         position = self.check(self.start() if position is None else position)
         epoch, first = position["epoch"], position["shard"]
@@ -89,14 +93,9 @@ class Stream:
             for sample, record in enumerate(self.shards[number].read(done), done + 1):
                 yield {"epoch": epoch, "shard": place, "sample": sample, "stream": self._fingerprint}, record
 
-    def where(self, position: Position) -> str:
-        """The sample before a position that this gave out, for messages: its shard and its number there."""
-        shard = self.shards[self.order(position["epoch"])[position["shard"]]]
-        return f"{shard.name}, sample {position['sample']}"
-
-    def check(self, position: Position) -> Position:
-        """The position; raises ValueError as `stream`."""
-        keys = ("epoch", "shard", "sample")
+    def check(self, position: Position, *more: str) -> Position:
+        """The position itself, which may have to have `more` keys. Raises the ValueErrors of `stream`."""
+        keys = ("epoch", "shard", "sample", *more)
         if not isinstance(position, dict) or not all(type(position.get(key)) is int for key in keys):
             raise ValueError(f"position={position!r} needs whole numbers {', '.join(keys)}; use one that a stream gave")
         if min(position[key] for key in keys) < 0 or position["shard"] >= len(self.shards):
@@ -109,28 +108,35 @@ class Stream:
 
 
 def open_shards(paths: str | Path | Sequence[str | Path], *, seed: int | None = 0) -> Stream:
-    """The stream of WebDataset tar files; a folder stands for those in it.
+    """The stream of WebDataset tar files; a folder stands for the tar files in it.
 
     Raises:
-        ValueError: for a missing file and a folder without tar files.
+        ValueError: if a file is missing or a folder has no tar files.
         ImportError: without webdataset.
     """
     try:
-        import webdataset  # noqa: F401 - said here, before a run has begun
+        import webdataset  # noqa: F401 - fails here, before a run begins
     except ImportError:
         raise ImportError("tar shards need webdataset; run: pip install 'tokenpacker[train]'") from None
     given = [paths] if isinstance(paths, (str, Path)) else list(paths)
     return Stream([_TarShard(path) for entry in given for path in _tar_files(Path(entry))], seed)
 
 
-def open_dataset(dataset: Any, images_root: str | Path | None = None, *, seed: int | None = 0) -> Stream:
-    """The stream of a `datasets.IterableDataset`, such as `load_dataset(..., streaming=True)` gives.
+def is_tar(path: str | Path) -> bool:
+    """Whether a file is a tar shard by its name, or a folder holds any."""
+    path = Path(path)
+    names = [entry.name for entry in path.iterdir()] if path.is_dir() else [path.name]
+    return any(name.endswith(TAR_ENDINGS) for name in names)
 
-    Its columns are those of a LLaVA row. Images are not decoded. Going on within a shard reads it from its beginning.
+
+def open_dataset(dataset: Any, images_root: str | Path | None = None, *, seed: int | None = 0) -> Stream:
+    """The stream of a `datasets.IterableDataset`, such as `load_dataset(..., streaming=True)` returns.
+
+    Its columns are those of a LLaVA row. Images are not decoded. To continue within a shard, it is read from its start.
 
     Args:
-        dataset: unshuffled, for its shuffle buffer is lost on resuming; the order of shards is shuffled here.
-        images_root: folder that image paths are below; None is the working folder.
+        dataset: unshuffled; the order of its shards is shuffled here.
+        images_root: folder that image paths are relative to; None is the working folder.
     """
     root = Path(os.path.abspath(images_root or "."))
     dataset = _without_decoding(dataset)
@@ -138,15 +144,15 @@ def open_dataset(dataset: Any, images_root: str | Path | None = None, *, seed: i
 
 
 def open_hub_dataset(name: str, images_root: str | Path | None = None, *, seed: int | None = 0) -> Stream:
-    """The stream of a data set that the `datasets` library knows, on the Hugging Face hub or in a local folder.
+    """The stream of a data set that the `datasets` library can load, from the Hugging Face hub or a local folder.
 
     Args:
-        name: `OWNER/NAME`, or a folder with Parquet, JSON or CSV files; `:SPLIT` behind it takes another split than
-            `train`, `:CONFIG/SPLIT` that of a configuration.
-        images_root: folder that image paths are below; None is the working folder.
+        name: `OWNER/NAME`, or a folder with Parquet, JSON or CSV files. `:SPLIT` after it takes another split than
+            `train`, `:CONFIG/SPLIT` one of a configuration.
+        images_root: folder that image paths are relative to; None is the working folder.
 
     Raises:
-        ValueError: for a data set, configuration or split that does not exist or cannot be reached.
+        ValueError: if the data set, configuration or split does not exist or cannot be reached.
         ImportError: without datasets.
     """
     try:
@@ -182,12 +188,12 @@ class _TarShard:
                 if number >= start:
                     yield self._record(group)
         except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
-            # The files of the sample at which reading ended are not whole: it is this reject.
+            # The sample at which reading ended is incomplete: this reject stands for it.
             if number + 1 >= start:
                 yield _damaged(self.name, number + 1, error)
 
     def _groups(self) -> Iterator[dict[str, Any]]:
-        """The files of each sample by suffix, under `problem` what is wrong with them. Raises for a damaged file."""
+        """The files of each sample by suffix; under `problem`, what is wrong. Raises if the shard is damaged."""
         from webdataset.tariterators import group_by_keys, tar_file_expander
 
         problems: list[str] = []
@@ -227,42 +233,38 @@ class _DatasetShard:
         self._dataset = dataset
         self._number = number
         self._images_root = images_root
-        self.name = (
-            f"{getattr(dataset.info, 'dataset_name', None) or 'dataset'}, shard {number + 1} of {dataset.num_shards}"
-        )
+        name = getattr(dataset.info, "dataset_name", None) or "dataset"
+        self.name = f"{name}, shard {number + 1} of {dataset.num_shards}"
         self.identity = f"{self.name}, {dataset.info.config_name}, {dataset.split}"
 
     def read(self, start: int) -> Iterator[Record | RecordError]:
         part = self._dataset.shard(self._dataset.num_shards, self._number)
         number = -1
         try:
-            # Not iter(part): in a worker process of torch that leaves out what it takes for other workers' share.
+            # Not iter(part): in a worker process of torch it leaves out the share of the other workers.
             for number, rows in enumerate(part.iter(batch_size=1)):
                 if number >= start:
                     row = {name: rows[name][0] for name in COLUMNS if name in rows}
-                    yield self._record(row, f"{self.name}, row {number + 1}")
+                    try:
+                        yield read_row(row, self._images_root, f"{self.name}, row {number + 1}")
+                    except RecordError as error:
+                        yield error
         except (ValueError, EOFError, zlib.error, OSError) as error:
-            # A network that fails is no damage: leaving the rest out would hide it, and a run can go on later.
+            # A failing network is no damage: a run can continue later with the samples that are left.
             if isinstance(error, OSError) and (type(error) is not OSError or error.errno is not None):
                 raise
             if number + 1 >= start:
                 yield _damaged(self.name, number + 1, error)
 
-    def _record(self, row: Mapping[str, Any], where: str) -> Record | RecordError:
-        try:
-            return read_row(row, self._images_root, where)
-        except RecordError as error:
-            return error
-
 
 def _damaged(name: str, num_read: int, error: Exception) -> RecordError:
     where = f"{name}, after sample {num_read}"
-    reason = f"the shard cannot be read on ({error.args[0]}), so its rest is left out; fetch it again"
+    reason = f"the shard cannot be read further ({error.args[0]}), so its rest is left out; fetch it again"
     return RecordError(where, reason, "damaged shard", where)
 
 
 def _without_decoding(dataset: Any) -> Any:
-    """The dataset with its image columns as bytes or paths."""
+    """The dataset with images as bytes or paths."""
     from datasets import Image, List
 
     for name, feature in (dataset.features or {}).items():

@@ -68,9 +68,8 @@ def ask_example(settings: Sequence[Setting], sample: Sample) -> Example:
 
 def _reply(setting: Setting, sample: Sample) -> Reply:
     asker = Asker(setting.model, setting.processor, scale_factor=setting.scale_factor)
-    prepared = asker.prepare(sample)
-    (answer,) = asker.answer([prepared], MAX_NEW_TOKENS)
-    return Reply(label=setting.label, answer=answer, num_image_tokens=prepared.layout.num_tokens)
+    (answer,) = asker.answer([sample], MAX_NEW_TOKENS)
+    return Reply(label=setting.label, answer=answer, num_image_tokens=asker.layout(sample).num_tokens)
 
 
 @torch.inference_mode()

@@ -3,19 +3,16 @@
 >>> from tokenpacker.evaluate import TASKS
 >>> sorted(TASKS)
 ['easy-vqa', 'fine-print', 'regions', 'regions-boxes', 'regions-shuffled']
-
-Importing this loads nothing; the first use of a public name loads what that needs. So the command line can refuse an
-unknown task at once.
 """
 
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+from tokenpacker.evaluate.score import Answer, Score, TaskResult
+from tokenpacker.evaluate.tasks import TASKS, Task, find_task, normalize_answer
 
 if TYPE_CHECKING:
     from tokenpacker.evaluate.evaluation import evaluate
     from tokenpacker.evaluate.measure import measure_model
-    from tokenpacker.evaluate.score import Answer, Score, TaskResult
-    from tokenpacker.evaluate.tasks import TASKS, Task, find_task, normalize_answer
 
 __all__ = [
     "TASKS",
@@ -29,17 +26,15 @@ __all__ = [
     "normalize_answer",
 ]
 
-# module -> the public names that it defines
-_PUBLIC = {
-    "measure": {"measure_model"},
-    "evaluation": {"evaluate"},
-    "score": {"Answer", "Score", "TaskResult"},
-    "tasks": {"TASKS", "Task", "find_task", "normalize_answer"},
-}
-
 
 def __getattr__(name: str) -> Any:
-    for module, names in _PUBLIC.items():
-        if name in names:
-            return getattr(import_module(f"{__name__}.{module}"), name)
+    # Both import transformers, which takes seconds; the command line refuses an unknown task before.
+    if name == "evaluate":
+        from tokenpacker.evaluate.evaluation import evaluate
+
+        return evaluate
+    if name == "measure_model":
+        from tokenpacker.evaluate.measure import measure_model
+
+        return measure_model
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""All tasks at all scale factors of one model folder: the numbers of a model card."""
+"""Measures a model folder on all tasks at all scale factors: the numbers of a model card."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ SCALE_FACTORS = (2, 3, 4)
 
 
 def measure_model(folder: Path, *, limit: int | None = None, progress: bool = True) -> list[dict[str, Any]]:
-    """One JSON-ready row per scale factor and task; a projector that honours none is measured as it is.
+    """One JSON-ready row per scale factor and task. A projector without scale factors is measured once.
 
     Tasks about masks are left out for a model that takes none.
 
     Args:
         folder: a model with its processor.
-        limit: so many questions of each task, drawn at random; None asks all.
+        limit: number of questions of each task, drawn at random; None asks all.
     """
     model = TokenPackerForConditionalGeneration.from_pretrained(folder).eval()
     processor = TokenPackerProcessor.from_pretrained(folder)
@@ -36,19 +36,15 @@ def measure_model(folder: Path, *, limit: int | None = None, progress: bool = Tr
                     "task": task,
                     "scale_factor": scale_factor,
                     "tokens_per_tile": processor.image_layout((1, 1), scale_factor=scale_factor).tokens_per_tile,
-                    "image_tokens": round(result.image_tokens, 1),
-                    "correct": result.score.num_correct,
-                    "questions": result.score.num_questions,
                     "interval_95": [round(100 * bound, 2) for bound in result.score.interval],
-                    "kinds": {kind: [score.num_correct, score.num_questions] for kind, score in result.kinds.items()},
-                    "seconds": round(result.seconds, 1),
+                    **result.to_row(),
                 }
             )
     return rows
 
 
 def _honoured(projector: ProjectorConfig, patch_grid: tuple[int, int]) -> list[int | None]:
-    """The scale factors that a projector can be asked for, or None alone."""
+    """The scale factors that fit the projector, or None alone."""
     honoured: list[int | None] = []
     for scale_factor in SCALE_FACTORS:
         with contextlib.suppress(ValueError):

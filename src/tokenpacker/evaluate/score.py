@@ -1,4 +1,4 @@
-"""What a test run found: counts, accuracies with their uncertainty, times, and examples of errors."""
+"""The result of a test: counts, accuracies with their uncertainty, times, and examples of errors."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Score:
-    """How many of how many questions were answered correctly."""
+    """The number of questions and of correct answers."""
 
     num_questions: int
     num_correct: int
@@ -50,8 +50,8 @@ class Score:
     def interval(self) -> tuple[float, float]:
         """Wilson's 95 % interval of the accuracy.
 
-        It takes the questions as independent; those about one image are not quite, so read it as a lower bound of the
-        uncertainty.
+        It takes the questions as independent. Questions about the same image are not, so the true uncertainty may be
+        larger.
         """
         if not self.num_questions:
             return 0.0, 1.0
@@ -75,7 +75,7 @@ class TaskResult:
         image_tokens: mean number of image tokens of an image, separators included.
         seconds: wall-clock time of the whole run, from images to answers.
         errors: the first wrong answers, in the order of the data.
-        num_unasked: questions that an interruption has left out; the score is then that of a part.
+        num_unasked: questions that an interruption has left out, so that the score is that of a part.
     """
 
     task: str
@@ -96,7 +96,7 @@ class TaskResult:
 
     @property
     def milliseconds_per_question(self) -> float:
-        """Wall-clock time of the run, shared out."""
+        """Wall-clock time of the run per question."""
         return 1000 * self.seconds / max(1, self.score.num_questions)
 
     def summary(self) -> str:
@@ -108,6 +108,16 @@ class TaskResult:
             f" (95 % interval {low:.1%} to {high:.1%}), {self.image_tokens:.0f} tokens an image,"
             f" {self.milliseconds_per_question:.1f} ms a question"
         )
+
+    def to_row(self) -> dict[str, Any]:
+        """The counts for a table of several results, JSON-ready."""
+        return {
+            "correct": self.score.num_correct,
+            "questions": self.score.num_questions,
+            "image_tokens": round(self.image_tokens, 1),
+            "seconds": round(self.seconds, 1),
+            "kinds": {kind: [score.num_correct, score.num_questions] for kind, score in self.kinds.items()},
+        }
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready dict."""

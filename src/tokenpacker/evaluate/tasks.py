@@ -1,4 +1,4 @@
-"""The tasks a model is tested on, by name: images never trained on, questions, and the only right answers."""
+"""The tasks that a model is tested on: images never trained on, questions, and their only right answers."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class Task:
 
     Args:
         description: one line for reports.
-        load: gives the samples, always the same ones in the same order.
-        max_new_tokens: where an answer is cut off; no true answer is nearly as long.
-        regions: its questions are about masks, which not every model takes.
+        load: returns the samples, always the same ones in the same order.
+        max_new_tokens: limit of an answer; every true answer is far shorter.
+        regions: whether its questions are about masks, which not every model takes.
     """
 
     name: str
@@ -48,53 +48,44 @@ def _load_regions(form: Form = "mask", exchanged: bool = False) -> list[Sample]:
     return [shuffled(sample, random.Random(sample.name)) for sample in drawn] if exchanged else drawn
 
 
-def _region_task(name: str, description: str, load: Callable[[], list[Sample]]) -> Task:
-    return Task(name=name, description=description, load=load, max_new_tokens=16, regions=True)
-
-
-TASKS = {
-    task.name: task
-    for task in (
-        Task(
-            name="easy-vqa",
-            description="official test split: 1,000 images of one shape, 9,673 questions",
-            load=_load_easy_vqa,
-        ),
-        Task(
-            name="fine-print",
-            description=f"small type in {NUM_FINE_PRINT_IMAGES} generated images, from seeds kept for testing",
-            load=_load_fine_print,
-        ),
-        _region_task(
-            "regions",
-            f"questions about exactly masked objects in {NUM_REGION_IMAGES} generated images, from seeds for testing",
-            _load_regions,
-        ),
-        _region_task(
-            "regions-boxes",
-            "the same questions, objects marked by boxes a little too large",
-            partial(_load_regions, "box"),
-        ),
-        _region_task(
-            "regions-shuffled",
-            "the same questions with the masks of an image exchanged, answers as before: who scores here guesses",
-            partial(_load_regions, exchanged=True),
-        ),
-    )
-}
+_task_about_regions = partial(Task, max_new_tokens=16, regions=True)
+_ALL = (
+    Task(
+        name="easy-vqa",
+        description="official test split: 1,000 images of one shape, 9,673 questions",
+        load=_load_easy_vqa,
+    ),
+    Task(
+        name="fine-print",
+        description=f"small type in {NUM_FINE_PRINT_IMAGES} generated images, from seeds kept for testing",
+        load=_load_fine_print,
+    ),
+    _task_about_regions(
+        name="regions",
+        description=f"exactly masked objects in {NUM_REGION_IMAGES} generated images, from seeds kept for testing",
+        load=_load_regions,
+    ),
+    _task_about_regions(
+        name="regions-boxes",
+        description="the same questions, objects marked by boxes a little too large",
+        load=partial(_load_regions, "box"),
+    ),
+    _task_about_regions(
+        name="regions-shuffled",
+        description="the same questions with the masks of an image exchanged, so that any score is guessed",
+        load=partial(_load_regions, exchanged=True),
+    ),
+)
+TASKS = {task.name: task for task in _ALL}
 
 
 def find_task(name: str) -> Task:
-    """The task of that name.
-
-    Raises:
-        ValueError: for an unknown name; the message lists the valid ones.
-    """
+    """The task of that name. Raises ValueError for an unknown name and lists the valid ones."""
     if name not in TASKS:
         raise ValueError(f"task {name!r} is unknown; use one of: {', '.join(TASKS)}")
     return TASKS[name]
 
 
 def normalize_answer(answer: str) -> str:
-    """The form in which answers are compared: lower case, without space around. Nothing else is forgiven."""
+    """The form in which answers are compared: lower case, without outer white space."""
     return answer.strip().lower()

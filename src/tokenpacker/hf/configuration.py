@@ -1,4 +1,4 @@
-"""The configuration of a complete model: vision tower, projector, language model, and which levels join them."""
+"""The configuration of a complete model: vision tower, projector, language model, and the vision levels in use."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from tokenpacker.projectors import ProjectorConfig, config_from_dict
 from tokenpacker.regions import RegionConfig
 
-# Language models whose heads do more than one linear would silently give other logits here.
+# Options of language models whose heads do more than one linear layer; their logits would silently be wrong here.
 UNSUPPORTED_HEAD_OPTIONS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
 
 
@@ -27,12 +27,12 @@ class TokenPackerConfig(PreTrainedConfig):
             numbers count from the last layer's output, which is -1. None spreads four levels as the paper does.
         vision_query_level: hidden state that the coarse query comes from; None takes the last of `vision_levels`.
         image_token_id: id of the placeholder that packed tokens replace.
-        region_config: dict of the region encoder, `{}` for one of the model's widths, which need not be given; None
+        region_config: dict of the region encoder, in which the model's widths need not be given, so `{}` will do; None
             for a model that does not know regions.
         region_token_id: id of the placeholder that region tokens replace; needed with `region_config`.
-        keep_spare_vision_layers: keep the tower's layers above the last used level, without running them. A converted
-            model needs them to be written back whole.
-        released: where a converted model comes from: its original config and what its files held, for the way back.
+        keep_spare_vision_layers: keep the tower's layers above the last used level, without running them. They are
+            needed to export a converted model to its original format.
+        released: the origin of a converted model: its original config and the content of its files, for the export.
 
     Raises:
         ValueError: for levels that do not exist, and for a projector or region config that does not fit.
@@ -86,10 +86,10 @@ class TokenPackerConfig(PreTrainedConfig):
         super().__init__(**kwargs)
 
     def set_regions(self, region_token_id: int | None, region_config: dict[str, Any] | None = None) -> None:
-        """Lets the model know regions, whose placeholder has an id of its own.
+        """Adds a region encoder to the config, and the id of its placeholder.
 
         Raises:
-            ValueError: without an id, and for a region config that does not fit.
+            ValueError: for an id that is missing or taken, and for a region config that does not fit.
         """
         if type(region_token_id) is not int or region_token_id == self.image_token_id:
             raise ValueError(
@@ -110,7 +110,7 @@ class TokenPackerConfig(PreTrainedConfig):
 
     @property
     def _widths(self) -> dict[str, int]:
-        """What a projector and a region encoder have to fit."""
+        """Widths that the projector and the region encoder must have."""
         return {
             "vision_dim": self.vision_config.hidden_size,
             "language_dim": self.text_config.hidden_size,
@@ -129,7 +129,7 @@ class TokenPackerConfig(PreTrainedConfig):
 
     @property
     def num_vision_layers(self) -> int:
-        """How many of the tower's layers run: up to the last level that is used."""
+        """The number of the tower's layers that run: up to the last level that is used."""
         return max(*self.vision_levels, self.vision_query_level)
 
     @property

@@ -1,4 +1,4 @@
-"""How images and regions pass through `generate`: once with the prompt, encoded once for all beams.
+"""How images and regions pass through `generate`: encoded once, then handed to the model with the prompt.
 
 Shapes: B samples, S sequence length, K packed tokens of all samples, D language width.
 """
@@ -8,52 +8,51 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from packaging import version
 from torch import Tensor
-from transformers import (
-    GenerationConfig,
-    GenerationMixin,
-    LogitsProcessorList,
-    SuppressTokensLogitsProcessor,
-    __version__,
-)
+from transformers import GenerationMixin, __version__
 
-from tokenpacker.hf.backbone import find_encoded
+from tokenpacker.hf.image_inputs import ENCODED, IMAGE_INPUTS, ImageInputs, pick_image_inputs
 from tokenpacker.hf.outputs import ImageFeatures
-
-TILE_INPUTS = ("tile_index", "region_cells", "region_first_tile")
-IMAGE_INPUTS = ("pixel_values", "scale_factor", "scale_factors", *TILE_INPUTS)
-"""What belongs to the images of a prompt; generation needs it once."""
-ENCODED = "mm_encoder_outputs"
-PREFILLS_IMAGES_IN_CHUNKS = version.parse(__version__) >= version.parse("5.24")
+from tokenpacker.hf.versions import PREFILLS_IMAGES_IN_CHUNKS
 
 
 class ImageGenerationMixin(GenerationMixin):
     """`generate` for a model whose prompts hold images and regions."""
 
     def generate(self, inputs: Tensor | None = None, **kwargs: Any) -> Any:
-        """As of every model in transformers; what it would drop without a word is refused.
+        """As of every model in transformers; images are encoded first, once for all beams and answers.
 
         Raises:
             ValueError: for inputs about images that contradict each other, for image tokens without images, and for a
                 prefill in chunks that would lose images (before transformers 5.24) or regions.
         """
-        tiles = {name: kwargs.get(name) for name in TILE_INPUTS}
-        encoded = find_encoded(kwargs.get(ENCODED), kwargs.get("pixel_values"), tiles)
-        images = encoded is not None or kwargs.get("pixel_values") is not None
-        ids = kwargs.get("input_ids") if inputs is None else inputs
-        goes_on = kwargs.get("cache") is not None or kwargs.get("past_key_values") is not None
-        if ids is not None and not images and not goes_on and bool((ids == self.config.image_token_id).any()):
+        images = pick_image_inputs(kwargs)
+        encoded = images.encoded(kwargs.get(ENCODED))
+        settings = vars(kwargs.get("generation_config") or self.generation_config) | kwargs
+        self._check_prompt(kwargs.get("input_ids") if inputs is None else inputs, images, encoded, settings)
+        if images.pixel_values is not None:
+            with torch.no_grad():
+                kwargs[ENCODED] = {"image": self.get_image_features(**vars(images), return_dict=True)}
+            kwargs = {name: value for name, value in kwargs.items() if name not in IMAGE_INPUTS}
+        if settings.get("prompt_lookup_num_tokens"):
+            # Lookup copies its guesses from the prompt, where most tokens are placeholders. These are no answer.
+            placeholders = {self.config.image_token_id, self.config.region_token_id} - {None}
+            kwargs["suppress_tokens"] = sorted(placeholders.union(settings.get("suppress_tokens") or ()))
+        return super().generate(inputs, **kwargs)
+
+    def _check_prompt(
+        self, ids: Tensor | None, images: ImageInputs, encoded: ImageFeatures | None, settings: dict[str, Any]
+    ) -> None:
+        has_images = encoded is not None or images.pixel_values is not None
+        has_cache = settings.get("cache") is not None or settings.get("past_key_values") is not None
+        if ids is not None and not has_images and not has_cache and bool((ids == self.config.image_token_id).any()):
             raise ValueError(
                 "the prompt has image tokens but there are no images; pass pixel_values, as the processor made them"
             )
-        settings = (kwargs, vars(kwargs.get("generation_config") or self.generation_config))
-        if any(given.get("prefill_chunk_size") for given in settings):
-            regions = tiles["region_cells"] is not None or getattr(encoded, "region_tokens", None) is not None
-            if regions or (images and not PREFILLS_IMAGES_IN_CHUNKS):
-                lost = "regions" if regions else "images"
-                raise ValueError(f"prefill_chunk_size loses {lost} in transformers {__version__}; leave it out")
-        return super().generate(inputs, **kwargs)
+        has_regions = images.region_cells is not None or getattr(encoded, "region_tokens", None) is not None
+        if settings.get("prefill_chunk_size") and (has_regions or (has_images and not PREFILLS_IMAGES_IN_CHUNKS)):
+            lost = "regions" if has_regions else "images"
+            raise ValueError(f"prefill_chunk_size loses {lost} in transformers {__version__}; leave it out")
 
     def prepare_inputs_for_generation(
         self,
@@ -64,25 +63,10 @@ class ImageGenerationMixin(GenerationMixin):
     ) -> dict[str, Any]:
         """Images enter with the prompt; later steps find them in the cache."""
         if kwargs.get("use_cache", True) and not is_first_iteration:
-            kwargs = {name: value for name, value in kwargs.items() if name not in (*IMAGE_INPUTS, ENCODED)}
+            kwargs.pop(ENCODED, None)
         return super().prepare_inputs_for_generation(
             input_ids, inputs_embeds=inputs_embeds, is_first_iteration=is_first_iteration, **kwargs
         )
-
-    def _get_logits_processor(
-        self, generation_config: GenerationConfig, *args: Any, **kwargs: Any
-    ) -> LogitsProcessorList:
-        """Adds for prompt lookup that placeholders are no answer.
-
-        Lookup copies its guesses from the prompt, most of which is placeholders, and keeps what is allowed.
-        """
-        processors = super()._get_logits_processor(generation_config, *args, **kwargs)
-        if not generation_config.prompt_lookup_num_tokens:
-            return processors
-        placeholders = [self.config.image_token_id, self.config.region_token_id]
-        known = [token_id for token_id in placeholders if token_id is not None]
-        processors.insert(0, SuppressTokensLogitsProcessor(known, device=self.device))
-        return processors
 
     def _expand_inputs_for_generation(
         self,
@@ -93,17 +77,11 @@ class ImageGenerationMixin(GenerationMixin):
     ) -> tuple[Any, dict[str, Any]]:
         """Repeats each sample for beams and multiple answers, its images and regions as a group.
 
-        Before transformers 5.19 images are encoded here, once for all beams; later versions did so already. Their own
-        expansion knows nothing of regions.
+        transformers has no public hook here, and its own expansion repeats images without their regions.
         """
-        if expand_size == 1:
-            return input_ids, model_kwargs
-        images = {name: model_kwargs.pop(name, None) for name in IMAGE_INPUTS}
-        tiles = {name: images[name] for name in TILE_INPUTS}
-        encoded = find_encoded(model_kwargs.pop(ENCODED, None), images["pixel_values"], tiles)
-        if images["pixel_values"] is not None:
-            encoded = self.get_image_features(**images, return_dict=True)
-        if encoded is not None:
+        encoded = (model_kwargs.get(ENCODED) or {}).get("image")
+        if expand_size > 1 and encoded is not None:
+            del model_kwargs[ENCODED]
             embeds = model_kwargs.get("inputs_embeds")
             ids: Any = input_ids if embeds is None else self.model.find_placeholders(embeds)
             encoded = self._repeat_images(encoded, ids, expand_size)
@@ -124,7 +102,7 @@ class ImageGenerationMixin(GenerationMixin):
 
 
 def _repeat(tokens: Tensor, places: Tensor, times: int, kind: str) -> Tensor:
-    """Tokens (K, D) of all samples in order, those of each sample repeated; `places` (B, S) tells whose they are.
+    """Repeats the tokens of each sample; (K, D) tokens of all samples in order, `places` (B, S) where they belong.
 
     Raises:
         ValueError: for another number of tokens than places. Afterwards a multiple might fit the beams by chance.

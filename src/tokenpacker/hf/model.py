@@ -6,13 +6,14 @@ Shapes: B samples, S sequence length, K places that are learned from.
 from __future__ import annotations
 
 import copy
+import inspect
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import Cache, LlavaForConditionalGeneration, PreTrainedModel
-from transformers.processing_utils import Unpack
-from transformers.utils import TransformersKwargs, can_return_tuple
+from transformers import LlavaForConditionalGeneration, PreTrainedModel
+from transformers.utils import can_return_tuple
 
 from tokenpacker import projectors
 from tokenpacker.hf.backbone import TokenPackerModel
@@ -23,6 +24,18 @@ from tokenpacker.hf.pretrained import TokenPackerPreTrainedModel
 from tokenpacker.hf.vision_encoder import cut_tower
 from tokenpacker.regions import RegionEncoder
 from tokenpacker.sequence import IGNORED
+
+
+def _with_arguments_of(base: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Puts the arguments of `base` before a method's own in its signature, where transformers and PEFT look them up."""
+
+    def decorate(method: Callable[..., Any]) -> Callable[..., Any]:
+        *arguments, others = inspect.signature(base).parameters.values()
+        own = [p for p in inspect.signature(method).parameters.values() if p.kind is p.KEYWORD_ONLY]
+        method.__signature__ = inspect.Signature([*arguments, *own, others])  # type: ignore[attr-defined]
+        return method
+
+    return decorate
 
 
 class TokenPackerForConditionalGeneration(
@@ -84,27 +97,16 @@ class TokenPackerForConditionalGeneration(
         return self.model.get_region_features(pixel_values, *args, **kwargs)
 
     @can_return_tuple
+    @_with_arguments_of(TokenPackerModel.forward)
     def forward(
         self,
-        input_ids: Tensor | None = None,
-        pixel_values: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        cache: Cache | None = None,
-        past_key_values: Cache | None = None,
-        inputs_embeds: Tensor | None = None,
-        scale_factor: int | None = None,
-        scale_factors: Tensor | None = None,
-        tile_index: Tensor | None = None,
-        region_cells: Tensor | None = None,
-        region_first_tile: Tensor | None = None,
-        mm_encoder_outputs: dict[str, ImageFeatures] | None = None,
+        *args: Any,
         labels: Tensor | None = None,
         logits_to_keep: int | Tensor = 0,
         only_learned: bool = False,
-        **kwargs: Unpack[TransformersKwargs],
+        **kwargs: Any,
     ) -> TokenPackerCausalLMOutput:
-        """As `TokenPackerModel.forward`, with logits, and a loss where `labels` (B, S) are given (-100 is ignored).
+        """As `TokenPackerModel.forward`, with logits, and a loss if `labels` (B, S) are given (-100 is ignored).
 
         Args:
             only_learned: makes logits (K, vocabulary) at the K places from which a label is learned and nowhere else:
@@ -117,23 +119,7 @@ class TokenPackerForConditionalGeneration(
             raise ValueError("only_learned=True needs labels; pass them, or leave it out")
         if only_learned and not (isinstance(logits_to_keep, int) and logits_to_keep == 0):
             raise ValueError("only_learned=True decides where logits are made; leave logits_to_keep out")
-        outputs = self.model(
-            input_ids=input_ids,
-            pixel_values=pixel_values,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            cache=cache,
-            past_key_values=past_key_values,
-            inputs_embeds=inputs_embeds,
-            scale_factor=scale_factor,
-            scale_factors=scale_factors,
-            tile_index=tile_index,
-            region_cells=region_cells,
-            region_first_tile=region_first_tile,
-            mm_encoder_outputs=mm_encoder_outputs,
-            return_dict=True,
-            **kwargs,
-        )
+        outputs = self.model(*args, **kwargs | {"return_dict": True})
         states = outputs.last_hidden_state
         if labels is not None and only_learned:
             following = nn.functional.pad(labels, (0, 1), value=IGNORED)[:, 1:]  # (B, S)

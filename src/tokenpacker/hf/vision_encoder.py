@@ -1,4 +1,4 @@
-"""Tiles to vision features, through any transformers ViT: only the needed layers run.
+"""Tiles to vision features, through any transformers ViT. Only the needed layers run.
 
 Shapes: N tiles, (h, w) patch grid, L = h*w, C vision width, P leading tokens that are no patches (CLS, registers).
 """
@@ -9,8 +9,6 @@ import copy
 from collections.abc import Sequence
 
 import torch
-import transformers
-from packaging import version
 from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
@@ -18,12 +16,10 @@ from transformers.utils.output_capturing import maybe_install_capturing_hooks
 
 from tokenpacker.features import VisionFeatures
 from tokenpacker.hf.configuration import TokenPackerConfig
-
-SELECTS_HIDDEN_STATES = version.parse(transformers.__version__) >= version.parse("5.24")
-"""Whether `output_hidden_states` takes indices. Older versions count them otherwise, or keep all states anyway."""
+from tokenpacker.hf.versions import SELECTS_HIDDEN_STATES
 
 TOWER_STATES = ("output_hidden_states", "output_attentions")
-"""What of a vision tower can be asked for besides its features."""
+"""What a call may ask of the vision tower besides features."""
 
 PREFIX_TOKENS = ("class_embedding", "cls_token", "distillation_token")
 
@@ -34,10 +30,10 @@ def build_vision_tower(config: TokenPackerConfig) -> PreTrainedModel:
 
 
 def cut_tower(tower: PreTrainedModel, num_layers: int) -> PreTrainedModel:
-    """The vision tower itself, without the layers above the last level that is used and without a pooling head.
+    """The same vision tower without the layers above the last level that is used, and without a pooling head.
 
     Raises:
-        ValueError: when the tower has fewer layers than its config says, and than are needed.
+        ValueError: if the tower has fewer layers than are needed.
     """
     layers = encoder_layers(tower)
     if len(layers) < num_layers:
@@ -50,7 +46,8 @@ def cut_tower(tower: PreTrainedModel, num_layers: int) -> PreTrainedModel:
         if getattr(module, "use_head", False):  # SigLIP's
             module.use_head = False
             del module.head
-    maybe_install_capturing_hooks(tower)  # otherwise at the first call, which could then not be compiled
+    # transformers would do this in the first call, which could then not be compiled; it has no public way to ask for it
+    maybe_install_capturing_hooks(tower)
     return tower
 
 
@@ -62,9 +59,9 @@ def build_spare_layers(config: TokenPackerConfig) -> nn.ModuleList:
 
 
 def count_prefix_tokens(tower: nn.Module) -> int:
-    """How many tokens come before a tower's patches: CLS, the distillation token, registers, where it has them.
+    """The number of tokens before a tower's patches: CLS, distillation token, registers.
 
-    They are told by the names that transformers' vision transformers give to the weights of these tokens.
+    Vision transformers of transformers have the same names for the weights of these tokens.
     """
     tokens = {name.rpartition(".")[2]: weight for name, weight in tower.named_parameters() if "layers." not in name}
     registers = tokens.get("register_tokens")
@@ -75,7 +72,7 @@ def encoder_layers(tower: nn.Module) -> nn.ModuleList:
     """The tower's transformer layers in order.
 
     Raises:
-        ValueError: when it cannot be told which modules these are.
+        ValueError: if the tower has no list of layers.
     """
     candidates = [module for module in tower.modules() if isinstance(module, nn.ModuleList)]
     if not candidates:
@@ -94,44 +91,32 @@ def encode_tiles(
 ) -> tuple[VisionFeatures, BaseModelOutput]:
     """Vision features of tiles (N, 3, h, w), and the tower's `hidden_states` and `attentions` if asked for.
 
-    The levels are the tower's `hidden_states`, asked for by index: transformers 5.24 keeps only those, older versions
-    keep all until the call ends. Where neither the tower nor the pixels are differentiated, nothing of the tower is
-    kept for a backward pass, and at most `max_tiles` pass through it at a time: its peak memory does not grow with N.
+    Tokens before the patches, such as CLS, are dropped. Of the hidden states, transformers 5.24 keeps only the levels
+    that are asked for; older versions keep all until the call ends. If neither the tower nor the pixels need
+    gradients, nothing is kept for a backward pass, and at most `max_tiles` pass the tower at a time, so that its peak
+    memory does not grow with N.
 
     Args:
         max_tiles: None takes all tiles at once, as does a call for the tower's attentions or hidden states.
         kwargs: those of `TOWER_STATES` that are asked for.
 
     Raises:
-        ValueError: when the tower gives fewer tokens than the patch grid has.
+        ValueError: if the tower gives another number of tokens than the patch grid has.
     """
-    learns = pixel_values.requires_grad or any(parameter.requires_grad for parameter in tower.parameters())
-    chunks = (pixel_values,)
-    if max_tiles is not None and pixel_values.shape[0] > max_tiles and not learns and not any(kwargs.values()):
-        chunks = pixel_values.split(max_tiles)
-    with torch.set_grad_enabled(learns and torch.is_grad_enabled()):
-        parts = [_encode(tower, chunk, patch_grid, levels, query_level, **kwargs) for chunk in chunks]
-        if len(parts) == 1:
-            return parts[0]
-        query = torch.cat([features.query for features, _ in parts])  # (N, L, C)
-        all_levels = torch.cat([features.levels for features, _ in parts])  # (N, L, M*C)
-        return VisionFeatures(query, all_levels, patch_grid), parts[0][1]
-
-
-def _encode(
-    tower: PreTrainedModel,
-    pixel_values: Tensor,
-    patch_grid: tuple[int, int],
-    levels: Sequence[int],
-    query_level: int,
-    **kwargs: bool,
-) -> tuple[VisionFeatures, BaseModelOutput]:
-    """One pass through the tower. Tokens before the patches, such as CLS and registers, are dropped."""
-    asked = kwargs.pop("output_hidden_states", False)
-    wanted = True if asked or not SELECTS_HIDDEN_STATES else sorted({*levels, query_level})
-    output = tower(pixel_values, output_hidden_states=wanted, return_dict=True, **kwargs)
-    hidden_states = output.hidden_states
     num_prefix = count_prefix_tokens(tower)
-    features = VisionFeatures.from_hidden_states(hidden_states, patch_grid, levels, query_level, num_prefix)
-    states = hidden_states if asked else None
-    return features, BaseModelOutput(hidden_states=states, attentions=output.attentions)
+    all_states = kwargs.pop("output_hidden_states", False)
+    wanted = True if all_states or not SELECTS_HIDDEN_STATES else sorted({*levels, query_level})
+    one_pass = max_tiles is None or pixel_values.shape[0] <= max_tiles or all_states or any(kwargs.values())
+    learns = pixel_values.requires_grad or any(parameter.requires_grad for parameter in tower.parameters())
+    chunks = (pixel_values,) if one_pass or learns else pixel_values.split(max_tiles)
+    parts = []
+    with torch.set_grad_enabled(learns and torch.is_grad_enabled()):
+        for chunk in chunks:
+            output = tower(chunk, output_hidden_states=wanted, return_dict=True, **kwargs)
+            states = output.hidden_states
+            parts.append(VisionFeatures.from_hidden_states(states, patch_grid, levels, query_level, num_prefix))
+        features = parts[0]
+        if len(parts) > 1:
+            query = torch.cat([part.query for part in parts])  # (N, L, C)
+            features = VisionFeatures(query, torch.cat([part.levels for part in parts]), patch_grid)  # (N, L, M*C)
+    return features, BaseModelOutput(hidden_states=states if all_states else None, attentions=output.attentions)

@@ -1,345 +1,209 @@
-"""TokenPacker where nothing is differentiated: the same function from folded weights, in fewer multiplications.
+"""TokenPacker for inference: the tokens of `token_packer.py` from folded weights, in fewer multiplications.
 
-The plain path in `token_packer.py` is the definition; this is algebra on it, exact but for rounding:
+Folding is algebra, exact but for rounding:
 
-- A norm after a linear. LayerNorm subtracts the mean, which centring the linear's weight and bias does beforehand,
-  then divides by the root mean square, which no rotation changes. So with the centred weight A = Q R, Q a rotation and
-  R upper triangular, LayerNorm(A x + b) = g * Q (y / rms(y)) + beta where y = R x + Q^T b. R costs half of A, and g, Q
-  and beta go into the linears that read the norm's output.
-- Keys. A score is the query's product with a projected key, so also the product of the query, projected back once for
-  each head, with the key itself. What this adds equally to all scores of a window cancels in the softmax: beta and the
-  projection's bias.
-- Values. The shares of a window sum to one, so values are mixed first, and projected once for each window.
-- The attention's output projection and the first linear of the output MLP are one linear.
+- A LayerNorm after a linear layer. LayerNorm subtracts the mean; centring the linear's weight and bias does that
+  beforehand. It then divides by the root mean square, which no rotation changes. So with the centred weight A = Q R,
+  Q a rotation and R upper triangular, LayerNorm(A x + b) = g * Q (y / rms(y)) + beta, where y = R x + Q^T b.
+  R costs half of A; g, Q and beta go into the linear layers that read the norm's output.
+- Keys. A score is the product of a query with a projected key. It equals the product of the key itself with the query
+  projected back, once for each head. The softmax cancels what beta and the projection's bias add to every score.
+- Values. The shares of a window sum to one, so values are mixed first and projected once for each window.
+- The output projection of the attention and the first linear of the output MLP are one linear layer.
 
-Windows are made while GELU writes its result, so no tokens are copied to bring them in order. The first linears of keys
-and values stay two products: as one, with 2C outputs, they computed no faster (143 against 144 GFLOP/s at 2,304 patches
-on two cores) and would hold both results at once.
+The first linears of keys and values stay apart: one product with 2C outputs was no faster and needs more memory.
 
-Shapes: n tiles at a time, E = C/H; others as in `token_packer.py`.
+Shapes: as in `token_packer.py`; n tiles at a time, E = C/H.
 """
 
 from __future__ import annotations
-
-from dataclasses import dataclass
-from functools import cache
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tokenpacker.features import VisionFeatures
-from tokenpacker.projectors.base import build
+from tokenpacker.projectors.base import Projector
+from tokenpacker.projectors.layers import two_linears
+from tokenpacker.projectors.token_packer import (
+    LAYER_NORM_EPS,
+    TokenPacker,
+    TokenPackerProjectorConfig,
+    coarse_query,
+    split_windows,
+    window_mask,
+)
 
-if TYPE_CHECKING:
-    from tokenpacker.projectors.token_packer import TokenPacker, TokenPackerProjectorConfig
-
-PATCHES_AT_A_TIME = 2304  # four tiles of CLIP-L/336: large enough for full speed, and memory does not grow with N
-TOKENS_AT_A_TIME = 1152  # rows of the output MLP, likewise: its weights are large, and a third as many rows lose 12 %
-BLOCK = 128  # columns of a triangular product that are computed together; narrower ones gain nothing more
-MIN_PATCHES = 2304  # of a call that folds unasked: a second of folding is repaid by many tiles, not by one image
-MIN_VISION_DIM = 256  # below, more and smaller products take longer than multiplications are saved
-FOLDED_DTYPES = (torch.float32, torch.float64)  # half precision would round the folded weights once more
-
-
-@dataclass(frozen=True)
-class Windows:
-    """Where the windows lie.
-
-    Args:
-        patch_grid: (h, w) of the features.
-        extended: (rows*s, cols*s), the grid that the windows fill.
-        scale: s.
-        mask: (T, W), True where a patch exists; None where all do.
-    """
-
-    patch_grid: tuple[int, int]
-    extended: tuple[int, int]
-    scale: int
-    mask: Tensor | None
-
-    def activate(self, hidden: Tensor) -> Tensor:
-        """GELU of (n, L, C) in the order of the windows, (n*T*W, C)."""
-        image = hidden.unflatten(1, self.patch_grid)  # (n, h, w, C)
-        if self.extended != self.patch_grid:
-            (height, width), (full_height, full_width) = self.patch_grid, self.extended
-            image = F.pad(image, (0, 0, 0, full_width - width, 0, full_height - height))
-        image = image.unflatten(2, (-1, self.scale)).unflatten(1, (-1, self.scale))  # (n, rows, s, cols, s, C)
-        windows = image.transpose(2, 3)  # (n, rows, cols, s, s, C)
-        activated = torch.empty(windows.shape, dtype=hidden.dtype, device=hidden.device)
-        torch.ops.aten.gelu.out(windows, out=activated)
-        return activated.flatten(0, 4)
+PATCHES_AT_A_TIME = 2304  # four tiles of CLIP-L/336: enough for full speed, and memory does not grow with N
+BLOCK = 256  # columns of a triangular product that are computed together
 
 
-@dataclass(frozen=True)
-class RotatedNorm:
-    """A linear and the LayerNorm after it, up to a rotation and the norm's scale and shift.
+class TriangularNorm(nn.Module):
+    """A linear layer with an upper triangular weight (C, C), and the factor for a mean square of 1 after it."""
 
-    Args:
-        weight: (C, C), upper triangular.
-        bias: (C,).
-        eps: the norm's.
-    """
+    def __init__(self, dim: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(dim, dim))
+        self.bias = nn.Parameter(torch.empty(dim))
 
-    weight: Tensor
-    bias: Tensor
-    eps: float
-
-    def __call__(self, tokens: Tensor, out: Tensor) -> Tensor:
-        """(rows, 1), what each row of `out` (rows, C) is still to be multiplied by; tokens are (rows, C) too."""
+    def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """(rows, C) -> the linear's result (rows, C), and for each row the factor (rows, 1) still to multiply by."""
+        hidden = torch.empty_like(tokens)
         for start in range(0, len(self.bias), BLOCK):
             block = slice(start, start + BLOCK)
-            torch.addmm(self.bias[block], tokens[:, start:], self.weight[block, start:].T, out=out[:, block])
-        power = torch.linalg.vector_norm(out, dim=-1, keepdim=True).square_().div_(out.shape[1])
-        return power.add_(self.eps).rsqrt_()
+            hidden[:, block] = F.linear(tokens[:, start:], self.weight[block, start:], self.bias[block])
+        at_least_float32 = torch.promote_types(hidden.dtype, torch.float32)
+        norm = torch.linalg.vector_norm(hidden, dim=-1, keepdim=True, dtype=at_least_float32)
+        return hidden, (norm.square() / hidden.shape[-1] + LAYER_NORM_EPS).rsqrt().to(hidden.dtype)
 
 
-@dataclass(frozen=True)
-class FoldedTokenPacker:
-    """A `TokenPacker` for inference; weights that folding leaves as they are belong to it, the others are its own."""
+class FoldedTokenPacker(Projector):
+    """A `TokenPacker` with folded weights, which `TokenPacker.fold` makes. Its weights are frozen: it is not trained.
 
-    query: RotatedNorm
-    query_proj: nn.Linear  # of the query for all heads, scaled
-    key_in: nn.Linear
-    key: RotatedNorm
-    key_proj: Tensor  # (H, E, C), a head's query to what it looks for in normed keys
-    value_in: nn.Linear
-    value: RotatedNorm
-    value_proj: Tensor  # (H, C, E), mixed normed values to a head's result
-    output_in: nn.Linear
-    output: nn.Linear
+    Its tokens differ from the projector's by rounding, in float32 about 1e-6 of the largest value. Both are equally
+    near to the exact ones. A model that holds it is not saved: save the model with the projector itself.
 
-    @property
-    def num_own_bytes(self) -> int:
-        """Memory beside the projector's."""
-        own = [self.key_proj, self.value_proj]
-        own += [tensor for norm in (self.query, self.key, self.value) for tensor in (norm.weight, norm.bias)]
-        own += [*self.query_proj.parameters(), *self.output_in.parameters()]
-        return sum(tensor.numel() * tensor.element_size() for tensor in own)
+    Tiles are computed a few at a time, so that memory does not grow with their number; in a compiled or exported
+    graph, which holds for any number of tiles, all at once.
+    """
 
-    def __call__(self, coarse: Tensor, levels: Tensor, windows: Windows) -> Tensor:
-        """(N, T, D) from coarse queries (N, T, C) and levels (N, L, M*C)."""
-        num_tiles, num_tokens, dim = coarse.shape
-        attended = coarse.new_empty(num_tiles * num_tokens, dim)  # (N*T, C)
-        at_a_time = max(1, PATCHES_AT_A_TIME // levels.shape[1])
-        for start in range(0, num_tiles, at_a_time):
-            tiles = slice(start, start + at_a_time)
-            part = self._attend(coarse[tiles], levels[tiles], windows)
-            attended[start * num_tokens : start * num_tokens + len(part)] = part
-        packed = coarse.new_empty(len(attended), self.output.out_features)  # (N*T, D)
-        num_chunks = max(1, -(-len(attended) // TOKENS_AT_A_TIME))  # no tiles at all are a chunk too
-        for tokens, out in zip(attended.chunk(num_chunks), packed.chunk(num_chunks), strict=True):
-            self._put_out(tokens, out)
-        return packed.unflatten(0, (num_tiles, num_tokens))
+    config: TokenPackerProjectorConfig
 
-    def _put_out(self, attended: Tensor, out: Tensor) -> None:
-        """The output MLP of some of the tokens, (rows, C) -> (rows, D)."""
-        hidden = self.output_in(attended)
-        torch.ops.aten.gelu_(hidden)
-        torch.addmm(self.output.bias, hidden, self.output.weight.T, out=out)
+    def __init__(self, config: TokenPackerProjectorConfig):
+        super().__init__()
+        self.config = config
+        dim, levels_dim, heads = config.vision_dim, config.vision_dim * config.num_levels, config.num_heads
+        self.query_norm = TriangularNorm(dim)
+        self.query_proj = nn.Linear(dim, dim)  # scaled for the softmax
+        self.key_in = nn.Linear(levels_dim, dim)
+        self.key_norm = TriangularNorm(dim)
+        self.key_proj = nn.Parameter(torch.empty(heads, dim // heads, dim))  # (H, E, C)
+        self.value_in = nn.Linear(levels_dim, dim)
+        self.value_norm = TriangularNorm(dim)
+        self.value_proj = nn.Parameter(torch.empty(heads, dim, dim // heads))  # (H, C, E)
+        self.output_mlp = two_linears(dim, config.language_dim)
 
-    def _attend(self, coarse: Tensor, levels: Tensor, windows: Windows) -> Tensor:
-        """(n*T, C), what each head of each query takes from its window."""
-        coarse = coarse.flatten(0, 1)  # (n*T, C)
-        queries = torch.empty_like(coarse)
-        queries *= self.query(coarse, out=queries)
-        heads = self.query_proj(queries).unflatten(-1, (len(self.key_proj), -1)).transpose(0, 1)  # (H, n*T, E)
-        wanted = torch.bmm(heads, self.key_proj).transpose(0, 1)  # (n*T, H, C)
+    def forward(self, features: VisionFeatures, scale_factor: int | None = None) -> Tensor:
+        """Returns packed tokens (N, T, D), as `TokenPacker.forward`; raises ValueError under its conditions."""
+        self.check_features(features)
+        grid = features.patch_grid
+        scale = self.config.resolve_scale(grid, scale_factor)
+        if torch.compiler.is_compiling():
+            attended = self._attend(features.query, features.levels, grid, scale)
+        else:
+            at_a_time = max(1, PATCHES_AT_A_TIME // features.levels.shape[1])
+            parts = zip(features.query.split(at_a_time), features.levels.split(at_a_time), strict=True)
+            attended = torch.cat([self._attend(query, levels, grid, scale) for query, levels in parts])
+        return self.output_mlp(attended)  # (N, T, C) -> (N, T, D)
 
-        keys, key_scale = _normed(self.key_in, self.key, levels, windows)  # (n*T, W, C), (n*T, 1, W)
-        scores = torch.bmm(wanted, keys.transpose(1, 2)).mul_(key_scale)  # (n*T, H, W)
-        del wanted, keys  # the values take their place
-        if windows.mask is not None:
-            by_tile = scores.unflatten(0, (-1, len(windows.mask)))  # (n, T, H, W)
-            by_tile.masked_fill_(~windows.mask[:, None], float("-inf"))
-        shares = scores.softmax(dim=-1)
+    def _attend(self, query: Tensor, levels: Tensor, grid: tuple[int, int], scale: int) -> Tensor:
+        """(n, T, C), what each head of each query takes from its window."""
+        num_heads, num_tokens, window = self.config.num_heads, self.config.num_tokens(grid, scale), scale * scale
+        queries, factor = self.query_norm(coarse_query(query, grid, scale).flatten(0, 1))  # (n*T, C), (n*T, 1)
+        queries = self.query_proj(queries * factor).unflatten(-1, (num_heads, -1)).transpose(0, 1)  # (H, n*T, E)
+        wanted = torch.bmm(queries, self.key_proj).transpose(0, 1)  # (n*T, H, C)
 
-        values, value_scale = _normed(self.value_in, self.value, levels, windows)
-        mixed = torch.bmm(shares.mul_(value_scale), values)  # (n*T, H, C)
+        keys, factor = self.key_norm(F.gelu(_in_windows(self.key_in(levels), grid, scale)))  # (n*T*W, C), (n*T*W, 1)
+        scores = torch.bmm(wanted, keys.unflatten(0, (-1, window)).transpose(1, 2)) * factor.view(-1, 1, window)
+        del wanted, keys  # the values take their memory
+        scores = scores.unflatten(0, (-1, num_tokens))  # (n, T, H, W)
+        mask = window_mask(grid, scale, scores.device)
+        if mask is not None:
+            scores = scores.masked_fill(~mask[:, None], float("-inf"))
+        shares = scores.softmax(dim=-1).flatten(0, 1)  # (n*T, H, W)
+
+        values, factor = self.value_norm(F.gelu(_in_windows(self.value_in(levels), grid, scale)))
+        mixed = torch.bmm(shares * factor.view(-1, 1, window), values.unflatten(0, (-1, window)))  # (n*T, H, C)
         attended = torch.bmm(mixed.transpose(0, 1), self.value_proj)  # (H, n*T, E)
-        return attended.transpose(0, 1).flatten(1)
+        return attended.transpose(0, 1).flatten(1).unflatten(0, (-1, num_tokens))
 
 
-def _normed(first: nn.Linear, norm: RotatedNorm, levels: Tensor, windows: Windows) -> tuple[Tensor, Tensor]:
-    """Keys or values of each window (n*T, W, C), and what each is still to be multiplied by, (n*T, 1, W)."""
-    hidden = first(levels)  # (n, L, C)
-    activated = windows.activate(hidden)  # (n*T*W, C)
-    # The memory of `hidden` takes the result where the grid was not extended, so that it holds as many tokens.
-    tokens = hidden.flatten(0, 1) if hidden.numel() == activated.numel() else torch.empty_like(activated)
-    scale = norm(activated, out=tokens)
-    size = windows.scale**2
-    return tokens.unflatten(0, (-1, size)), scale.view(-1, 1, size)
+def _in_windows(tokens: Tensor, grid: tuple[int, int], scale: int) -> Tensor:
+    """(n, L, C) -> (n*T*W, C), in the order of the windows."""
+    return split_windows(tokens, grid, scale).transpose(2, 3).flatten(0, 4)  # (n, rows, cols, s, s, C) before
 
 
 def fold(packer: TokenPacker) -> FoldedTokenPacker:
-    """The projector with folded weights, computed in float64 and rounded once to the dtype of the parameters."""
-    with torch.inference_mode(False), torch.no_grad():
-        attention = packer.attention
-        (key_in, key_out), (value_in, value_out) = _linears(packer.key_mlp), _linears(packer.value_mlp)
-        first, output = _linears(packer.output_mlp)
-        query, query_reader, query_shift = _rotate(packer.query_proj, packer.query_norm)
-        key, key_reader, _ = _rotate(key_out, packer.key_norm)
-        value, value_reader, value_shift = _rotate(value_out, packer.value_norm)
-        scale = (packer.config.vision_dim // attention.num_heads) ** -0.5
-        query_weight, query_bias = _doubles(attention.query_proj)
-        key_weight, _ = _doubles(attention.key_proj)
-        value_weight, value_bias = _doubles(attention.value_proj)
-        output_weight, output_bias = _doubles(attention.output_proj)
-        first_weight, first_bias = _doubles(first)
-        shift = output_weight @ (value_weight @ value_shift + value_bias) + output_bias
-        dtype, heads = packer.query_proj.weight.dtype, (attention.num_heads, -1)
-        return FoldedTokenPacker(
-            query=query,
-            query_proj=_frozen_linear(
-                query_weight @ query_reader * scale, (query_weight @ query_shift + query_bias) * scale, dtype
-            ),
-            key_in=key_in,
-            key=key,
-            key_proj=(key_weight @ key_reader).unflatten(0, heads).to(dtype),
-            value_in=value_in,
-            value=value,
-            value_proj=(value_weight @ value_reader).unflatten(0, heads).to(dtype).transpose(1, 2),
-            output_in=_frozen_linear(first_weight @ output_weight, first_weight @ shift + first_bias, dtype),
-            output=output,
-        )
+    """Returns the projector with folded weights, computed in float64 and rounded once to the projector's dtype.
 
-
-def _linears(mlp: nn.Sequential) -> tuple[nn.Linear, nn.Linear]:
-    first, _, second = mlp
-    assert isinstance(first, nn.Linear)
-    assert isinstance(second, nn.Linear)
-    return first, second
-
-
-def _rotate(linear: nn.Linear, norm: nn.LayerNorm) -> tuple[RotatedNorm, Tensor, Tensor]:
-    """The two as a `RotatedNorm`; in float64 what a linear that reads the norm is multiplied by (C, C), and beta."""
-    weight, bias = _doubles(linear)
-    rotation, triangle = torch.linalg.qr(weight - weight.mean(0))
-    rotated = rotation.T @ (bias - bias.mean())
-    dtype = linear.weight.dtype
-    return (
-        RotatedNorm(triangle.to(dtype), rotated.to(dtype), norm.eps),
-        norm.weight.double()[:, None] * rotation,
-        norm.bias.double(),
-    )
-
-
-def _doubles(linear: nn.Linear) -> tuple[Tensor, Tensor]:
-    weight = linear.weight.double()
-    return weight, weight.new_zeros(len(weight)) if linear.bias is None else linear.bias.double()
-
-
-def _frozen_linear(weight: Tensor, bias: Tensor, dtype: torch.dtype) -> nn.Linear:
-    linear = nn.Linear(weight.shape[1], weight.shape[0], device="meta")
-    linear.weight, linear.bias = (nn.Parameter(tensor.to(dtype), requires_grad=False) for tensor in (weight, bias))
-    return linear
-
-
-class FastPath:
-    """Holds a projector's folded weights for as long as they are what its parameters say; copies start without."""
-
-    def __init__(self) -> None:
-        self._folded: FoldedTokenPacker | None = None
-        self._places: list[tuple[int, int]] = []
-        self._samples = torch.empty(0)
-
-    def __getstate__(self) -> dict:
-        return {}
-
-    def __setstate__(self, state: dict) -> None:
-        self.__init__()  # type: ignore[misc]
-
-    def drop(self) -> None:
-        """Forgets the folded weights."""
-        self._folded = None
-
-    def folded(self, packer: TokenPacker, features: VisionFeatures) -> FoldedTokenPacker | None:
-        """The folded projector, from its present weights; None where the plain path must be taken.
-
-        Weights are folded at the first call. They are folded again when a parameter is another tensor, was written to
-        in place, or differs in a sample of its numbers, which has some of every row and every column: that also finds
-        writes that went through `.data`, unless they were to single numbers.
-        """
-        if packer.config.vision_dim < MIN_VISION_DIM:
-            return None
-        if torch.compiler.is_compiling() or torch.jit.is_tracing():
-            return None  # a graph must hold the weights, not what was made of them
-        if _differentiated(packer, features):
-            self.drop()  # weights that learn change at every step, some optimizers do it unseen
-            return None
-        if not (_wanted(packer, features) and _computes_here(packer, features) and _is_as_built(packer)):
-            return None
-        parameters = list(packer.parameters())
-        places = [(parameter.data_ptr(), parameter._version) for parameter in parameters]
-        samples = torch.cat([_sample(parameter.detach()) for parameter in parameters])
-        if self._folded is None or places != self._places or not torch.equal(samples, self._samples):
-            self.drop()  # before the new ones take memory
-            self._folded, self._places, self._samples = fold(packer), places, samples
-        return self._folded
-
-
-def _sample(parameter: Tensor) -> Tensor:
-    """A number of every row and every column of a weight; all of a bias."""
-    if parameter.ndim == 1:
-        return parameter
-    places = torch.arange(max(parameter.shape))
-    return parameter[places % parameter.shape[0], places % parameter.shape[1]]
-
-
-def _wanted(packer: TokenPacker, features: VisionFeatures) -> bool:
-    if packer.folds_weights is None:
-        return features.levels.shape[:2].numel() >= MIN_PATCHES
-    return packer.folds_weights
-
-
-def _differentiated(packer: nn.Module, features: VisionFeatures) -> bool:
-    tensors = (features.query, features.levels, *packer.parameters())
-    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
-        return True
-    return any(torch.autograd.forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors)
-
-
-def _computes_here(packer: nn.Module, features: VisionFeatures) -> bool:
-    """Whether all numbers are plain tensors of one type in this process's memory, and computed in that type.
-
-    Only processors: what folding gains on other devices is not measured.
+    Raises:
+        ValueError: for anything that is not a `TokenPacker` as it was built, with weights in memory.
     """
-    tensors = (features.query, features.levels, *packer.parameters())
-    if torch.is_autocast_enabled("cpu") or features.levels.dtype not in FOLDED_DTYPES:
-        return False
-    if any(type(tensor) not in (Tensor, nn.Parameter) or tensor.device.type != "cpu" for tensor in tensors):
-        return False
-    if any(tensor.dtype != features.levels.dtype for tensor in tensors):
-        return False
-    # Parameters made in inference mode do not count their changes; what `torch.vmap` passes has no memory of its own.
-    return not any(parameter.is_inference() for parameter in packer.parameters()) and _has_memory(features.levels)
+    _check_foldable(packer)
+    like = packer.query_proj.weight
+    with torch.inference_mode(False), torch.no_grad():
+        weights = _folded_weights(packer)
+        with torch.device("meta"):
+            folded = FoldedTokenPacker(packer.config)
+        own = {name: weight.to(like.device, like.dtype, copy=True) for name, weight in weights.items()}
+        folded.load_state_dict(own, assign=True)
+    return folded.eval().requires_grad_(False)
 
 
-def _has_memory(tensor: Tensor) -> bool:
-    try:
-        tensor.data_ptr()
-    except RuntimeError:
-        return False
-    return True
+def _folded_weights(packer: TokenPacker) -> dict[str, Tensor]:
+    """The state of a `FoldedTokenPacker`, in float64 on the CPU: other devices may not have that type."""
+    given = {name: weight.to("cpu", torch.float64) for name, weight in packer.state_dict().items()}
+    heads = (packer.config.num_heads, -1)
+
+    def linear(name: str) -> tuple[Tensor, Tensor]:
+        return given[f"{name}.weight"], given[f"{name}.bias"]
+
+    folded: dict[str, Tensor] = {}
+    readers, shifts = {}, {}  # what a linear that reads a norm is multiplied by (C, C), and what is added before it
+    for part, before in (("query", "query_proj"), ("key", "key_mlp.2"), ("value", "value_mlp.2")):
+        weight = given[f"{before}.weight"]
+        bias = given.get(f"{before}.bias", weight.new_zeros(len(weight)))
+        rotation, triangle = torch.linalg.qr(weight - weight.mean(0))
+        folded[f"{part}_norm.weight"] = triangle
+        folded[f"{part}_norm.bias"] = rotation.T @ (bias - bias.mean())
+        scale, shifts[part] = linear(f"{part}_norm")
+        readers[part] = scale[:, None] * rotation
+    for part in ("key", "value"):
+        folded[f"{part}_in.weight"], folded[f"{part}_in.bias"] = linear(f"{part}_mlp.0")
+
+    weight, bias = linear("attention.query_proj")
+    softmax_scale = (len(weight) // heads[0]) ** -0.5
+    folded["query_proj.weight"] = weight @ readers["query"] * softmax_scale
+    folded["query_proj.bias"] = (weight @ shifts["query"] + bias) * softmax_scale
+    weight, _ = linear("attention.key_proj")
+    folded["key_proj"] = (weight @ readers["key"]).unflatten(0, heads)
+    weight, bias = linear("attention.value_proj")
+    folded["value_proj"] = (weight @ readers["value"]).unflatten(0, heads).transpose(1, 2)
+    shift = weight @ shifts["value"] + bias
+    weight, bias = linear("attention.output_proj")
+    shift = weight @ shift + bias
+    first, first_bias = linear("output_mlp.0")
+    folded["output_mlp.0.weight"] = first @ weight
+    folded["output_mlp.0.bias"] = first @ shift + first_bias
+    folded["output_mlp.2.weight"], folded["output_mlp.2.bias"] = linear("output_mlp.2")
+    return folded
 
 
-def _is_as_built(packer: TokenPacker) -> bool:
-    """Whether nobody has put other parts in, or wants to see what goes through them."""
-    if getattr(getattr(packer, "_hf_hook", None), "offload", False):
-        return False  # accelerate brings the weights for each call alone
-    if _parts(packer) != _parts_of_new(packer.config):
-        return False
-    parts = [part for child in packer.children() for part in child.modules()]
-    return not any(part._forward_hooks or part._forward_pre_hooks or "forward" in vars(part) for part in parts)
-
-
-def _parts(packer: nn.Module) -> list[tuple[str, type, str]]:
-    """Name, class and settings of every module; settings as they print, a GELU's approximation among them."""
-    return [(name, type(part), part.extra_repr()) for name, part in packer.named_modules()]
-
-
-@cache
-def _parts_of_new(config: TokenPackerProjectorConfig) -> list[tuple[str, type, str]]:
+def _check_foldable(packer: TokenPacker) -> None:
+    """Raises ValueError if the module may compute something else than the equations of `TokenPacker`."""
+    if type(packer) is not TokenPacker:
+        raise ValueError(f"fold takes a TokenPacker, not {type(packer).__name__}, whose equations may be others")
     with torch.device("meta"):
-        return _parts(build(config))
+        parts, built = _parts(packer), _parts(TokenPacker(packer.config))
+    changed = sorted(name for name in parts.keys() | built.keys() if parts.get(name) != built.get(name))
+    changed += [name for name, part in packer.named_modules() if name and _is_hooked(part)]
+    if changed:
+        raise ValueError(
+            f"fold takes a TokenPacker as it was built, but these parts were replaced or hooked: {', '.join(changed)};"
+            " merge adapters and remove hooks, or use the projector itself"
+        )
+    for name, weight in packer.named_parameters():
+        if weight.is_meta or not weight.is_floating_point():
+            raise ValueError(
+                f"fold needs the weights in memory in a floating-point type, but {name} is {weight.dtype} on"
+                f" {weight.device}; load the model without offloading and quantization"
+            )
+
+
+def _parts(packer: TokenPacker) -> dict[str, tuple[type, str]]:
+    """The class and the settings of every part; the settings as it prints them, such as a GELU's approximation."""
+    return {name: (type(part), part.extra_repr()) for name, part in packer.named_modules()}
+
+
+def _is_hooked(part: nn.Module) -> bool:
+    return bool(part._forward_hooks or part._forward_pre_hooks or "forward" in vars(part))

@@ -8,9 +8,8 @@ T = rows*cols packed tokens, W = s*s patches per window, M levels, C vision widt
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -18,8 +17,10 @@ from torch.nn import functional as F
 
 from tokenpacker.features import VisionFeatures
 from tokenpacker.projectors.base import Projector, register, require_positive
-from tokenpacker.projectors.folded import FastPath, FoldedTokenPacker, Windows
-from tokenpacker.projectors.layers import ScaledConfig, two_linears
+from tokenpacker.projectors.layers import ScaledConfig, ceil_grid, to_image, two_linears
+
+if TYPE_CHECKING:
+    from tokenpacker.projectors.folded import FoldedTokenPacker
 
 LAYER_NORM_EPS = 1e-6  # released weights need this; torch's default is 1e-5
 
@@ -78,7 +79,7 @@ class WindowAttention(nn.Module):
         query = query * query.shape[-1] ** -0.5
         key = self._split_heads(self.key_proj(keys))  # (N*T*H, W, C/H)
         scores = query.flatten(0, 2).unsqueeze(1) @ key.transpose(1, 2)  # (N*T*H, 1, W)
-        scores = scores.view(*query.shape[:3], -1)  # (N, T, H, W)
+        scores = scores.view(*query.shape[:3], len(keys))  # (N, T, H, W)
         return (scores if mask is None else scores.masked_fill(~mask[:, None], float("-inf"))).softmax(dim=-1)
 
     def _split_heads(self, tokens: Tensor) -> Tensor:
@@ -90,22 +91,14 @@ class WindowAttention(nn.Module):
 class TokenPacker(Projector):
     """The projector of the paper, for any encoder, language model, patch grid and scale factor.
 
-    A grid that s does not divide is extended to the right and below. Edge windows then hold fewer patches:
-    the missing ones are masked out of the attention, and the coarse query reads the last real row or column in
-    their place. On a grid that s divides nothing is extended and the result is the released one.
+    If s does not divide the patch grid, the grid is extended to the right and below. Windows at the edge then hold
+    fewer patches: the attention masks the missing ones, and the coarse query repeats the last row or column in their
+    place. If s divides the grid, the result is that of the released code.
 
-    Where nothing is differentiated, a call of many patches computes the same function from folded weights, in fewer
-    multiplications: see `token_packer_fast.py`. It does so on a CPU, in float32 or float64 without autocast, with C of
-    at least 256 and at least 2,304 patches, which are four tiles of CLIP-L/336. At C = 1024 and D = 4096 the folded
-    weights are made at the first such call in about a second, and take 40 MiB beside the projector's 140.
-
-    Folded and plain results differ by rounding, 1e-6 of the largest value, and are equally near to the exact ones. So
-    the same tile may have other last digits in a large batch than alone. Set `folds_weights` to False for results
-    whose digits are the released code's at any size, to True to fold for small calls, too, where folding is possible.
+    `fold` gives a module that computes the same tokens in fewer multiplications, for inference.
     """
 
     config: TokenPackerProjectorConfig
-    folds_weights: bool | None = None
 
     def __init__(self, config: TokenPackerProjectorConfig):
         super().__init__()
@@ -119,85 +112,92 @@ class TokenPacker(Projector):
         self.value_norm = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
         self.attention = WindowAttention(dim, config.num_heads)
         self.output_mlp = two_linears(dim, config.language_dim)
-        self._fast_path = FastPath()
         self.init_weights()
 
     def forward(self, features: VisionFeatures, scale_factor: int | None = None) -> Tensor:
-        """(N, T, D) packed tokens in row-major order; `scale_factor=None` takes the config's.
+        """Returns packed tokens (N, T, D) in row-major order; `scale_factor=None` takes the config's.
 
         Raises:
-            ValueError: when the features' widths are not the config's or the scale factor exceeds the grid.
+            ValueError: if the features' widths are not the config's, or if the scale factor exceeds the grid.
         """
         self.check_features(features)
-        folded = self._fast_path.folded(self, features) if type(self) is TokenPacker else None
-        if folded is not None:
-            return self._forward_folded(folded, features, scale_factor)
-        queries, keys, mask = self._queries_and_keys(features, scale_factor)
-        values = self._windows(self.value_norm(self.value_mlp(features.levels)), features.patch_grid, scale_factor)
+        scale = self.config.resolve_scale(features.patch_grid, scale_factor)
+        queries, keys, mask = self._queries_and_keys(features, scale)
+        values = windows(self.value_norm(self.value_mlp(features.levels)), features.patch_grid, scale)  # (W, N, T, C)
         return self.output_mlp(self.attention(queries, keys, values, mask))  # (N, T, C) -> (N, T, D)
 
     def attention_weights(self, features: VisionFeatures, scale_factor: int | None = None) -> Tensor:
-        """(N, T, H, W): how much each head of each packed token takes from the patches of its window, row by row.
+        """Returns (N, T, H, W), the share that each head of each packed token takes from each patch of its window.
 
-        Patches beyond the grid have weight 0. Raises as `forward`.
+        The patches of a window are in row-major order; places beyond the grid have the share 0.
+
+        Raises:
+            ValueError: under the conditions of `forward`.
         """
         self.check_features(features)
-        queries, keys, mask = self._queries_and_keys(features, scale_factor)
+        scale = self.config.resolve_scale(features.patch_grid, scale_factor)
+        queries, keys, mask = self._queries_and_keys(features, scale)
         return self.attention.weights(queries, keys, mask)
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> TokenPacker:
-        """As of every module; the folded weights do not move along."""
-        self._fast_path.drop()
-        return super()._apply(fn, recurse)
+    def fold(self) -> FoldedTokenPacker:
+        """Returns a copy for inference that computes the same tokens in fewer multiplications; see `folded.py`.
 
-    def _forward_folded(self, folded: FoldedTokenPacker, features: VisionFeatures, scale_factor: int | None) -> Tensor:
-        grid = features.patch_grid
-        scale, height, width = self._extents(grid, scale_factor)
-        mask = self._window_mask(grid, scale_factor, features.levels.device)
-        coarse = self._coarse_query(features.query, grid, scale_factor)  # (N, T, C)
-        return folded(coarse, features.levels, Windows(grid, (height, width), scale, mask))
+        The copy does not follow later changes of these weights. It takes this module's place in a model:
 
-    def _queries_and_keys(
-        self, features: VisionFeatures, scale_factor: int | None
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
-        grid = features.patch_grid
-        queries = self.query_norm(self.query_proj(self._coarse_query(features.query, grid, scale_factor)))  # (N, T, C)
-        keys = self._windows(self.key_norm(self.key_mlp(features.levels)), grid, scale_factor)  # (W, N, T, C)
-        return queries, keys, self._window_mask(grid, scale_factor, keys.device)
+            model.model.multi_modal_projector = model.model.multi_modal_projector.fold()
 
-    def _extents(self, patch_grid: tuple[int, int], scale_factor: int | None) -> tuple[int, int, int]:
-        """s and the height and width of the patch grid after extension."""
-        rows, cols = self.config.token_grid(patch_grid, scale_factor)
-        scale = self.config.resolve_scale(patch_grid, scale_factor)
-        return scale, rows * scale, cols * scale
-
-    def _coarse_query(self, tokens: Tensor, patch_grid: tuple[int, int], scale_factor: int | None) -> Tensor:
-        """(N, L, C) -> (N, T, C), bilinear interpolation by 1/s (half-pixel centres, no antialias) in float32.
-
-        Its samples lie on window centres: an odd s reads the centre patch, an even s the mean of the central four.
+        Raises:
+            ValueError: for a subclass, and if a part of the module was replaced, hooked, quantized or offloaded.
         """
-        scale, height, width = self._extents(patch_grid, scale_factor)
-        image = tokens.unflatten(1, patch_grid).permute(0, 3, 1, 2).float()  # (N, C, h, w)
-        if (height, width) != patch_grid:
-            image = F.pad(image, (0, width - patch_grid[1], 0, height - patch_grid[0]), mode="replicate")
-        image = F.interpolate(image, (height // scale, width // scale), mode="bilinear")  # (N, C, rows, cols)
-        return image.permute(0, 2, 3, 1).flatten(1, 2).to(tokens.dtype)
+        from tokenpacker.projectors.folded import fold  # that module builds on this one
 
-    def _windows(self, tokens: Tensor, patch_grid: tuple[int, int], scale_factor: int | None) -> Tensor:
-        """(N, L, C) -> (W, N, T, C), zeros where the grid was extended."""
-        scale, height, width = self._extents(patch_grid, scale_factor)
-        image = tokens.unflatten(1, patch_grid)  # (N, h, w, C)
-        if (height, width) != patch_grid:
-            image = F.pad(image, (0, 0, 0, width - patch_grid[1], 0, height - patch_grid[0]))
-        image = image.unflatten(2, (-1, scale)).unflatten(1, (-1, scale))  # (N, rows, s, cols, s, C)
-        return image.permute(2, 4, 0, 1, 3, 5).flatten(3, 4).flatten(0, 1).contiguous()  # a lone window is a view
+        return fold(self)
 
-    def _window_mask(
-        self, patch_grid: tuple[int, int], scale_factor: int | None, device: torch.device
-    ) -> Tensor | None:
-        """(T, W), True where a window's place holds a patch; None when every place does."""
-        _, height, width = self._extents(patch_grid, scale_factor)
-        if (height, width) == patch_grid:
-            return None
-        exists = torch.ones(1, patch_grid[0] * patch_grid[1], 1, dtype=torch.bool, device=device)
-        return self._windows(exists, patch_grid, scale_factor)[:, 0, :, 0].T
+    def _queries_and_keys(self, features: VisionFeatures, scale: int) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Returns queries (N, T, C), keys (W, N, T, C) and the mask of the windows."""
+        grid = features.patch_grid
+        queries = self.query_norm(self.query_proj(coarse_query(features.query, grid, scale)))
+        keys = windows(self.key_norm(self.key_mlp(features.levels)), grid, scale)
+        return queries, keys, window_mask(grid, scale, keys.device)
+
+
+def coarse_query(tokens: Tensor, patch_grid: tuple[int, int], scale: int) -> Tensor:
+    """(N, L, C) -> (N, T, C), bilinear interpolation by 1/s (half-pixel centres, no antialias) in float32.
+
+    Samples lie on window centres: an odd s reads the central patch, an even s the mean of the central four.
+    """
+    below, right = _extension(patch_grid, scale)
+    image = to_image(tokens, patch_grid).float()  # (N, C, h, w)
+    if below or right:
+        image = F.pad(image, (0, right, 0, below), mode="replicate")
+    image = F.interpolate(image, ceil_grid(patch_grid, scale), mode="bilinear")  # (N, C, rows, cols)
+    return image.permute(0, 2, 3, 1).flatten(1, 2).to(tokens.dtype)
+
+
+def split_windows(tokens: Tensor, patch_grid: tuple[int, int], scale: int) -> Tensor:
+    """(N, L, C) -> (N, rows, s, cols, s, C), zeros where the grid is extended."""
+    below, right = _extension(patch_grid, scale)
+    image = tokens.unflatten(1, patch_grid)  # (N, h, w, C)
+    if below or right:
+        image = F.pad(image, (0, 0, 0, right, 0, below))
+    return image.unflatten(2, (-1, scale)).unflatten(1, (-1, scale))
+
+
+def windows(tokens: Tensor, patch_grid: tuple[int, int], scale: int) -> Tensor:
+    """(N, L, C) -> (W, N, T, C), zeros where the grid is extended."""
+    split = split_windows(tokens, patch_grid, scale).permute(2, 4, 0, 1, 3, 5)  # (s, s, N, rows, cols, C)
+    return split.flatten(3, 4).flatten(0, 1).contiguous()  # with s = 1 it would be a view
+
+
+def window_mask(patch_grid: tuple[int, int], scale: int, device: torch.device) -> Tensor | None:
+    """(T, W), True where a window's place holds a patch; None if every place does."""
+    if not any(_extension(patch_grid, scale)):
+        return None
+    exists = torch.ones(1, patch_grid[0] * patch_grid[1], 1, dtype=torch.bool, device=device)
+    return windows(exists, patch_grid, scale)[:, 0, :, 0].T
+
+
+def _extension(patch_grid: tuple[int, int], scale: int) -> tuple[int, int]:
+    """How many rows below and columns to the right make s divide the grid."""
+    height, width = patch_grid
+    return -height % scale, -width % scale

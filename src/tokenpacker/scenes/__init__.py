@@ -1,7 +1,7 @@
-"""Data sets with exact truth: easy-VQA (public), and fine print and regions (generated).
+"""Data sets whose right answers are known exactly: easy-VQA (public), fine print and regions (generated).
 
-All hand out :class:`Sample`: an image with questions, a caption and, where it was drawn by this package or can be
-derived, the :class:`Scene` it shows.
+Each is a sequence of :class:`Sample`: an image with questions and a caption. A generated sample also has the
+:class:`Scene` that it shows.
 """
 
 from tokenpacker.scenes.easy_vqa import EasyVqa

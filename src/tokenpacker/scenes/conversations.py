@@ -1,8 +1,8 @@
-"""Many conversations about one image in one sequence, without any seeing another.
+"""Several conversations about one image in one sequence.
 
-An image's tokens come once (the prefix); each conversation about it (a segment) attends to the prefix and to itself,
-and its positions continue from the prefix. The result for every segment is exactly that of the prefix and the segment
-alone, at a fraction of the cost: image tokens are most of a sequence.
+The image's tokens come once, as the prefix. Each conversation (a segment) attends to the prefix and to itself, and its
+positions continue from the prefix. So the model computes for each segment what it would compute for the prefix and that
+segment alone, at less cost: most tokens of a sequence are image tokens.
 
 Shapes: B images, S sequence length.
 """
@@ -20,9 +20,11 @@ from tokenpacker.sequence import IGNORED
 
 @dataclass(frozen=True)
 class Segment:
-    """Token ids of one conversation and, at each position, the id to be predicted there or IGNORED.
+    """The token ids of one conversation.
 
-    `regions` are those that its questions point at, in order: places among the regions of its image.
+    Args:
+        labels: the id at each position that is learned, IGNORED at the others.
+        regions: for each `<mask>` of the conversation, the index of its region among those of the image.
     """
 
     input_ids: tuple[int, ...]
@@ -31,15 +33,15 @@ class Segment:
 
 
 def make_segment(tokenizer: PreTrainedTokenizerBase, turns: Sequence[Question]) -> Segment:
-    """The conversation that follows an image: answers and end marks are learned, the rest is read.
+    """The conversation that follows an image. Answers and their end marks are learned, questions are not.
 
-    The first turn continues the user's message that the image opened.
+    The first question continues the user's message, which the image has opened.
     """
     ids: list[int] = []
     labels: list[int] = []
     for number, turn in enumerate(turns):
-        asked = f"{'USER: ' if number else ''}{turn.text} ASSISTANT:"
-        question = tokenizer(asked, add_special_tokens=False).input_ids
+        opening = "USER: " if number else ""
+        question = tokenizer(f"{opening}{turn.text} ASSISTANT:", add_special_tokens=False).input_ids
         answer = [*tokenizer(f" {turn.answer}", add_special_tokens=False).input_ids, tokenizer.eos_token_id]
         ids += question + answer
         labels += [IGNORED] * len(question) + answer
@@ -47,10 +49,10 @@ def make_segment(tokenizer: PreTrainedTokenizerBase, turns: Sequence[Question]) 
 
 
 def pack(prefixes: Sequence[Sequence[int]], segments: Sequence[Sequence[Segment]], pad_id: int) -> dict[str, Tensor]:
-    """One batch: image `i` opens with `prefixes[i]`, and `segments[i]` are asked about it.
+    """One batch: row i is `prefixes[i]` and the `segments[i]` about it, padded on the right.
 
-    Returns input_ids, labels and position_ids (B, S), and attention_mask (B, 1, S, S), 0 where position i may see
-    position j and the lowest float elsewhere; padding is on the right.
+    Returns input_ids, labels and position_ids (B, S), and attention_mask (B, 1, S, S), which is 0 where a position may
+    attend to another and the lowest float elsewhere.
     """
     length = max(
         len(prefix) + sum(len(part.input_ids) for part in parts)

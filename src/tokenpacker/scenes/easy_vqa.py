@@ -1,18 +1,17 @@
-"""easy-VQA: 4,000 / 1,000 images of one shape, 38,575 / 9,673 questions, 13 answers (official split, from PyPI).
+"""easy-VQA: 4,000 training and 1,000 test images of one shape, 38,575 and 9,673 questions, 13 answers.
 
-Also its endless look-alikes: pictures in the same style from a seed, with the same questions. The encoder and the
-language model are prepared on those; the official test images are used for testing only.
+The official images come from the package `easy-vqa`. `make_sample` draws any number of look-alikes: pictures and
+questions in the same style, from a seed. Training uses the official training images and look-alikes, never the test
+images.
 """
 
 import random
 import re
-from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 from PIL import Image
 
-from tokenpacker.scenes.scene import Item, Question, Rgb, Sample, Scene, draw
+from tokenpacker.scenes.scene import Item, Question, Rgb, Sample, Scene, draw, pale_color
 
 IMAGE_SIDE = 64
 SHAPES = ("circle", "rectangle", "triangle")
@@ -26,7 +25,7 @@ COLORS: dict[str, Rgb] = {
     "teal": (0, 128, 128),
     "brown": (165, 42, 42),
 }
-TRUTHFUL_SHARE = 0.18  # official share of yes-or-no questions that name what the image does show
+TRUTHFUL_SHARE = 0.18  # official share of yes-or-no questions that name the shape or color of the image
 TRIANGLE_ASPECT = 0.866  # equilateral: height = sqrt(3)/2 * side
 
 ASK_SHAPE = ("what shape does the image contain?", "what shape is in the image?", "what shape is present?")
@@ -43,17 +42,23 @@ ASK_ABSENCE = (
 
 
 class EasyVqa:
-    """One official split; a sample is an image with its questions.
+    """The samples of one official split: images with their questions.
 
-    Raises: ValueError for an unknown split; ModuleNotFoundError, with the remedy, without the `easy-vqa` package.
+    Raises:
+        ValueError: for an unknown split.
+        ModuleNotFoundError: when the package `easy-vqa` is not installed.
     """
 
     def __init__(self, split: str = "test") -> None:
         if split not in ("train", "test"):
             raise ValueError(f"split={split!r} is unknown; use train or test")
-        package = _import_package()
-        texts, answers, image_ids = getattr(package, f"get_{split}_questions")()
-        paths: dict[int, str] = getattr(package, f"get_{split}_image_paths")()
+        try:
+            import easy_vqa  # it ships no types
+        except ModuleNotFoundError as error:
+            remedy = "pip install 'tokenpacker[evaluate]' (or pip install easy-vqa)"
+            raise ModuleNotFoundError(f"the easy-VQA data set is not installed; {remedy}") from error
+        texts, answers, image_ids = getattr(easy_vqa, f"get_{split}_questions")()
+        paths: dict[int, str] = getattr(easy_vqa, f"get_{split}_image_paths")()
         questions: dict[int, list[Question]] = {image_id: [] for image_id in sorted(paths)}
         for text, answer, image_id in zip(texts, answers, image_ids, strict=True):
             questions[image_id].append(Question(text, answer, question_kind(text)))
@@ -71,24 +76,9 @@ class EasyVqa:
         name = f"easy-vqa-{self.split}-{image_id}"
         return Sample(name=name, image=picture, questions=questions, caption=describe(color, shape))
 
-    @property
-    def num_questions(self) -> int:
-        """Questions of all images of this split."""
-        return sum(len(questions) for _, _, questions in self._entries)
-
-
-def _import_package() -> Any:
-    """The `easy_vqa` module, which ships no types."""
-    try:
-        import easy_vqa
-    except ModuleNotFoundError as error:
-        remedy = "pip install 'tokenpacker[evaluate]' (or pip install easy-vqa)"
-        raise ModuleNotFoundError(f"the easy-VQA data set is not installed; {remedy}") from error
-    return easy_vqa
-
 
 def question_kind(text: str) -> str:
-    """`shape`, `color`, `presence` or `absence`: what a question of this set asks for."""
+    """The kind of a question of this set: `shape`, `color`, `presence` or `absence`."""
     if text in ASK_SHAPE or re.fullmatch(r"what is the \w+ shape\?", text):
         return "shape"
     if text.startswith("what"):
@@ -97,23 +87,21 @@ def question_kind(text: str) -> str:
 
 
 def deduce(questions: tuple[Question, ...]) -> tuple[str | None, str | None]:
-    """(color, shape) as far as the questions with their answers tell; None where they leave it open."""
+    """The (color, shape) that the answers tell; None for what they do not tell."""
     color = shape = None
     for question in questions:
-        named_colors = [word for word in re.findall(r"\w+", question.text) if word in COLORS]
-        named_shapes = [word for word in re.findall(r"\w+", question.text) if word in SHAPES]
-        there = question.answer == ("no" if question.kind == "absence" else "yes")
-        if question.kind == "color":
-            color, shape = question.answer, (named_shapes or [shape])[0]
-        elif question.kind == "shape":
-            shape, color = question.answer, (named_colors or [color])[0]
-        elif there:
-            color, shape = (named_colors or [color])[0], (named_shapes or [shape])[0]
+        words = re.findall(r"\w+", question.text)
+        if question.kind in ("color", "shape"):
+            words.append(question.answer)
+        elif question.answer != ("no" if question.kind == "absence" else "yes"):
+            continue  # what it names is not in the image
+        color = next((word for word in words if word in COLORS), color)
+        shape = next((word for word in words if word in SHAPES), shape)
     return color, shape
 
 
 def describe(color: str | None, shape: str | None) -> str:
-    """The caption, as far as color and shape are known."""
+    """The caption; it leaves out what is None."""
     return f"a {color} {shape or 'shape'}." if color else f"a {shape or 'shape'}."
 
 
@@ -122,16 +110,14 @@ def make_scene(rng: random.Random) -> Scene:
     shape, color = rng.choice(SHAPES), rng.choice(list(COLORS))
     width = rng.uniform(9, 33)
     height = {"circle": width, "rectangle": rng.uniform(9, 33), "triangle": width * TRIANGLE_ASPECT}[shape]
-    left, top = rng.uniform(-0.5, IMAGE_SIDE - width), rng.uniform(-0.5, IMAGE_SIDE - height)
-    left, top = max(0.0, left), max(0.0, top)
-    floor = rng.choice((200, 228, 228, 228))  # most backgrounds of the set are very pale
-    background = (rng.randint(floor, 255), rng.randint(floor, 255), rng.randint(floor, 255))
+    left, top = max(0.0, rng.uniform(-0.5, IMAGE_SIDE - width)), max(0.0, rng.uniform(-0.5, IMAGE_SIDE - height))
+    background = pale_color(rng, darkest=rng.choice((200, 228, 228, 228)))  # most of the set are very pale
     item = Item(kind="shape", text=shape, color=color, rgb=COLORS[color], box=(left, top, left + width, top + height))
     return Scene(height=IMAGE_SIDE, width=IMAGE_SIDE, background=background, items=(item,))
 
 
 def make_sample(seed: int) -> Sample:
-    """The look-alike of a seed, with questions in the official style."""
+    """The look-alike of a seed, with ten questions in the official style."""
     rng = random.Random(seed)
     scene = make_scene(rng)
     questions = tuple(ask(scene, rng))
@@ -143,13 +129,7 @@ def make_sample(seed: int) -> Sample:
 def ask(scene: Scene, rng: random.Random, count: int = 10) -> list[Question]:
     """`count` random questions in the official style and proportions (three of four are yes or no)."""
     item = scene.items[0]
-    questions = []
-    for _ in range(count):
-        if rng.random() < 0.26:
-            questions.append(_ask_open(item, rng))
-        else:
-            questions.append(_ask_closed(item, rng))
-    return questions
+    return [_ask_open(item, rng) if rng.random() < 0.26 else _ask_closed(item, rng) for _ in range(count)]
 
 
 def _ask_open(item: Item, rng: random.Random) -> Question:
@@ -172,9 +152,8 @@ def _ask_closed(item: Item, rng: random.Random) -> Question:
     return Question(text, "yes" if truthful != negated else "no", "absence" if negated else "presence")
 
 
-@lru_cache(maxsize=1)
 def all_question_texts() -> tuple[str, ...]:
-    """Every question text of the set's templates (sorted)."""
+    """Every question of the set, sorted."""
     texts = set(ASK_SHAPE)
     texts |= {template.format(thing=thing) for template in ASK_COLOR for thing in ("shape", *SHAPES)}
     texts |= {template.format(color=color) for template in ASK_SHAPE_OF_COLOR for color in COLORS}

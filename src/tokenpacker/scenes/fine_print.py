@@ -1,23 +1,35 @@
-"""Fine print: generated pictures with small type, made so that a downscaled view of them is not enough.
+"""Fine print: generated pictures with text so small that a model needs HD tiles to read it.
 
-An image is 96 to 400 pixels a side and shows words, numbers and shapes at random places, some in a colored box, some
-just below a shape. Type is small: sized so that it is about 16 pixels high once the image is cut into up to nine tiles
-of 96 pixels, and 4 to 8 where the whole image has been shrunk to one such tile. Reading it needs HD tiles.
-Sample `index` of a split depends on nothing but (split, index); the splits use disjoint seeds.
+An image is 96 to 400 pixels a side. It shows words, numbers and shapes at random places. Some texts have a colored box
+around them, some stand just below a shape. Text is about 16 pixels high when the image is cut into up to nine tiles of
+96 pixels, and 4 to 8 pixels when the whole image is shrunk to one such tile.
+Each sample depends only on its split and index. The splits use disjoint seeds.
 """
 
 import math
 import random
 from dataclasses import replace
 
-from tokenpacker.scenes.scene import FRAME_WIDTH, Box, Item, Question, Rgb, Sample, Scene, draw, text_size
+from tokenpacker.scenes.scene import (
+    FRAME_WIDTH,
+    SHAPES,
+    Box,
+    Item,
+    Question,
+    Rgb,
+    Sample,
+    Scene,
+    draw,
+    overlap,
+    pale_color,
+    text_size,
+)
 from tokenpacker.tiling import choose_tile_grid, fit_within
 
 WORDS = (
     *("cat", "dog", "sun", "moon", "fish", "bird", "milk", "rain", "king", "wolf"),
     *("jam", "fox", "book", "hand", "leaf", "zebra", "apple", "river", "queen", "lemon"),
 )
-SHAPES = ("circle", "rectangle", "triangle", "star", "cross")
 TEXT_COLORS: dict[str, Rgb] = {
     "black": (20, 20, 20),
     "red": (220, 20, 20),
@@ -27,12 +39,12 @@ TEXT_COLORS: dict[str, Rgb] = {
 FRAME_COLORS: dict[str, Rgb] = TEXT_COLORS | {"yellow": (240, 205, 0), "purple": (160, 30, 200)}
 MIN_SIDE, MAX_SIDE = 96, 400
 MAX_ASPECT = 2.2
-TYPE_SIZES = (15.5, 17.5)  # pixels once the image is cut into tiles: about twice as large as a tile's patches
-TILE_SIZE, MAX_TILES = (96, 96), 9  # the cut that type is sized for
-MIN_GAP = 6  # free pixels around every group, in tile pixels as PIXELS_PER_GROUP is
+TILE_SIZE, MAX_TILES = (96, 96), 9  # the text is sized for this cut; the next four are in pixels of its tiles
+FONT_SIZES = (15.5, 17.5)  # about two patches of 8 pixels
+MIN_GAP = 6  # around every group: a text alone, in a box, or below a shape
 PIXELS_PER_GROUP = 8000
-MAX_GROUPS = 8
 PIXELS_PER_CROWDED_GROUP = 2400
+MAX_GROUPS = 8
 PLACEMENT_TRIES = 40
 
 FIRST_SEED = {"train": 0, "test": 1_000_000_000, "foundation": 2_000_000_000}
@@ -40,11 +52,12 @@ SPLIT_SIZE = 1_000_000_000
 
 
 class FinePrint:
-    """The generated set as a sequence: `FinePrint("test")[7]` is always the same sample.
+    """The samples of one split as a sequence. `FinePrint("test")[7]` is always the same sample.
 
-    A sample asks at most one question of each kind, so that no kind outweighs the others by the number of texts.
+    A sample has at most one question of each kind. So every kind weighs the same, however many texts a picture shows.
 
-    Raises: ValueError for an unknown split.
+    Raises:
+        ValueError: for an unknown split.
     """
 
     def __init__(self, split: str = "test") -> None:
@@ -62,7 +75,7 @@ class FinePrint:
         return Sample(name=name, image=draw(scene), questions=questions, caption=describe(scene), scene=scene)
 
     def truth(self, index: int) -> tuple[Scene, tuple[Question, ...]]:
-        """What one sample shows and may be asked, without drawing it."""
+        """The scene of one sample and all questions about it, without drawing the picture."""
         if not 0 <= index < SPLIT_SIZE:
             raise IndexError(f"index={index} is outside 0..{SPLIT_SIZE - 1}")
         rng = random.Random(FIRST_SEED[self.split] + index)
@@ -71,15 +84,17 @@ class FinePrint:
 
 
 def make_scene(rng: random.Random, *, crowded: bool = False, one_tile: bool = False) -> Scene:
-    """A random scene: words, numbers, boxes and shapes are all distinct, so every question has one answer.
+    """A random scene. No word, number, box color or shape occurs twice, so every question has one answer.
 
-    `crowded` scenes repeat them and are as full as placement allows: more for an encoder to learn from per picture.
-    `one_tile` scenes fill a single tile: less for a language model to search, to begin with.
+    Args:
+        crowded: repeats them and fills the picture as far as placement allows, to give an encoder more labels.
+        one_tile: makes a picture of the size of one tile, to give a language model fewer tokens to search at first.
     """
     height = _random_side(rng, MIN_SIDE, MAX_SIDE)
     width = _random_side(rng, max(MIN_SIDE, height / MAX_ASPECT), min(MAX_SIDE, height * MAX_ASPECT))
-    background = (rng.randint(225, 255), rng.randint(225, 255), rng.randint(225, 255))
-    unit = pixels_per_tile_pixel((height, width))
+    background = pale_color(rng, 225)
+    canvas = choose_tile_grid((height, width), TILE_SIZE, MAX_TILES).canvas_size(TILE_SIZE)
+    unit = height / fit_within((height, width), canvas)[0]  # image pixels per pixel of its tiles, 0.6 to 1.4
     num_groups = min(MAX_GROUPS, max(1, round(height * width / unit**2 / PIXELS_PER_GROUP * rng.uniform(0.6, 1.4))))
     repeats = 1
     if crowded:
@@ -97,13 +112,12 @@ def make_scene(rng: random.Random, *, crowded: bool = False, one_tile: bool = Fa
         shape = shapes.pop() if frame is None and shapes and rng.random() < 0.6 else None
         kind, text = ("word", words.pop()) if rng.random() < 0.55 else ("number", numbers.pop())
         group = _make_group(rng, kind, text, frame, shape, unit)
-        moved = _place(rng, group, (height, width), MIN_GAP * unit, occupied)
-        items += moved
+        items += _place(rng, group, (height, width), MIN_GAP * unit, occupied)
     return Scene(height=height, width=width, background=background, items=tuple(items))
 
 
 def make_page(rng: random.Random, side: int) -> Scene:
-    """A square full of lines of words and numbers in random colors, cut off at its edges: for learning to read."""
+    """A square full of lines of text in random colors, cut off at the edges; an encoder learns to read from it."""
     items: list[Item] = []
     top = rng.uniform(-12, 4)
     while top < side:
@@ -114,37 +128,23 @@ def make_page(rng: random.Random, side: int) -> Scene:
             items.append(_moved(item, round(left), round(top)))
             left += item.box[2] + rng.uniform(6, 16)
         top += rng.uniform(18, 26)
-    background = (rng.randint(225, 255), rng.randint(225, 255), rng.randint(225, 255))
+    background = pale_color(rng, 225)
     return Scene(height=side, width=side, background=background, items=tuple(items))
 
 
 def _random_side(rng: random.Random, shortest: float, longest: float) -> int:
-    """Pixels, uniform in the logarithm: as many images of 100 to 200 as of 200 to 400."""
+    """A side in pixels, uniform in the logarithm: 100 to 200 is as frequent as 200 to 400."""
     return round(math.exp(rng.uniform(math.log(shortest), math.log(longest))))
-
-
-def pixels_per_tile_pixel(image_size: tuple[int, int]) -> float:
-    """How many of its pixels an image of (height, width) has per pixel of its tiles, 0.6 to 1.4 in this set."""
-    grid = choose_tile_grid(image_size, TILE_SIZE, MAX_TILES)
-    return image_size[0] / fit_within(image_size, grid.canvas_size(TILE_SIZE))[0]
 
 
 def _make_group(
     rng: random.Random, kind: str, text: str, frame: str | None, shape: str | None, unit: float
 ) -> list[Item]:
-    """A text alone, in a frame or below a shape, with the group's top left corner at (0, 0)."""
-    size = round(unit * rng.uniform(*TYPE_SIZES), 1)
+    """A text alone, in a frame or below a shape. The group's top left corner is at (0, 0)."""
+    size = round(unit * rng.uniform(*FONT_SIZES), 1)
     width, height = text_size(text, size)
     color = rng.choice(list(TEXT_COLORS))
-    item = Item(
-        kind=kind,
-        text=text,
-        color=color,
-        rgb=TEXT_COLORS[color],
-        box=(0, 0, width, height),
-        font_size=size,
-        above=shape,
-    )
+    item = Item(kind=kind, text=text, color=color, rgb=TEXT_COLORS[color], box=(0, 0, width, height), font_size=size)
     if frame is not None:
         pad = FRAME_WIDTH + round(unit * rng.uniform(3, 5))
         outer = (0, 0, width + 2 * pad, height + 2 * pad)
@@ -153,13 +153,10 @@ def _make_group(
         return [item]
     side, gap = round(unit * rng.uniform(14, 20)), round(unit * rng.uniform(3, 5))
     group_width = max(side, width)
-    shape_left = (group_width - side) / 2
-    shape_color = rng.choice(list(TEXT_COLORS))
-    mark = Item(
-        kind="shape", text=shape, color=shape_color, rgb=TEXT_COLORS[shape_color],
-        box=(shape_left, 0, shape_left + side, side),
-    )  # fmt: skip
-    return [mark, _moved(item, (group_width - width) // 2, side + gap)]
+    left = (group_width - side) / 2
+    color = rng.choice(list(TEXT_COLORS))
+    mark = Item(kind="shape", text=shape, color=color, rgb=TEXT_COLORS[color], box=(left, 0, left + side, side))
+    return [mark, replace(_moved(item, (group_width - width) // 2, side + gap), above=shape)]
 
 
 def _moved(item: Item, dx: float, dy: float) -> Item:
@@ -170,7 +167,7 @@ def _moved(item: Item, dx: float, dy: float) -> Item:
 
 
 def _place(rng: random.Random, group: list[Item], size: tuple[int, int], gap: float, occupied: list[Box]) -> list[Item]:
-    """The group at a free place, which is then occupied; nothing when no free place was found."""
+    """The group at a free place, which is added to `occupied`; an empty list when none was found."""
     height, width = size
     group_width = max(item.outer_box[2] for item in group)
     group_height = max(item.outer_box[3] for item in group)
@@ -178,43 +175,20 @@ def _place(rng: random.Random, group: list[Item], size: tuple[int, int], gap: fl
         left = rng.randint(2, max(2, int(width - group_width - 2)))
         top = rng.randint(2, max(2, int(height - group_height - 2)))
         box = (left - gap, top - gap, left + group_width + gap, top + group_height + gap)
-        if not any(_overlap(box, other) for other in occupied):
+        if not any(overlap(box, other) for other in occupied):
             occupied.append((left, top, left + group_width, top + group_height))
             return [_moved(item, left, top) for item in group]
     return []
 
 
-def _overlap(a: Box, b: Box) -> bool:
-    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
-
-
 def describe(scene: Scene) -> str:
-    """The caption: every text from top to bottom, with its color and what marks it."""
-    texts = sorted((item for item in scene.items if item.kind != "shape"), key=lambda item: item.outer_box[1])
-    return ", ".join(_describe_text(item) for item in texts) + "."
-
-
-def _describe_text(item: Item) -> str:
-    phrase = f"the {item.color} {item.kind} {item.text}"
-    if item.frame is not None:
-        return f"{phrase} in a {item.frame} box"
-    return phrase if item.above is None else f"{phrase} below a {item.above}"
-
-
-def ask(scene: Scene, rng: random.Random) -> list[Question]:
-    """Every question this scene can answer, in random order; one of yes and no each where presence is asked."""
-    questions: list[Question] = []
-    for item in scene.items:
+    """The caption: every text from top to bottom, with its color, its box and the shape above it."""
+    phrases = []
+    for item in sorted(scene.items, key=lambda item: item.outer_box[1]):
         if item.kind != "shape":
-            questions += _ask_about_text(item, rng)
-    present = [item.text for item in scene.of_kind("word")]
-    absent = [word for word in WORDS if word not in present]
-    for words, answer in ((present, "yes"), (absent, "no")):
-        if words:
-            questions.append(Question(rng.choice(PRESENCE).format(word=rng.choice(words)), answer, "presence"))
-    questions.append(Question(rng.choice(COUNT), str(len(present)), "count"))
-    rng.shuffle(questions)
-    return questions
+            place = f" in a {item.frame} box" if item.frame else f" below a {item.above}" if item.above else ""
+            phrases.append(f"the {item.color} {item.kind} {item.text}{place}")
+    return ", ".join(phrases) + "."
 
 
 PRESENCE = ("is the word {word} there?", "is the word {word} in the image?", "does the image contain the word {word}?")
@@ -225,6 +199,22 @@ COLOR_OF_TEXT = ("what color is the {kind} {text}?", "what is the color of the {
 COLOR_IN_BOX = ("what color is the {kind} in the {frame} box?",)
 BOX_OF_TEXT = ("what color is the box around the {kind} {text}?", "which box is the {kind} {text} in?")
 SHAPE_ABOVE = ("which shape is just above the {kind} {text}?", "what shape is just above the {kind} {text}?")
+
+
+def ask(scene: Scene, rng: random.Random) -> list[Question]:
+    """All questions about a scene, in random order. Presence is asked once for each of the answers yes and no."""
+    questions: list[Question] = []
+    for item in scene.items:
+        if item.kind != "shape":
+            questions += _ask_about_text(item, rng)
+    present = [item.text for item in scene.items if item.kind == "word"]
+    absent = [word for word in WORDS if word not in present]
+    for words, answer in ((present, "yes"), (absent, "no")):
+        if words:
+            questions.append(Question(rng.choice(PRESENCE).format(word=rng.choice(words)), answer, "presence"))
+    questions.append(Question(rng.choice(COUNT), str(len(present)), "count"))
+    rng.shuffle(questions)
+    return questions
 
 
 def _ask_about_text(item: Item, rng: random.Random) -> list[Question]:

@@ -1,4 +1,4 @@
-"""How far one gets without looking: the most frequent answer to a question, from the training questions alone."""
+"""The accuracy of guessing: answering without looking at the image."""
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable
@@ -7,7 +7,10 @@ from tokenpacker.scenes.scene import Question
 
 
 def guess_accuracy(training: Iterable[Question], testing: Iterable[Question]) -> tuple[int, int]:
-    """(right, asked) of the best guess by a question's exact wording, else by its kind."""
+    """(right, asked) when every test question gets the most frequent answer of the training questions.
+
+    That is the most frequent answer to the same text, or to its kind of question if the text is new.
+    """
     by_text: dict[str, Counter[str]] = defaultdict(Counter)
     by_kind: dict[str, Counter[str]] = defaultdict(Counter)
     for question in training:

@@ -1,10 +1,11 @@
 """What a generated picture shows, and how it is drawn.
 
-A :class:`Scene` is the truth (what is where, in pixels); :func:`draw` turns it into a picture. Questions, captions and
-the encoder's training labels are all derived from the same scene, so they cannot disagree with the pixels.
+A :class:`Scene` lists the objects with their places in pixels, and :func:`draw` turns it into a picture. Questions,
+captions and the encoder's training labels are derived from the same scene, so they cannot disagree with the pixels.
 """
 
 import math
+import random
 from dataclasses import dataclass, field
 from functools import lru_cache
 
@@ -14,23 +15,39 @@ from PIL import Image, ImageDraw, ImageFont
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom in pixels; right and bottom exclusive
 Rgb = tuple[int, int, int]
-Mask = npt.NDArray[np.bool_]  # (height, width) of the whole picture
+Mask = npt.NDArray[np.bool_]  # (height, width) of the picture
 Region = Mask | Box
 
 SHAPES = ("circle", "rectangle", "triangle", "star", "cross")
 COLORS = ("red", "green", "blue", "yellow", "gray", "black", "teal", "brown", "purple", "orange")
 KINDS = ("word", "number", "shape")
 
-SUPERSAMPLING = 4  # shapes are drawn this much larger and averaged down: Pillow's own outlines are not anti-aliased
+SUPERSAMPLING = 4  # shapes are drawn this much larger and averaged down, because Pillow does not anti-alias outlines
 FRAME_WIDTH = 2
+IMAGE_MEAN, IMAGE_STD = 0.92, 0.25  # of what encoders get: pale backgrounds become about 0, the value of padding
+_A, _B = 0.34, 0.66  # where the arms of a cross begin and end
+_STAR = [(math.pi * (corner / 5 - 0.5), (0.5, 0.21)[corner % 2]) for corner in range(10)]  # angles and radii
+OUTLINES: dict[str, list[tuple[float, float]]] = {  # the corners (x, y) of a shape in a unit box
+    "rectangle": [(0, 0), (1, 0), (1, 1), (0, 1)],
+    "triangle": [(0.5, 0), (1, 1), (0, 1)],
+    "star": [(0.5 + radius * math.cos(angle), 0.5 + radius * math.sin(angle)) for angle, radius in _STAR],
+    "cross": [
+        *((_A, 0), (_B, 0), (_B, _A), (1, _A), (1, _B), (_B, _B)),
+        *((_B, 1), (_A, 1), (_A, _B), (0, _B), (0, _A), (_A, _A)),
+    ],
+}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Item:
     """One object of a scene.
 
-    `kind` is one of `KINDS`; `text` is the word, the digits or the shape's name; `color` is a name of `COLORS`.
-    `frame` is the color of the box drawn around it, at `frame_box`. `above` is the shape drawn just above it.
+    Args:
+        kind: one of `KINDS`.
+        text: the word, the digits or the shape's name.
+        color: a name of `COLORS`, drawn as `rgb`.
+        frame: the color of the frame around the object, drawn as `frame_rgb` at `frame_box`; None without a frame.
+        above: the shape just above a word or number.
     """
 
     kind: str
@@ -57,18 +74,16 @@ class Scene:
     height: int
     width: int
     background: Rgb
-    items: tuple[Item, ...]
-
-    def of_kind(self, kind: str) -> list[Item]:
-        """The objects of one kind, in drawing order."""
-        return [item for item in self.items if item.kind == kind]
+    items: tuple[Item, ...]  # in the order of drawing
 
 
 @dataclass(frozen=True)
 class Question:
-    """A question with its only right answer; `kind` groups questions in reports.
+    """A question with its only right answer.
 
-    `regions` has a place in the sample's `regions` for each `<mask>` of the text, in order.
+    Args:
+        kind: the group that reports count the question in.
+        regions: for each `<mask>` of the text, the index of its region in the sample's `regions`.
     """
 
     text: str
@@ -79,7 +94,7 @@ class Question:
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """An image with everything that may be asked of it; `regions` are what questions may point at."""
+    """An image with its questions, its caption, and the regions that its questions may point at."""
 
     name: str
     image: Image.Image
@@ -91,25 +106,21 @@ class Sample:
 
 @lru_cache(maxsize=256)
 def load_font(size: float) -> ImageFont.FreeTypeFont:
-    """Pillow's built-in outline font (Aileron), so that no font file has to travel.
-
-    Raises: ValueError when this Pillow was built without FreeType.
-    """
+    """Pillow's built-in outline font (Aileron), so that the package needs no font file."""
     font = ImageFont.load_default(size)
-    if not isinstance(font, ImageFont.FreeTypeFont):
-        raise ValueError("Pillow was built without FreeType, which draws the text; install a Pillow wheel from PyPI")
+    assert isinstance(font, ImageFont.FreeTypeFont), "Pillow raises ImportError without FreeType"
     return font
 
 
 def text_size(text: str, size: float) -> tuple[int, int]:
-    """(width, height) in pixels of the ink of `text`."""
+    """The (width, height) in pixels that the ink of `text` covers."""
     left, top, right, bottom = load_font(size).getbbox(text)
     return math.ceil(right - left), math.ceil(bottom - top)
 
 
 @lru_cache(maxsize=4096)
 def glyph_edges(text: str, size: float) -> tuple[float, ...]:
-    """Where the characters of `text` begin and, last, where it ends, in pixels from its left edge."""
+    """The left edge of each character of `text`, then the right edge of the last one, in pixels."""
     return tuple(load_font(size).getlength(text[:end]) for end in range(len(text) + 1))
 
 
@@ -126,10 +137,20 @@ def draw(scene: Scene) -> Image.Image:
 
 
 def ink(scene: Scene, item: Item) -> Mask:
-    """(height, width), where at least half of a pixel is the object's own color; its frame does not count."""
+    """(height, width), True where the object covers at least half of a pixel; its frame does not count."""
     coverage = Image.new("L", (scene.width, scene.height), 0)
     _draw_item(coverage, item, 255)
     return np.asarray(coverage) >= 128
+
+
+def pale_color(rng: random.Random, darkest: int) -> Rgb:
+    """A random background color."""
+    return rng.randint(darkest, 255), rng.randint(darkest, 255), rng.randint(darkest, 255)
+
+
+def overlap(one: Box, other: Box) -> bool:
+    """Whether two boxes share some area."""
+    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
 
 
 def _draw_item(image: Image.Image, item: Item, color: Rgb | int) -> None:
@@ -143,31 +164,15 @@ def _draw_item(image: Image.Image, item: Item, color: Rgb | int) -> None:
 
 
 def _draw_shape(image: Image.Image, item: Item, color: Rgb | int) -> None:
-    left, top, right, bottom = item.box
-    x0, y0, x1, y1 = math.floor(left), math.floor(top), math.ceil(right), math.ceil(bottom)
+    x0, y0, x1, y1 = math.floor(item.box[0]), math.floor(item.box[1]), math.ceil(item.box[2]), math.ceil(item.box[3])
+    left, top, right, bottom = (
+        SUPERSAMPLING * (edge - origin) for edge, origin in zip(item.box, (x0, y0, x0, y0), strict=True)
+    )
     mask = Image.new("L", ((x1 - x0) * SUPERSAMPLING, (y1 - y0) * SUPERSAMPLING), 0)
-    corners = [(SUPERSAMPLING * (x - x0), SUPERSAMPLING * (y - y0)) for x, y in ((left, top), (right, bottom))]
-    (ax, ay), (bx, by) = corners
     pen = ImageDraw.Draw(mask)
     if item.text == "circle":
-        pen.ellipse((ax, ay, bx - 1, by - 1), fill=255)
+        pen.ellipse((left, top, right - 1, bottom - 1), fill=255)
     else:
-        outline = [(ax + u * (bx - ax), ay + v * (by - ay)) for u, v in _outline(item.text)]
-        pen.polygon(outline, fill=255)
+        corners = [(left + u * (right - left), top + v * (bottom - top)) for u, v in OUTLINES[item.text]]
+        pen.polygon(corners, fill=255)
     image.paste(color, (x0, y0), mask.reduce(SUPERSAMPLING))
-
-
-def _outline(shape: str) -> list[tuple[float, float]]:
-    """Corners of a shape in its unit box."""
-    if shape == "rectangle":
-        return [(0, 0), (1, 0), (1, 1), (0, 1)]
-    if shape == "triangle":
-        return [(0.5, 0), (1, 1), (0, 1)]
-    if shape == "cross":
-        a, b = 0.34, 0.66
-        return [(a, 0), (b, 0), (b, a), (1, a), (1, b), (b, b), (b, 1), (a, 1), (a, b), (0, b), (0, a), (a, a)]
-    if shape == "star":
-        radii = [0.5 if corner % 2 == 0 else 0.21 for corner in range(10)]
-        angles = [math.pi * (corner / 5 - 0.5) for corner in range(10)]
-        return [(0.5 + r * math.cos(a), 0.5 + r * math.sin(a)) for r, a in zip(radii, angles, strict=True)]
-    raise ValueError(f"shape={shape!r} is unknown; use one of {', '.join(SHAPES)}")

@@ -1,17 +1,17 @@
-"""What a model computes for an image and its answer, in floating-point operations, without running it.
+"""Floating-point operations for an image and its answer, counted without weights.
 
-A multiplication and the addition that goes with it count as two operations. The language model's are those of a named
-formula; the vision tower's and the projector's are counted from the matrix products and convolutions that their
-modules do on the meta device, which has shapes and no numbers, so that any tower and any projector can be counted.
+`FlopCounterMode` counts the matrix products and convolutions of the modules on the meta device, which has shapes and no
+numbers. A multiplication and its addition are two operations.
 
-Shapes: n tokens, d language width, d_kv width of all keys, m width of the language model's MLP.
+Shapes: n tokens, L patches, C vision width, M levels.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -20,165 +20,143 @@ from transformers import AutoModel, PreTrainedConfig
 from tokenpacker import projectors
 from tokenpacker.features import VisionFeatures
 from tokenpacker.hf.configuration import TokenPackerConfig
+from tokenpacker.hf.versions import CACHE
 from tokenpacker.hf.vision_encoder import build_vision_tower, encode_tiles
-from tokenpacker.speed.model_sizes import Candidate
 
-FORMULA = "2n(2d^2+2d*d_kv+3dm)+4n^2d"  # per layer and sequence; attention is counted without the causal half left out
-CHECKED_LENGTH = 64  # tokens at which the formula is compared with the modules' own count
+if TYPE_CHECKING:
+    from tokenpacker.speed.model_sizes import Candidate
 
-
-@dataclass(frozen=True, kw_only=True)
-class LanguageSizes:
-    """What the formula needs to know of a language model.
-
-    Args:
-        width: d.
-        query_width: of all heads together; the formula's d in most models.
-        key_value_width: d_kv.
-        mlp_width: m, of a gated MLP's three matrices.
-    """
-
-    num_layers: int
-    width: int
-    query_width: int
-    key_value_width: int
-    mlp_width: int
-    vocabulary: int
-
-    @classmethod
-    def of(cls, config: PreTrainedConfig) -> LanguageSizes:
-        """Read from a text config. Raises ValueError where it has no such sizes."""
-        names = ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size", "vocab_size")
-        missing = [name for name in names if not isinstance(getattr(config, name, None), int)]
-        if missing:
-            raise ValueError(
-                f"the {config.model_type} config has no {missing[0]}, which the formula {FORMULA} needs; use a language"
-                " model of LLaMA's kind"
-            )
-        heads = config.num_attention_heads
-        head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
-        return cls(
-            num_layers=config.num_hidden_layers,
-            width=config.hidden_size,
-            query_width=heads * head_dim,
-            key_value_width=(getattr(config, "num_key_value_heads", None) or heads) * head_dim,
-            mlp_width=config.intermediate_size,
-            vocabulary=config.vocab_size,
-        )
-
-    def prefill(self, num_tokens: int) -> int:
-        """Operations for a prompt of n tokens, without the head: the formula times the layers."""
-        return self.num_layers * (num_tokens * self._linears + 4 * num_tokens**2 * self.query_width)
-
-    def step(self, context: int) -> int:
-        """Operations of all layers for one more token that sees `context` tokens, itself included."""
-        return self.num_layers * (self._linears + 4 * context * self.query_width)
-
-    def decode(self, num_prompt: int, num_output: int) -> int:
-        """Operations for all but the first of so many output tokens, head included; the first comes of the prefill."""
-        return sum(self.step(num_prompt + index) + self.head for index in range(1, num_output))
-
-    @property
-    def head(self) -> int:
-        """Operations of the head for one position."""
-        return 2 * self.width * self.vocabulary
-
-    def cache_bytes(self, num_tokens: int, bytes_per_number: float) -> int:
-        """Keys and values of so many tokens."""
-        return round(2 * self.num_layers * self.key_value_width * num_tokens * bytes_per_number)
-
-    @property
-    def _linears(self) -> int:
-        """2(2d^2+2d*d_kv+3dm), with the queries' own width where it is not d."""
-        attention = 2 * self.width * self.query_width + 2 * self.width * self.key_value_width
-        return 2 * (attention + 3 * self.width * self.mlp_width)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Flops:
-    """Operations for one image and its prompt up to the first token, by part."""
-
-    vision: int
-    projector: int
-    language: int
-    head: int
-
-    @property
-    def prefill(self) -> int:
-        """Of the language model with its head."""
-        return self.language + self.head
-
-    @property
-    def first_token(self) -> int:
-        """Of everything up to the first token."""
-        return self.vision + self.projector + self.prefill
-
-
-class FlopTable:
-    """Counts for one model; towers and projectors are counted once each."""
-
-    def __init__(self, config: TokenPackerConfig):
-        self.config = config
-        self.language = LanguageSizes.of(config.text_config)
-        self._vision: int | None = None
-        self._projectors: dict[Candidate, int] = {}
-
-    def of(self, candidate: Candidate, num_tiles: int, num_prompt: int) -> Flops:
-        """Operations for an image of so many tiles in a prompt of so many tokens, the image's included."""
-        if self._vision is None:
-            self._vision = count_vision(self.config)
-        if candidate not in self._projectors:
-            self._projectors[candidate] = count_projector(self.config, candidate)
-        return Flops(
-            vision=num_tiles * self._vision,
-            projector=num_tiles * self._projectors[candidate],
-            language=self.language.prefill(num_prompt),
-            head=self.language.head,
-        )
+FORMULA = "2n(2d^2+2d*d_kv+3dm)+4n^2d"  # what a layer of LLaMA's kind comes to; causal attention is counted whole
+COUNTED_LENGTH = 64  # tokens; counted at this length and at twice this length
 
 
 def count(call: Callable[[], Any]) -> int:
-    """Operations of the matrix products and convolutions within a call."""
+    """Counts the operations of the matrix products and convolutions within a call."""
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         call()
     return counter.get_total_flops()
 
 
+@dataclass(frozen=True, kw_only=True)
+class LanguageCost:
+    """Operations and cache of a language model: `linear * n + quadratic * n^2` operations for n tokens.
+
+    Args:
+        head: operations of the head for one position.
+        cache: numbers of keys and values per token.
+    """
+
+    linear: int
+    quadratic: int
+    head: int
+    cache: int
+
+    @classmethod
+    def of(cls, config: PreTrainedConfig) -> LanguageCost:
+        """Counts a text config's model.
+
+        Raises ValueError where a layer needs numbers or keeps something else than keys and values.
+        """
+        with torch.device("meta"):
+            model = AutoModel.from_config(config).eval()
+        model.set_attn_implementation("eager")  # plain matrix products, which every version of the counter knows
+        model.set_experts_implementation("batched_mm")  # the others look at which expert a token goes to
+        try:
+            short, cache = _count_prompt(model, COUNTED_LENGTH)
+            long, _ = _count_prompt(model, 2 * COUNTED_LENGTH)
+        except (AttributeError, RuntimeError, ValueError) as error:
+            raise ValueError(
+                f"the operations of a {config.model_type} model cannot be counted without weights"
+                f" ({' '.join(str(error).split())[:200]}); use a language model whose layers have attention"
+            ) from error
+        quadratic = (long - 2 * short) // (2 * COUNTED_LENGTH**2)
+        return cls(
+            linear=short // COUNTED_LENGTH - quadratic * COUNTED_LENGTH,
+            quadratic=quadratic,
+            head=2 * config.hidden_size * config.vocab_size,
+            cache=cache // COUNTED_LENGTH,
+        )
+
+    def prefill(self, num_tokens: int) -> int:
+        """Operations for a prompt, without the head."""
+        return self.linear * num_tokens + self.quadratic * num_tokens**2
+
+    def decode(self, num_prompt: int, num_output: int) -> int:
+        """Operations for all output tokens but the first, which comes from the prefill; the head is included."""
+        contexts = range(num_prompt + 1, num_prompt + num_output)
+        return sum(self.linear + self.quadratic * context + self.head for context in contexts)
+
+    def cache_bytes(self, num_tokens: int, bytes_per_number: float) -> int:
+        """Bytes of keys and values."""
+        return round(self.cache * num_tokens * bytes_per_number)
+
+
+class FlopTable:
+    """Counts for one model; the language model, the tower and each projector are counted once."""
+
+    def __init__(self, config: TokenPackerConfig):
+        self.config = config
+        self._projectors: dict[Candidate, int] = {}
+
+    @cached_property
+    def language(self) -> LanguageCost:
+        """The language model's."""
+        return LanguageCost.of(self.config.text_config)
+
+    @cached_property
+    def vision(self) -> int:
+        """The vision tower's for one tile."""
+        return count_vision(self.config)
+
+    def of(
+        self, candidate: Candidate, num_tiles: int, num_prompt: int, num_output: int = 1, batch_size: int = 1
+    ) -> dict[str, int]:
+        """Operations by part, for images of `num_tiles` in prompts of `num_prompt` tokens, image tokens included.
+
+        `prefill` is `language` and `head` together, `first_token` everything up to the first token, and `decode` all
+        further tokens.
+        """
+        if candidate not in self._projectors:
+            self._projectors[candidate] = count_projector(self.config, candidate)
+        parts = {
+            "vision": num_tiles * self.vision,
+            "projector": num_tiles * self._projectors[candidate],
+            "language": self.language.prefill(num_prompt),
+            "head": self.language.head,
+        }
+        prefill = parts["language"] + parts["head"]
+        parts |= {"prefill": prefill, "first_token": parts["vision"] + parts["projector"] + prefill}
+        parts |= {"decode": self.language.decode(num_prompt, num_output)}
+        return {part: batch_size * operations for part, operations in parts.items()}
+
+
 def count_vision(config: TokenPackerConfig) -> int:
-    """Operations of the vision tower for one tile, up to the last level that is used."""
+    """Counts the vision tower for one tile, up to the last level that is used."""
     with torch.device("meta"):
         tower = build_vision_tower(config).eval()
         tile = torch.empty(1, 3, *config.tile_size)
-    tower.set_attn_implementation("eager")  # plain matrix products, which every version of the counter knows
+    tower.set_attn_implementation("eager")
     levels = (config.vision_levels, config.vision_query_level)
     return count(lambda: encode_tiles(tower, tile, config.patch_grid, *levels))
 
 
 def count_projector(config: TokenPackerConfig, candidate: Candidate) -> int:
-    """Operations of a projector for one tile, of its plain path: a faster one of equal results may need fewer."""
+    """Counts a projector for one tile, not folded."""
     rows, cols = config.patch_grid
-    projector_config = candidate.config
+    sizes = candidate.config
     with torch.device("meta"):
-        projector = projectors.build(projector_config).eval()
-        query = torch.empty(1, rows * cols, projector_config.vision_dim)
-        levels = torch.empty(1, rows * cols, projector_config.vision_dim * projector_config.num_levels)
+        projector = projectors.build(sizes).eval()
+        query = torch.empty(1, rows * cols, sizes.vision_dim)  # (1, L, C)
+        levels = torch.empty(1, rows * cols, sizes.vision_dim * sizes.num_levels)  # (1, L, M*C)
     features = VisionFeatures(query, levels, config.patch_grid)
     return count(lambda: projector(features, candidate.scale_factor))
 
 
-def formula_excess(config: TokenPackerConfig) -> float | None:
-    """How much more the formula says than the language model's modules multiply, as a share: 0 where it holds exactly.
-
-    It holds for LLaMA and its kin, and not where layers do something else: experts, or an MLP of two matrices. None
-    where that cannot be told without numbers, as with experts.
-    """
+def _count_prompt(model: Any, length: int) -> tuple[int, int]:
+    """Operations and numbers in the cache for a prompt of random embeddings."""
     with torch.device("meta"):
-        model = AutoModel.from_config(config.text_config).eval()
-        embeddings = torch.empty(1, CHECKED_LENGTH, config.text_config.hidden_size)
-        mask = torch.zeros(1, 1, CHECKED_LENGTH, CHECKED_LENGTH)  # ready made, as making one looks at numbers
-    model.set_attn_implementation("eager")
-    try:
-        counted = count(lambda: model(inputs_embeds=embeddings, attention_mask=mask, use_cache=False))
-    except RuntimeError:  # of the meta device, which has no numbers to look at
-        return None
-    return LanguageSizes.of(config.text_config).prefill(CHECKED_LENGTH) / counted - 1
+        embeddings = torch.empty(1, length, model.config.hidden_size)
+        mask = torch.zeros(1, 1, length, length)  # ready made: to make one, some versions look at numbers
+    outputs: list[Any] = []
+    operations = count(lambda: outputs.append(model(inputs_embeds=embeddings, attention_mask=mask, use_cache=True)))
+    return operations, sum(layer.keys.numel() + layer.values.numel() for layer in outputs[0][CACHE].layers)

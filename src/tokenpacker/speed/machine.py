@@ -1,4 +1,4 @@
-"""What was measured on: hardware, versions and attention kernels, memory that is free, memory that a call took."""
+"""The machine of a measurement: hardware, versions and attention kernels."""
 
 from __future__ import annotations
 
@@ -9,15 +9,19 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import psutil  # comes with accelerate
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedModel
 
-PROBE_LENGTH = 16  # tokens that suffice to see which kernel attention takes
+PROBE_LENGTH = 16  # tokens of the prompt that shows which attention kernel is used
 LIBRARIES = ("torch", "transformers", "tokenpacker", "bitsandbytes")
-CPU_INFO, MEMORY_INFO = Path("/proc/cpuinfo"), Path("/proc/meminfo")
-PROCESS_STATUS, PROCESS_RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-RESET_PEAK = "5"  # what the kernel wants written to forget a process's peak; see proc(5)
+CPU_INFO = Path("/proc/cpuinfo")
+
+
+def best_device() -> torch.device:
+    """A GPU if there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def describe_machine(device: torch.device) -> dict[str, Any]:
@@ -32,40 +36,41 @@ def describe_machine(device: torch.device) -> dict[str, Any]:
             "cuda": torch.version.cuda or torch.version.hip,
             "cudnn": torch.backends.cudnn.version(),
         }
+    versions = {"python": platform.python_version()}
+    for library in LIBRARIES:
+        with contextlib.suppress(PackageNotFoundError):  # a checkout that is not installed has no version
+            versions[library] = version(library)
     return {
         "device": str(device),
         **gpu,
         "processor": _processor_name(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "memory_bytes": _memory("MemTotal"),
+        "memory_bytes": psutil.virtual_memory().total,
         "system": f"{platform.system()} {platform.machine()}",
-        "versions": {"python": platform.python_version(), **_versions()},
+        "versions": versions,
     }
 
 
+def machine_text(machine: dict[str, Any]) -> str:
+    """A description in one line: the GPU or the processor, cores and threads."""
+    threads = f"{machine['threads']} thread{'s' * (machine['threads'] > 1)}"
+    return f"{machine.get('gpu') or machine['processor']}, {machine['cores']} cores, {threads}"
+
+
+def versions_text(machine: dict[str, Any]) -> str:
+    """The versions of a description in one line."""
+    return ", ".join(f"{name} {number}" for name, number in machine["versions"].items())
+
+
 def usable_cores() -> int:
-    """Those that this process may run on, which a container can hold fewer of than the machine."""
+    """Cores that this process may use; in a container these can be fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def free_memory(device: torch.device) -> int | None:
-    """Bytes that can still be allocated; None where nothing tells."""
-    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else _memory("MemAvailable")
-
-
-def synchronize(device: torch.device) -> None:
-    """Waits until the device has done all that it was told to; on all GPUs, for a model may be spread over them."""
-    if device.type == "cuda":
-        for index in range(torch.cuda.device_count()):
-            torch.cuda.synchronize(index)
-    elif device.type == "mps":
-        torch.mps.synchronize()
-
-
-@torch.no_grad()  # not inference mode, in which an operation does not show what it consists of
+@torch.no_grad()  # not inference mode, which hides the operations that a call consists of
 def attention_kernels(model: PreTrainedModel) -> list[str]:
-    """The fused attention kernels that torch takes for a tile and for a prompt; none where it multiplies matrices."""
+    """The fused attention kernels that torch chooses for a tile and a prompt; empty for plain matrix products."""
     dtype, device = model.model.vision_tower.dtype, model.device
     tile = torch.randn(1, 3, *model.config.tile_size, device=device, dtype=dtype)
     prompt = torch.ones(1, PROBE_LENGTH, dtype=torch.long, device=device)
@@ -75,40 +80,8 @@ def attention_kernels(model: PreTrainedModel) -> list[str]:
     return sorted(seen.names)
 
 
-class PeakMemory:
-    """The most memory that was in use since `start`, of one kind that `kind` names."""
-
-    def __init__(self, device: torch.device):
-        self.device = device
-
-    @property
-    def kind(self) -> str:
-        """What is measured."""
-        if self.device.type == "cuda":
-            return "allocated by torch on the device, weights included"
-        return "resident memory of the whole process, libraries and weights included"
-
-    def start(self) -> bool:
-        """Forgets earlier peaks; whether that is possible here."""
-        if self.device.type == "cuda":
-            for index in range(torch.cuda.device_count()):
-                torch.cuda.reset_peak_memory_stats(index)
-            return True
-        try:
-            PROCESS_RESET.write_text(RESET_PEAK)
-        except OSError:
-            return False
-        return True
-
-    def stop(self) -> int | None:
-        """Bytes at the peak; None where nothing tells."""
-        if self.device.type == "cuda":
-            return sum(torch.cuda.max_memory_allocated(index) for index in range(torch.cuda.device_count()))
-        return _field(PROCESS_STATUS, "VmHWM")
-
-
 class _AttentionSeen(TorchDispatchMode):
-    """Notes the names of operations that are attention."""
+    """Collects the names of attention operations."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -122,31 +95,9 @@ class _AttentionSeen(TorchDispatchMode):
 
 
 def _processor_name() -> str:
-    """The processor's product name where the system tells it, else its architecture."""
+    """The product name where the system tells it (`platform` does not on Linux), else the architecture."""
     if CPU_INFO.is_file():
         for line in CPU_INFO.read_text(encoding="utf-8", errors="replace").splitlines():
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for library in LIBRARIES:
-        with contextlib.suppress(PackageNotFoundError):  # a checkout that was not installed has none of its own
-            found[library] = version(library)
-    return found
-
-
-def _memory(name: str) -> int | None:
-    return _field(MEMORY_INFO, name)
-
-
-def _field(file: Path, name: str) -> int | None:
-    """Bytes in a line `name: 123 kB`."""
-    try:
-        lines = file.read_text(encoding="ascii", errors="replace").splitlines()
-    except OSError:
-        return None
-    line = next((line for line in lines if line.startswith(f"{name}:")), None)
-    return None if line is None else int(line.split()[1]) * 1024

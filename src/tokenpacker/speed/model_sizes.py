@@ -1,10 +1,10 @@
-"""Which model is measured or planned: its sizes and how it takes images, with or without weights."""
+"""The model that is measured or planned, as sizes without weights, and its projectors."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +17,7 @@ from tokenpacker.hf.configuration import TokenPackerConfig
 from tokenpacker.known_models import SHAPES as NAMED
 from tokenpacker.projectors import ProjectorConfig, config_from_dict
 from tokenpacker.sequence import ImageLayout, plan_layout
+from tokenpacker.speed.flops import FlopTable
 from tokenpacker.tiling import GridList
 
 Mode = Literal["one-tile", "slice"]
@@ -38,7 +39,7 @@ VICUNA = {
     "7b": {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32},
     "13b": {"hidden_size": 5120, "intermediate_size": 13824, "num_hidden_layers": 40, "num_attention_heads": 40},
 }
-# Of nobody's model: the patch grid of CLIP-L/336, and all else small enough to be timed on two cores.
+# No published model: the patch grid of CLIP-L/336, small enough otherwise to be timed on two cores.
 SMALL_VISION = CLIP_LARGE_336 | {
     "hidden_size": 256,
     "intermediate_size": 1024,
@@ -46,7 +47,7 @@ SMALL_VISION = CLIP_LARGE_336 | {
     "num_attention_heads": 4,
 }
 SMALL_TEXT = {"hidden_size": 512, "intermediate_size": 1376, "num_hidden_layers": 8, "num_attention_heads": 8}
-LLAMA_UNKNOWN_ID = 0  # stands for an image token where there is no tokenizer: any id of the vocabulary would do
+LLAMA_UNKNOWN_ID = 0  # the image token where there is no tokenizer; any id of the vocabulary would do
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,8 +55,8 @@ class Shapes:
     """A model without its weights.
 
     Args:
-        name: what reports call it.
-        sliced: whether the model itself cuts images into tiles (`slice`) or takes them in one piece.
+        name: for reports.
+        sliced: whether the model cuts images into tiles (`slice`) or takes them in one piece.
         max_tiles: limit of rows*cols where images are cut.
     """
 
@@ -67,13 +68,23 @@ class Shapes:
 
     @property
     def own_mode(self) -> Mode:
-        """How the model itself takes an image."""
+        """How the model takes an image."""
         return "slice" if self.sliced else "one-tile"
+
+    @property
+    def context(self) -> int | None:
+        """Most tokens of the language model; None where its config does not say."""
+        return getattr(self.config.text_config, "max_position_embeddings", None)
+
+    @cached_property
+    def table(self) -> FlopTable:
+        """The counts of operations, made once."""
+        return FlopTable(self.config)
 
     def layout(self, candidate: Candidate, image_size: tuple[int, int] | None, mode: Mode | None = None) -> ImageLayout:
         """The token sequence of an image of (height, width); None takes one as large as a tile.
 
-        Raises ValueError as `sequence.plan_layout`, and for a scale factor that the projector cannot honour.
+        Raises ValueError for an image or a scale factor that does not fit.
         """
         return plan_layout(
             self.config.tile_size if image_size is None else image_size,
@@ -91,7 +102,7 @@ class Candidate:
 
     Args:
         scale_factor: for each call; None takes the config's own.
-        trained: whether it is the model's own module, weights and all; the others are fresh.
+        trained: True for the model's own module with its weights; the others are fresh.
     """
 
     config: ProjectorConfig
@@ -105,14 +116,12 @@ class Candidate:
 
     @property
     def packs(self) -> int | None:
-        """The scale factor that is in force; None for a projector that has none."""
+        """The scale factor in force; None for a projector without one."""
         return self.scale_factor or getattr(self.config, "scale_factor", None)
 
 
 def named_shapes(name: str) -> Shapes:
-    """CLIP-L/336 with Vicuna-7B or 13B (`7b`, `13b`), or `small`. Raises ValueError for another name."""
-    if name not in NAMED:
-        raise ValueError(f"shapes {name!r} are unknown; use {', '.join(NAMED)}, or a JSON file of a model's config")
+    """CLIP-L/336 with Vicuna-7B or 13B (`7b`, `13b`), or `small`."""
     vision, text = (SMALL_VISION, SMALL_TEXT) if name == "small" else (CLIP_LARGE_336, VICUNA[name])
     text_config = LlamaConfig(**text, vocab_size=32000, max_position_embeddings=4096)
     config = TokenPackerConfig(CLIPVisionConfig(**vision), text_config, image_token_id=LLAMA_UNKNOWN_ID)
@@ -123,10 +132,8 @@ def shapes_of_file(path: Path) -> Shapes:
     """Shapes from a JSON file: what `TokenPackerConfig` takes, such as a model folder's config.json.
 
     Raises:
-        ValueError: when the file is missing or damaged, or sizes do not fit together.
+        ValueError: when the file is damaged, or sizes do not fit together.
     """
-    if not path.is_file():
-        raise ValueError(f"shapes {path} do not exist as a file; use {', '.join(NAMED)}, or a model's config.json")
     content = read_json(path)
     missing = [key for key in ("vision_config", "text_config") if not isinstance(content.get(key), dict)]
     if missing:
@@ -137,7 +144,7 @@ def shapes_of_file(path: Path) -> Shapes:
 def shapes_of_folder(folder: Path, name: str) -> Shapes:
     """Shapes of a model folder, in this package's layout or the original's; no weights are read.
 
-    A folder in the original layout does not say its vision tower's sizes: all released models have CLIP-L/336.
+    A folder in the original layout does not tell its vision tower's sizes; all released models have CLIP-L/336.
 
     Raises:
         ValueError: when files are missing, damaged, or of another kind of model.
@@ -165,15 +172,15 @@ def shapes_of_folder(folder: Path, name: str) -> Shapes:
 def candidates(
     shapes: Shapes, names: Sequence[str] = (), scale_factor: int | None = None, *, trained: bool = False
 ) -> list[Candidate]:
-    """The projectors asked for, then average pooling to as many tokens, then the MLP that keeps all of them.
+    """The named projectors, then average pooling to as many tokens, then the MLP that keeps all tokens.
 
     Args:
         names: registered projectors; empty takes the model's own.
         scale_factor: of all but the MLP; None takes the first projector's own.
-        trained: whether the model's own projector is there with its weights, and need not be made.
+        trained: whether the model's own projector has its weights, so that no fresh one is made.
 
     Raises:
-        ValueError: for an unknown name, and for a scale factor that an asked projector cannot honour.
+        ValueError: for an unknown name, and for a scale factor that does not fit the patch grid.
     """
     own = shapes.config.projector
     asked = [
@@ -196,18 +203,23 @@ def _candidate(shapes: Shapes, name: str, scale_factor: int | None, trained: boo
         return Candidate(config=own, scale_factor=scale_factor, trained=True)
     widths = {key: getattr(own, key) for key in ("vision_dim", "language_dim", "num_levels")}
     config = own if name == own.name else config_from_dict({"name": name, **widths})
-    return Candidate(config=config if scale_factor is None else _scaled(config, shapes, scale_factor))
+    if scale_factor is not None:
+        config = config_from_dict(config.to_dict() | settings_at(config, shapes.config.patch_grid, scale_factor))
+    return Candidate(config=config)
 
 
-def _scaled(config: ProjectorConfig, shapes: Shapes, scale_factor: int) -> ProjectorConfig:
-    """The config of a fresh projector at this scale factor: one whose weights are made for it, where that matters."""
-    changes: dict[str, Any] = {}
-    if hasattr(config, "scale_factor"):
-        changes = {"scale_factor": scale_factor}
-    elif hasattr(config, "query_grid"):  # learned queries: as many as the others have tokens
-        rows, cols = shapes.config.patch_grid
-        changes = {"query_grid": (-(-rows // scale_factor), -(-cols // scale_factor))}
-    return dataclasses.replace(config, **changes)
+def settings_at(config: ProjectorConfig, patch_grid: tuple[int, int], scale_factor: int) -> dict[str, Any]:
+    """The settings of this kind of projector for a scale factor and (rows, cols) of patches, JSON-ready.
+
+    There are as many learned queries as other projectors have tokens, and as many learned positions as patches.
+    """
+    rows, cols = patch_grid
+    settings = {
+        "scale_factor": scale_factor,
+        "query_grid": [-(-rows // scale_factor), -(-cols // scale_factor)],
+        "position_grid": [rows, cols],
+    }
+    return {name: value for name, value in settings.items() if hasattr(config, name)}
 
 
 def _released_shapes(content: dict[str, Any], where: str, name: str) -> Shapes:
@@ -224,7 +236,7 @@ def _released_shapes(content: dict[str, Any], where: str, name: str) -> Shapes:
 
 
 def _checked(read: Any, path: Path) -> TokenPackerConfig:
-    """What `read` gives. Whatever it raises is the file's fault and told as such."""
+    """The config that `read` returns. Raises ValueError, with the file's name, for whatever it raises."""
     try:
         config = read()
         config.projector.token_grid(config.patch_grid)

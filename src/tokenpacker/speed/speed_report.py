@@ -1,4 +1,17 @@
-"""A speed measurement as people and programs read it: a table, JSON, and where theory and clock disagree."""
+"""A speed measurement: its protocol, and its rows as a table and as JSON, with warnings.
+
+A row is JSON-ready. It is one projector at one batch size:
+
+    projector, scale_factor, trained, batch_size
+    counted        counts from the tensors, for the whole batch: tiles, tokens_per_tile, image_tokens and prompt_tokens
+                   of one prompt, output_tokens of the long answer, cache_bytes after its first token, full_cache_bytes
+                   after its last, and peak_bytes from pixels to its end, None where the system does not tell
+    milliseconds   median and p95 by part: vision, projector, prefill (the language model up to its first token),
+                   first_token (these three in the same round), per_output_token (None for answers of one token), and
+                   total (to the end of the long answer)
+    folded_projector_milliseconds   the projector after `fold()`; None for one that cannot be folded
+    flops          operations by part, see `FlopTable.of`
+"""
 
 from __future__ import annotations
 
@@ -6,26 +19,54 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from tokenpacker.evaluate.tables import markdown, mebi, milliseconds, number, tera
+from tokenpacker.projectors.base import require_positive
 from tokenpacker.speed.flops import FORMULA
+from tokenpacker.speed.machine import machine_text, versions_text
 from tokenpacker.speed.model_sizes import MLP
-from tokenpacker.speed.speed_rows import Protocol, SpeedRow, Spread
+from tokenpacker.speed.tables import UNKNOWN, markdown, mebi, milliseconds, number, size_text, tera, times
 
-SAME = 0.05  # ratios nearer to 1 than this say nothing: so far do two runs of one thing differ
-HALF = 0.5  # of what theory promises, below which it is said
-PARTS = ("projector", "prefill", "first_token")
+SAME = 0.05  # ratios this near to 1 say nothing, as two runs of the same thing differ by as much
+HALF = 0.5  # of the theoretical speed-up; below it there is a warning
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Protocol:
+    """How a measurement is done.
+
+    Args:
+        image_size: (height, width); None is one tile.
+        text_tokens: text in each prompt, besides the image.
+        output_tokens: length of the long answer; the short one has a single token. Both lengths are forced.
+        rounds: how often everything is timed.
+        warm_up: untimed rounds before; the memory is measured in the first of them.
+    """
+
+    image_size: tuple[int, int] | None = None
+    batch_sizes: tuple[int, ...] = (1, 8)
+    text_tokens: int = 64
+    output_tokens: int = 128
+    rounds: int = 10
+    warm_up: int = 2
+
+    def __post_init__(self) -> None:
+        if not self.batch_sizes:
+            raise ValueError("batch_sizes is empty; name at least one, for example 1 and 8")
+        require_positive("the smallest of batch_sizes", min(self.batch_sizes))
+        for name in ("text_tokens", "output_tokens", "rounds", "warm_up"):
+            require_positive(name, getattr(self, name))
 
 
 @dataclass(frozen=True, kw_only=True)
 class SpeedReport:
-    """What was measured, on what, and how.
+    """The rows of a measurement and its circumstances.
 
     Args:
         random_weights: whether the model was made of shapes alone.
-        attention: implementation by part, and the kernels that torch took.
+        attention: implementation by part, and the kernels that torch chose.
         machine: as `machine.describe_machine`.
-        peak_kind: what peak memory is here.
-        needed_bytes: the memory that was estimated beforehand.
+        peak_kind: which memory `peak_bytes` is.
+        needed_bytes: the estimate from before the measurement.
     """
 
     name: str
@@ -37,16 +78,12 @@ class SpeedReport:
     machine: dict[str, Any]
     peak_kind: str
     needed_bytes: int
-    rows: tuple[SpeedRow, ...]
+    rows: list[Row]
 
     @property
     def warnings(self) -> list[str]:
-        """Where fewer operations did not take as much less time as they should, or more took less."""
-        return [line for row in self.rows for line in disagreements(row, self.full_row(row))]
-
-    def full_row(self, row: SpeedRow) -> SpeedRow:
-        """The row of the MLP that keeps every token, at the same batch size."""
-        return next(one for one in self.rows if one.candidate.name == MLP and one.batch_size == row.batch_size)
+        """Parts whose time does not follow their operations."""
+        return [line for row in self.rows for line in disagreements(row, self._full_row(row))]
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready; times in milliseconds, for a whole batch."""
@@ -61,113 +98,83 @@ class SpeedReport:
             "flops_count": "a multiplication and its addition are two",
             "peak_memory_kind": self.peak_kind,
             "needed_bytes_estimate": self.needed_bytes,
-            "rows": [self._row(row) for row in self.rows],
+            "rows": [
+                row | {"speedup_of_first_token": {"theory": round(theory, 4), "clock": round(clock, 4)}}
+                for row in self.rows
+                for theory, clock in [speedups(row, self._full_row(row), "first_token")]
+            ],
             "warnings": self.warnings,
         }
 
     def to_markdown(self) -> str:
-        """What ran on what, a table of medians with their 95th percentiles, and the warnings."""
-        machine = self.machine
-        versions = ", ".join(f"{name} {number}" for name, number in machine["versions"].items())
+        """The circumstances, a table of medians with their 95th percentiles, and the warnings."""
         weights = "random weights" if self.random_weights else "its own weights"
+        kernels = ", ".join(kernel.removeprefix("aten::") for kernel in self.attention["kernels"])
         lines = [
-            f"{self.name}, {weights}, {self.dtype}, image {self.image_size[0]} x {self.image_size[1]},"
+            f"{self.name}, {weights}, {self.dtype}, image {size_text(self.image_size)},"
             f" {self.protocol.text_tokens} text tokens, answers of {' and '.join(map(str, self._lengths))} tokens,"
             f" {self.protocol.rounds} rounds",
-            f"{machine.get('gpu') or machine['processor']}, {machine['cores']} cores, {machine['threads']} threads;"
-            f" attention {self._attention_text()}; {versions}",
+            f"{machine_text(self.machine)}; attention {self.attention['language_model']}"
+            f" ({kernels or 'plain matrix products'}); {versions_text(self.machine)}",
             "",
-            *markdown(self._header(), [self._cells(row) for row in self.rows]),
+            *self._table(),
             "",
-            "Times in ms for the batch: median (95th percentile). TFLOP and both speed-ups up to the first token; these"
-            " against mlp.",
+            "Times in ms for the batch: median (95th percentile). `folded` is the projector after `fold()`; all other"
+            " times are without it. TFLOP and both speed-ups up to the first token; these against mlp.",
             f"Peak: {self.peak_kind}.",
         ]
         return "\n".join([*lines, *(f"\nwarning: {line}" for line in self.warnings)])
+
+    def _table(self) -> list[str]:
+        header = ["batch", "projector", "s", "image tokens", "vision", "projector", "folded", "prefill", "first token"]
+        header += ["per token", f"{self.protocol.output_tokens} tokens", "KV cache MiB", "peak MiB", "TFLOP"]
+        rows = []
+        for row in self.rows:
+            vision, projector, *others = row["milliseconds"].values()
+            spreads = (vision, projector, row["folded_projector_milliseconds"], *others)
+            rows.append(
+                [
+                    number(row["batch_size"]),
+                    row["projector"],
+                    number(row["scale_factor"]),
+                    number(row["counted"]["image_tokens"]),
+                    *(f"{milliseconds(of['median'])} ({milliseconds(of['p95'])})" if of else UNKNOWN for of in spreads),
+                    mebi(row["counted"]["full_cache_bytes"]),
+                    mebi(row["counted"]["peak_bytes"]),
+                    tera(row["flops"]["first_token"]),
+                    *map(times, speedups(row, self._full_row(row), "first_token")),
+                ]
+            )
+        return markdown([*header, "by theory", "by clock"], rows)
+
+    def _full_row(self, row: Row) -> Row:
+        """The row of the MLP that keeps every token, at the same batch size."""
+        return next(one for one in self.rows if one["projector"] == MLP and one["batch_size"] == row["batch_size"])
 
     @property
     def _lengths(self) -> list[int]:
         return sorted({1, self.protocol.output_tokens})
 
-    def _attention_text(self) -> str:
-        kernels = ", ".join(kernel.removeprefix("aten::") for kernel in self.attention["kernels"])
-        return f"{self.attention['language_model']} ({kernels or 'plain matrix products'})"
 
-    def _header(self) -> list[str]:
-        header = ["batch", "projector", "s", "image tokens", "vision", "projector", "prefill", "first token"]
-        header += ["per token", f"{self.protocol.output_tokens} tokens", "KV cache MiB", "peak MiB", "TFLOP"]
-        return [*header, "by theory", "by clock"]
-
-    def _cells(self, row: SpeedRow) -> list[str]:
-        full = self.full_row(row)
-        times = (row.vision, row.projector, row.prefill, row.first_token, row.per_token, row.total)
-        return [
-            number(row.batch_size),
-            row.candidate.name,
-            number(row.candidate.packs),
-            number(row.counted.image_tokens),
-            *map(_written, times),
-            mebi(row.counted.full_cache_bytes),
-            mebi(row.counted.peak_bytes),
-            tera(row.flops.first_token),
-            f"{full.flops.first_token / row.flops.first_token:.2f} x",
-            f"{full.first_token.median / row.first_token.median:.2f} x",
-        ]
-
-    def _row(self, row: SpeedRow) -> dict[str, Any]:
-        full = self.full_row(row)
-        return {
-            "projector": row.candidate.name,
-            "scale_factor": row.candidate.packs,
-            "trained": row.candidate.trained,
-            "batch_size": row.batch_size,
-            "counted": asdict(row.counted),
-            "milliseconds": {
-                name: spread and {"median": round(spread.median, 4), "p95": round(spread.p95, 4)}
-                for name, spread in _named_times(row).items()
-            },
-            "flops": {**asdict(row.flops), "first_token": row.flops.first_token, "decode": row.decode_flops},
-            "speedup_of_first_token": {
-                "theory": round(full.flops.first_token / row.flops.first_token, 4),
-                "clock": round(full.first_token.median / row.first_token.median, 4),
-            },
-        }
+def speedups(row: Row, full: Row, part: str) -> tuple[float, float]:
+    """A part's speed-up against the full-token row: by its operations, and by the clock."""
+    operations = full["flops"][part] / max(1, row["flops"][part])
+    return operations, full["milliseconds"][part]["median"] / row["milliseconds"][part]["median"]
 
 
-def disagreements(row: SpeedRow, full: SpeedRow) -> Iterator[str]:
-    """Lines that say where the row's times against the full-token row's are not what its operations promise."""
-    for part in PARTS:
-        theory = getattr(full.flops, part) / max(1, getattr(row.flops, part))
-        clock = _named_times(full)[part].median / _named_times(row)[part].median
-        problem = _problem(theory, clock)
-        if problem is not None:
-            yield (
-                f"{row.candidate.name} at batch {row.batch_size}, {part.replace('_', ' ')}: {problem}"
-                f" (against {MLP} {theory:.2f} x by theory, {clock:.2f} x by the clock)"
-            )
-
-
-def _problem(theory: float, clock: float) -> str | None:
-    """What is odd about a speed-up by theory and by the clock; None where they agree."""
-    if theory > 1 + SAME and clock < 1 - SAME:
-        return "fewer operations but slower"
-    if theory < 1 - SAME and clock > 1 + SAME:
-        return "more operations but faster"
-    if theory > 1 + SAME and clock < HALF * theory:
-        return "less than half of the speed-up that theory promises"
-    return None
-
-
-def _named_times(row: SpeedRow) -> dict[str, Any]:
-    return {
-        "vision": row.vision,
-        "projector": row.projector,
-        "prefill": row.prefill,
-        "first_token": row.first_token,
-        "per_output_token": row.per_token,
-        "total": row.total,
-    }
-
-
-def _written(spread: Spread | None) -> str:
-    return milliseconds(None) if spread is None else f"{milliseconds(spread.median)} ({milliseconds(spread.p95)})"
+def disagreements(row: Row, full: Row) -> Iterator[str]:
+    """Lines on the parts whose speed-up against the full-token row is not the one that theory promises."""
+    for part in ("projector", "prefill", "first_token"):
+        theory, clock = speedups(row, full, part)
+        if theory > 1 + SAME and clock < 1 - SAME:
+            problem = "fewer operations but slower"
+        elif theory < 1 - SAME and clock > 1 + SAME:
+            problem = "more operations but faster"
+        elif theory > 1 + SAME and clock < HALF * theory:
+            problem = "less than half of the speed-up that theory promises"
+        else:
+            continue
+        yield (
+            f"{row['projector']} at batch {row['batch_size']}, {part.replace('_', ' ')}: {problem}"
+            f" (against {MLP} {theory:.2f} x by theory, {clock:.2f} x by the clock)"
+        )

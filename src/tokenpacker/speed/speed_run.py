@@ -1,94 +1,183 @@
-"""How long an image and its answer take, split into vision, projector, prefill and decoding, and how much memory.
+"""Measures an image and its answer, split into vision, projector, prefill and decoding, with the memory.
 
-All projectors share one vision tower and one language model, and take turns in every round, so that whatever else the
-machine does hits them alike. What they are given is noise: no time here depends on what an image shows or a token says.
+All projectors share one vision tower and one language model and take turns in every round. Images and text are noise,
+as no time here depends on their content.
 
-Shapes: B images in a batch, N tiles of all of them, T packed tokens per tile, S tokens of a prompt.
+Shapes: B images in a batch, N tiles of all of them, T packed tokens per tile, D language width, S tokens of a prompt.
 """
 
 from __future__ import annotations
 
-import itertools
+import contextlib
 import math
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel, StoppingCriteria, StoppingCriteriaList
 
 from tokenpacker import projectors
-from tokenpacker.hf.outputs import CACHE, ImageFeatures
-from tokenpacker.projectors import Projector
+from tokenpacker.hf.outputs import ImageFeatures
+from tokenpacker.hf.versions import CACHE
+from tokenpacker.progress import Progress
+from tokenpacker.projectors import Projector, TokenPacker
 from tokenpacker.sequence import ImageLayout
-from tokenpacker.speed.flops import Flops, FlopTable
-from tokenpacker.speed.machine import PeakMemory, synchronize
+from tokenpacker.speed.machine import attention_kernels, describe_machine
+from tokenpacker.speed.memory import PeakMemory, random_model, require_memory
 from tokenpacker.speed.model_sizes import Candidate, Shapes
-from tokenpacker.speed.speed_rows import Counted, Protocol, SpeedRow, Times
+from tokenpacker.speed.speed_report import Protocol, Row, SpeedReport
+from tokenpacker.speed.stopwatch import Stopwatch, spread, synchronize, take_turns
 
-OnProgress = Callable[[int, int, str], None]
+
+def measure(
+    shapes: Shapes,
+    asked: Sequence[Candidate],
+    protocol: Protocol,
+    device: torch.device,
+    dtype: str | None = None,
+    *,
+    load: Callable[[], PreTrainedModel] | None = None,
+) -> SpeedReport:
+    """Measures the projectors in a stored model, or in one of random weights.
+
+    Args:
+        device: whose memory is measured.
+        dtype: of the weights, or `4bit` for a stored model; None takes the stored type, and for random weights float32
+            on a CPU and bfloat16 elsewhere.
+        load: returns the stored model; None makes random weights.
+
+    Raises:
+        ValueError: for image sizes and scale factors that do not fit, and for a device with too little memory, before
+            anything is allocated.
+    """
+    if dtype is None:
+        stored = getattr(shapes.config, "dtype", None) if load else None
+        dtype = str(stored or (torch.float32 if device.type == "cpu" else torch.bfloat16)).removeprefix("torch.")
+    needed = require_memory(shapes, asked, protocol, dtype, device)
+    model = load() if load else random_model(shapes.config, getattr(torch, dtype), device)
+    rows = measure_rows(model, shapes, asked, protocol)
+    parts = {part: getattr(model.model, part).config for part in ("vision_tower", "language_model")}
+    return SpeedReport(
+        name=shapes.name,
+        random_weights=load is None,
+        dtype=dtype,
+        protocol=protocol,
+        image_size=protocol.image_size or shapes.config.tile_size,
+        attention={part: config._attn_implementation for part, config in parts.items()}
+        | {"kernels": attention_kernels(model)},
+        machine=describe_machine(device),
+        peak_kind=PeakMemory(device).kind,
+        needed_bytes=needed.total,
+        rows=rows,
+    )
 
 
-class FirstToken(StoppingCriteria):
-    """Notes when an answer's first token is there, and stops nothing."""
+@torch.inference_mode()
+def measure_rows(model: PreTrainedModel, shapes: Shapes, asked: Sequence[Candidate], protocol: Protocol) -> list[Row]:
+    """One row per batch size and projector, in the order in which they were given; see `speed_report`.
 
-    def __init__(self, device: torch.device):
-        self.device = device
-        self.seen_at = math.nan  # on the clock of `time.perf_counter`
+    Raises ValueError for image sizes and scale factors that do not fit.
+    """
+    layouts = {one: shapes.layout(one, protocol.image_size) for one in asked}
+    modules = {one: make_projector(model, one) for one in asked}
+    folded = {one: _fold(module) for one, module in modules.items()}
+    rounds = protocol.warm_up + protocol.rounds
+    rows, done = [], 0
+    with Progress("speed", len(protocol.batch_sizes) * len(asked) * rounds) as shown:
+        for batch_size in protocol.batch_sizes:
+            runners = [
+                Runner(model, modules[one], folded[one], one, layouts[one], protocol, batch_size) for one in asked
+            ]
+            for runner in take_turns(runners, rounds):
+                runner.run()
+                done += 1
+                shown.update(done, f"{runner.candidate.name}, batch {batch_size}")
+            rows += [runner.row(shapes) for runner in runners]
+    return rows
 
-    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
-        """(B,), nowhere True."""
-        if math.isnan(self.seen_at):
-            synchronize(self.device)
-            self.seen_at = time.perf_counter()
-        return torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
+
+def make_projector(model: PreTrainedModel, candidate: Candidate) -> Projector:
+    """The model's own projector, or a fresh one on the same device and of the same type."""
+    own = model.model.multi_modal_projector
+    if candidate.trained:
+        return own
+    like = next(own.parameters())
+    return projectors.build(candidate.config).to(like.device, like.dtype).eval()
+
+
+def _fold(projector: nn.Module) -> nn.Module | None:
+    """The projector's form for inference; None if it has none, or cannot be folded as it is, such as in four bits."""
+    with contextlib.suppress(ValueError):
+        return projector.fold() if isinstance(projector, TokenPacker) else None
+    return None
 
 
 class Runner:
-    """One projector's calls on one batch of noise."""
+    """One projector on one batch of noise; the first run counts, later ones warm up, then all are timed."""
 
     def __init__(
-        self, model: PreTrainedModel, projector: Projector, candidate: Candidate, layout: ImageLayout, batch_size: int
+        self,
+        model: PreTrainedModel,
+        projector: Projector,
+        folded: nn.Module | None,
+        candidate: Candidate,
+        layout: ImageLayout,
+        protocol: Protocol,
+        batch_size: int,
     ):
-        self.model, self.projector, self.candidate = model, projector, candidate
-        self.tile_size = model.config.tile_size
-        self.layout, self.batch_size = layout, batch_size
+        self.model, self.projector, self.folded, self.candidate = model, projector, folded, candidate
+        self.layout, self.protocol, self.batch_size = layout, protocol, batch_size
         self.device = model.device
-        self.times = Times()
+        self.watch = Stopwatch(self.device)
+        self.num_runs = 0
+        # Two ids that are no image token: one stands for all text, one for all separators.
+        self.text_id, self.separator_id, *_ = (id_ for id_ in range(3) if id_ != model.config.image_token_id)
 
-    @property
-    def other_ids(self) -> tuple[int, int]:
-        """Two ids that are no image token: one stands for all text, one for all separators."""
-        first, second, *_ = (index for index in range(3) if index != self.model.config.image_token_id)
-        return first, second
-
-    def prepare(self, text_tokens: int) -> None:
-        """Makes the batch; only one needs to be there at a time."""
-        text_id, separator_id = self.other_ids
-        image = self.layout.token_ids(self.model.config.image_token_id, separator_id, separator_id)
-        before = text_tokens // 2
-        prompt = [text_id] * before + image + [text_id] * (text_tokens - before)
+    def run(self) -> None:
+        """One run; its batch is freed at the end, before other runners make theirs."""
+        image = self.layout.token_ids(self.model.config.image_token_id, self.separator_id, self.separator_id)
+        before = self.protocol.text_tokens // 2
+        prompt = [self.text_id] * before + image + [self.text_id] * (self.protocol.text_tokens - before)
         self.input_ids = torch.tensor([prompt] * self.batch_size, device=self.device)  # (B, S)
-        num_tiles = self.batch_size * self.layout.tile_grid.num_tiles
-        dtype = self.model.model.vision_tower.dtype
-        self.pixel_values = torch.randn(num_tiles, 3, *self.tile_size, device=self.device, dtype=dtype)
-
-    def drop(self) -> None:
-        """Frees the batch."""
+        tiles = (self.batch_size * self.layout.tile_grid.num_tiles, 3, *self.model.config.tile_size)
+        self.pixel_values = torch.randn(tiles, device=self.device, dtype=self.model.model.vision_tower.dtype)
+        if self.num_runs == 0:
+            self.counted = self._count()
+        else:
+            self._time_parts()
+        self.num_runs += 1
+        if self.num_runs == self.protocol.warm_up:
+            self.watch = Stopwatch(self.device)
         del self.input_ids, self.pixel_values
 
-    def vision(self) -> Any:
-        """Vision features of all tiles."""
+    def row(self, shapes: Shapes) -> Row:
+        """The result of all runs."""
+        counted, folded = self.counted, self.watch.wall.get("folded")
+        num_tiles, num_output = self.layout.tile_grid.num_tiles, counted["output_tokens"]
+        return {
+            "projector": self.candidate.name,
+            "scale_factor": self.candidate.packs,
+            "trained": self.candidate.trained,
+            "batch_size": self.batch_size,
+            "counted": counted,
+            "milliseconds": summarize(self.watch.wall, num_output),
+            "folded_projector_milliseconds": folded and spread(folded),
+            "flops": shapes.table.of(self.candidate, num_tiles, counted["prompt_tokens"], num_output, self.batch_size),
+        }
+
+    def _vision(self) -> Any:
         return self.model.model.vision_features(self.pixel_values)
 
-    def project(self, features: Any) -> Tensor:
+    def _project(self, projector: nn.Module, features: Any) -> Tensor:
         """(N, T, D)."""
         features = features.to(next(self.projector.parameters()).device)
-        return self.projector(features, self.candidate.scale_factor)
+        return projector(features, self.candidate.scale_factor)
 
-    def generate(self, packed: Tensor, num_tokens: int, *criteria: StoppingCriteria) -> Any:
-        """An answer of exactly so many tokens: ending it earlier is forbidden, and later it does not get."""
+    def _generate(self, packed: Tensor, num_tokens: int, *criteria: StoppingCriteria) -> Any:
+        """An answer of exactly `num_tokens` tokens."""
         return self.model.generate(
             input_ids=self.input_ids,
             attention_mask=torch.ones_like(self.input_ids),
@@ -97,130 +186,76 @@ class Runner:
             max_new_tokens=num_tokens,
             do_sample=False,
             num_beams=1,
-            pad_token_id=self.other_ids[0],
+            pad_token_id=self.text_id,
             return_dict_in_generate=True,
             stopping_criteria=StoppingCriteriaList(criteria),
         )
 
-    def count(self, output_tokens: int) -> Counted:
-        """One run of everything, its tensors counted and its peak memory noted."""
+    def _count(self) -> dict[str, Any]:
+        """Runs all parts, counts their tensors and measures the peak memory."""
         peak = PeakMemory(self.device)
         can_tell = peak.start()
-        packed = self.project(self.vision())
-        long = self.generate(packed, output_tokens)
+        packed = self._project(self.projector, self._vision())
+        long = self._generate(packed, self.protocol.output_tokens)
         synchronize(self.device)
         peak_bytes = peak.stop() if can_tell else None
-        short = self.generate(packed, 1)
-        return Counted(
-            tiles=packed.shape[0],
-            tokens_per_tile=packed.shape[1],
-            image_tokens=int((self.input_ids[0] != self.other_ids[0]).sum()),
-            prompt_tokens=self.input_ids.shape[1],
-            output_tokens=long.sequences.shape[1] - self.input_ids.shape[1],
-            cache_bytes=cache_bytes(short[CACHE]),
-            full_cache_bytes=cache_bytes(long[CACHE]),
-            peak_bytes=peak_bytes,
-        )
+        short = self._generate(packed, 1)
+        return {
+            "tiles": packed.shape[0],
+            "tokens_per_tile": packed.shape[1],
+            "image_tokens": int((self.input_ids[0] != self.text_id).sum()),
+            "prompt_tokens": self.input_ids.shape[1],
+            "output_tokens": long.sequences.shape[1] - self.input_ids.shape[1],
+            "cache_bytes": _cache_bytes(short[CACHE]),
+            "full_cache_bytes": _cache_bytes(long[CACHE]),
+            "peak_bytes": peak_bytes,
+        }
 
-    def add_round(self, output_tokens: int) -> None:
-        """Adds one round to the times."""
-        seconds, features = self._timed(self.vision)
-        self.times.vision.append(seconds)
-        seconds, packed = self._timed(lambda: self.project(features))
-        self.times.projector.append(seconds)
-        seconds, _ = self._timed(lambda: self.generate(packed, 1))
-        self.times.prefill.append(seconds)
-        if output_tokens > 1:
-            first = FirstToken(self.device)
-            seconds, _ = self._timed(lambda: self.generate(packed, output_tokens, first))
-            self.times.decode.append(time.perf_counter() - first.seen_at)
-        self.times.answer.append(seconds)
-
-    def _timed(self, call: Callable[[], Any]) -> tuple[float, Any]:
-        """Seconds until the device has finished, and the call's result."""
-        synchronize(self.device)
-        start = time.perf_counter()
-        result = call()
-        synchronize(self.device)
-        return time.perf_counter() - start, result
+    def _time_parts(self) -> None:
+        timed, num_output, folded = self.watch.time, self.protocol.output_tokens, self.folded
+        features = timed("vision", self._vision)
+        packed = timed("projector", lambda: self._project(self.projector, features))
+        if folded is not None:
+            timed("folded", lambda: self._project(folded, features))
+        timed("prefill", lambda: self._generate(packed, 1))
+        if num_output > 1:
+            first = _FirstToken(self.device)
+            timed("answer", lambda: self._generate(packed, num_output, first))
+            self.watch.wall["decode"].append(time.perf_counter() - first.seen_at)
 
 
-def measure_rows(
-    model: PreTrainedModel,
-    shapes: Shapes,
-    asked: Sequence[Candidate],
-    protocol: Protocol,
-    on_progress: OnProgress | None = None,
-) -> list[SpeedRow]:
-    """One row per batch size and projector, in the order in which they were given.
+def summarize(seconds: dict[str, list[float]], num_output: int) -> dict[str, dict[str, float] | None]:
+    """Summarizes the seconds of all rounds as the `milliseconds` of a row.
 
     Args:
-        on_progress: told after each step how many are done, how many there are, and what was done.
-
-    Raises:
-        ValueError: for images and scale factors that cannot be.
+        seconds: of vision, projector and prefill; for an answer of several tokens also of `answer`, the language
+            model's whole time, and `decode`, its part after the first token.
     """
-    modules = {one: make_projector(model, one) for one in asked}
-    layouts = {one: shapes.layout(one, protocol.image_size) for one in asked}
-    table = FlopTable(shapes.config)
-    total = len(protocol.batch_sizes) * len(asked) * (protocol.warm_up + protocol.rounds)
-    steps = itertools.count(1)
-
-    def step_done(runner: Runner) -> None:
-        if on_progress is not None:
-            on_progress(next(steps), total, f"{runner.candidate.name}, batch {runner.batch_size}")
-
-    rows = []
-    for batch_size in protocol.batch_sizes:
-        runners = [Runner(model, modules[one], one, layouts[one], batch_size) for one in asked]
-        counts = _run_rounds(runners, protocol, step_done)
-        rows += [_row(runner, counted, table) for runner, counted in zip(runners, counts, strict=True)]
-    return rows
+    rounds = {part: np.asarray(values) for part, values in seconds.items()}
+    packed = rounds["vision"] + rounds["projector"]
+    return {
+        "vision": spread(rounds["vision"]),
+        "projector": spread(rounds["projector"]),
+        "prefill": spread(rounds["prefill"]),
+        "first_token": spread(packed + rounds["prefill"]),
+        "per_output_token": spread(rounds["decode"] / (num_output - 1)) if num_output > 1 else None,
+        "total": spread(packed + rounds["answer" if num_output > 1 else "prefill"]),
+    }
 
 
-def make_projector(model: PreTrainedModel, candidate: Candidate) -> Projector:
-    """The model's own projector, or a fresh one beside it on its device and of its type."""
-    own = model.model.multi_modal_projector
-    if candidate.trained:
-        return own
-    like = next(own.parameters())
-    return projectors.build(candidate.config).to(like.device, like.dtype).eval()
+class _FirstToken(StoppingCriteria):
+    """Notes the time of an answer's first token; stops nothing."""
+
+    def __init__(self, device: torch.device):
+        self.device = device
+        self.seen_at = math.nan  # on the clock of `time.perf_counter`
+
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
+        if math.isnan(self.seen_at):
+            synchronize(self.device)
+            self.seen_at = time.perf_counter()
+        return torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)  # (B,)
 
 
-def cache_bytes(cache: Any) -> int:
-    """Bytes of all keys and values in a cache of transformers."""
+def _cache_bytes(cache: Any) -> int:
     return sum(tensor.nbytes for layer in cache.layers for tensor in (layer.keys, layer.values))
-
-
-@torch.inference_mode()
-def _run_rounds(runners: Sequence[Runner], protocol: Protocol, step_done: Callable[[Runner], None]) -> list[Counted]:
-    """Warms up, then times all runners in turn; what was counted in the first run of each."""
-    counts: list[Counted] = []
-    for round_number in range(protocol.warm_up + protocol.rounds):
-        for runner in runners:
-            runner.prepare(protocol.text_tokens)
-            if round_number == 0:
-                counts.append(runner.count(protocol.output_tokens))
-            else:
-                runner.add_round(protocol.output_tokens)
-            if round_number < protocol.warm_up:
-                runner.times = Times()
-            runner.drop()
-            step_done(runner)
-    return counts
-
-
-def _row(runner: Runner, counted: Counted, table: FlopTable) -> SpeedRow:
-    batch = runner.batch_size
-    flops = table.of(runner.candidate, counted.tiles // batch, counted.prompt_tokens)
-    whole = Flops(
-        vision=batch * flops.vision,
-        projector=batch * flops.projector,
-        language=batch * flops.language,
-        head=batch * flops.head,
-    )
-    spreads: Any = runner.times.spreads(counted.output_tokens)
-    decode = batch * table.language.decode(counted.prompt_tokens, counted.output_tokens)
-    return SpeedRow(
-        candidate=runner.candidate, batch_size=batch, counted=counted, flops=whole, decode_flops=decode, **spreads
-    )

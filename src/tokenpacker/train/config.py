@@ -1,56 +1,73 @@
-"""A whole training run as one value: frozen, and checked when it is made.
+"""The config of a training run: frozen values that pydantic checks, and how they are read from files and settings.
 
-Everything that decides what a run computes stands here, so that the file saved beside a checkpoint repeats the run.
+A config holds everything that decides what a run computes. It is saved beside each checkpoint, so that the file repeats
+the run.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import math
-from dataclasses import dataclass, field
+import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args, get_type_hints
+
+from pydantic import (
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    TypeAdapter,
+    ValidationError,
+)
+from pydantic.dataclasses import dataclass
 
 from tokenpacker.hf.processing.image_processor import ImageMode
 from tokenpacker.regions import RegionRule
+from tokenpacker.text import did_you_mean
 from tokenpacker.tiling import GridList
 
 Part = Literal["vision_tower", "projector", "regions", "language_model"]
-Precision = Literal["float32", "bfloat16"]
 ChatFormat = Literal["v1", "plain", "bare"]
 DataFormat = Literal["json", "jsonl", "parquet", "webdataset", "hub"]
+Share = Annotated[float, Field(ge=0, le=1)]
+Beta = Annotated[float, Field(ge=0, lt=1)]
 PARTS: tuple[Part, ...] = get_args(Part)
+CHECKED = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)  # strict: no `true` for 1, no "3" for 3
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
 class ModelConfig:
-    """What is trained: a model that exists, or one put together from a vision tower and a language model.
+    """The model to train: an existing one, or one that is joined from a vision tower and a language model.
 
     Args:
-        start: folder or hub id of a TokenPacker model to continue from. The fields below it up to `projector` then
-            stay unused.
+        start: folder or hub id of a TokenPacker model to continue from. The next five fields are then not used.
         vision_tower: folder or hub id.
         language_model: folder or hub id.
-        projector: dict of a registered projector's config; its widths are taken from the parts.
-        projector_weights: file that a run left, `projector.safetensors`; its config takes the place of `projector`.
-        vision_levels: hidden states that the projector reads, 1 being the first layer's output; empty takes the
+        projector: the config of a registered projector. The model sets its widths.
+        projector_weights: file `projector.safetensors` of an earlier run; its config replaces `projector`.
+        vision_levels: hidden states that the projector reads; 1 is the output of the first layer. Empty takes the
             paper's.
-        chat_format: `plain` for captions, `v1` for conversations, `bare` for those without Vicuna's system text.
-        image_mode: see `TokenPackerImageProcessor`, as the next four. None keeps what the start has, or the default.
-        row_separator: see `TokenPackerProcessor`; None likewise.
-        region_rule: how much a patch counts in a region, see `tokenpacker.regions`; None likewise.
+        chat_format: `plain` for captions, `v1` for conversations, `bare` for conversations without Vicuna's system
+            text.
+        image_mode: how images become tiles, as are the next four fields; see `TokenPackerImageProcessor`. None keeps
+            the value of `start`, or takes the default.
+        row_separator: see `TokenPackerProcessor`. None as above.
+        region_rule: how much a patch counts in a region, see `tokenpacker.regions`. None as above.
     """
 
     start: str | None = None
     vision_tower: str = "openai/clip-vit-large-patch14-336"
     language_model: str = "lmsys/vicuna-7b-v1.5"
-    projector: dict[str, Any] = field(default_factory=lambda: {"name": "token-packer", "scale_factor": 2})
+    projector: dict[str, Any] = dataclasses.field(default_factory=lambda: {"name": "token-packer", "scale_factor": 2})
     projector_weights: str | None = None
     vision_levels: tuple[int, ...] = ()
     chat_format: ChatFormat = "v1"
     image_mode: ImageMode | None = None
-    max_tiles: int | None = None
+    max_tiles: PositiveInt | None = None
     grid_list: GridList | None = None
     thumbnail_source: Literal["image", "canvas"] | None = None
     antialias: bool | None = None
@@ -58,16 +75,16 @@ class ModelConfig:
     region_rule: RegionRule | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
 class ScenesConfig:
-    """Pictures that are drawn while they are learned from, easy-VQA and fine print, each batch a step of its own.
+    """Generated pictures (easy-VQA and fine print) as training data. Each batch is a whole step.
 
     Args:
-        captions: share of pictures that are described; the others are asked about.
-        one_tile_share: of the steps, at first, that show pictures of one tile.
-        paced_at: scale factor whose tokens decide how many pictures a step shows; None takes the step's own, so that
-            fewer tokens a tile make more pictures.
-        regions: share of steps that ask about masks, for a model with a region module.
+        captions: share of pictures with a description; the others have questions.
+        one_tile_share: the first steps, as a share of all, show pictures of one tile.
+        paced_at: scale factor at which image tokens are counted to decide how many pictures a step shows. None takes
+            the scale factor of the step, so that fewer tokens per tile allow more pictures.
+        regions: share of steps that ask about masks; needs a model with a region encoder.
     """
 
     captions: float
@@ -76,23 +93,22 @@ class ScenesConfig:
     regions: float | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
 class DataConfig:
-    """What it learns from, and how samples come together.
+    """The training data, and how samples become batches.
 
     Args:
-        path: file, folder of shards, or hub id (`OWNER/NAME`, with `:CONFIG/SPLIT` behind it if need be); None until
-            the user says.
-        images: folder that the paths in the data start from.
-        format: how to read it; None tells from the path. `webdataset` (tar shards) and `hub` (the datasets library) are
-            streams: they are read in order, and `max_steps` ends the run.
-        scenes: generated pictures in place of a path.
-        max_length: tokens of a sample, image tokens included, and of a packed row.
-        packed: several samples share a row, none seeing another. A row then counts as one of `batch_size`, so that a
-            step holds more samples: choose a smaller `batch_size` for the same number.
-        grouped: samples of similar length and of one kind (with or without images) share a batch.
-        max_tiles_per_batch: bounds a device's memory for pixels.
-        max_reject_share: share of bad samples at which the run stops.
+        path: file, folder of shards, or hub id (`OWNER/NAME`, or `OWNER/NAME:CONFIG/SPLIT`).
+        images: folder that image paths in the data are relative to.
+        format: file format; None detects it from the path. `webdataset` (tar shards) and `hub` (the datasets library)
+            are streams: they are read in order, and `max_steps` ends the run.
+        scenes: generated pictures, in place of a path.
+        max_length: tokens of a sample, with image tokens, and of a packed row.
+        packed: several samples share a row and do not attend to each other. A row counts as one of `batch_size`, so a
+            step holds more samples: choose a smaller `batch_size` for the same number of samples.
+        grouped: a batch holds samples of similar length, all with images or all without.
+        max_tiles_per_batch: tiles of one device's batch, a bound on memory.
+        max_reject_share: the run stops if a larger share of samples is bad.
         num_workers: processes per device that decode images.
     """
 
@@ -100,123 +116,80 @@ class DataConfig:
     images: str | None = None
     format: DataFormat | None = None
     scenes: ScenesConfig | None = None
-    max_length: int = 2048
+    max_length: PositiveInt = 2048
     packed: bool = False
     grouped: bool = True
-    max_tiles_per_batch: int = 256
-    max_reject_share: float = 0.01
-    num_workers: int = 4
-
-    def __post_init__(self) -> None:
-        for name, least in (("max_length", 1), ("max_tiles_per_batch", 1), ("num_workers", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"data.{name}={getattr(self, name)} must be at least {least}")
+    max_tiles_per_batch: PositiveInt = 256
+    max_reject_share: Share = 0.01
+    num_workers: NonNegativeInt = 4
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
 class OptimizerConfig:
-    """AdamW, its learning rates per part, and their course: linear warm-up, then a cosine.
+    """AdamW with a linear warm-up and a cosine schedule.
 
     Args:
-        muon_learning_rate: of the matrices inside, which Muon then updates in AdamW's place.
-        min_learning_rate_share: where the cosine ends.
+        part_learning_rates: for parts that do not take `learning_rate`.
+        muon_learning_rate: trains the matrices of hidden layers by Muon, at this rate, in place of AdamW.
+        warmup_share: warm-up steps, as a share of all steps.
+        min_learning_rate_share: last learning rate of the cosine, as a share of the highest.
     """
 
-    learning_rate: float
-    part_learning_rates: dict[str, float] = field(default_factory=dict)
-    muon_learning_rate: float | None = None
-    weight_decay: float = 0.0
-    betas: tuple[float, float] = (0.9, 0.999)
-    warmup_share: float = 0.03
-    min_learning_rate_share: float = 0.0
-    max_grad_norm: float = 1.0
+    learning_rate: PositiveFloat
+    part_learning_rates: dict[Part, PositiveFloat] = dataclasses.field(default_factory=dict)
+    muon_learning_rate: PositiveFloat | None = None
+    weight_decay: NonNegativeFloat = 0.0
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
+    warmup_share: Share = 0.03
+    min_learning_rate_share: Share = 0.0
+    max_grad_norm: PositiveFloat = 1.0
 
     def __post_init__(self) -> None:
-        rates = {"learning_rate": self.learning_rate, "max_grad_norm": self.max_grad_norm}
-        rates |= {f"part_learning_rates.{part}": rate for part, rate in self.part_learning_rates.items()}
-        if self.muon_learning_rate is not None:
-            rates["muon_learning_rate"] = self.muon_learning_rate
-        for name, value in rates.items():
-            if not 0 < value < math.inf:
-                raise ValueError(f"optimizer.{name}={value} must be above 0")
-        if not 0 <= self.weight_decay < math.inf:
-            raise ValueError(f"optimizer.weight_decay={self.weight_decay} must be at least 0")
-        for name in ("warmup_share", "min_learning_rate_share"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"optimizer.{name}={getattr(self, name)} must lie between 0 and 1")
-        if not all(0 <= beta < 1 for beta in self.betas):
-            raise ValueError(f"optimizer.betas={list(self.betas)} must lie between 0 and 1")
+        if self.part_learning_rates and self.muon_learning_rate is not None:
+            raise ValueError("part_learning_rates and muon_learning_rate exclude each other; leave one out")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
 class LoraConfig:
-    """Low-rank updates of the language model's linear layers; `four_bit` keeps its own weights in NF4 (QLoRA)."""
+    """Low-rank updates of the language model's linear layers. `four_bit` keeps its own weights in NF4 (QLoRA)."""
 
-    rank: int = 128
-    alpha: int = 256
-    dropout: float = 0.05
+    rank: PositiveInt = 128
+    alpha: PositiveInt = 256
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.05
     four_bit: bool = False
 
-    def __post_init__(self) -> None:
-        if self.rank < 1 or self.alpha < 1:
-            raise ValueError(f"lora.rank={self.rank} and lora.alpha={self.alpha} must be at least 1")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"lora.dropout={self.dropout} must lie between 0 and 1")
 
-
-@dataclass(frozen=True, kw_only=True)
-class TrainingConfig:
-    """A training run.
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
+class RunConfig:
+    """Settings of any training run; `TrainingConfig` adds those of a TokenPacker model.
 
     Args:
-        name: of the recipe that it came from.
-        train: parts that learn; the others are frozen. `regions` is the region encoder, which a model that has none
-            is given.
-        lora: trains updates of the language model in place of its weights.
-        batch_size: samples (rows, when packed) per optimizer step, over all devices.
-        device_batch_size: of these, how many a device holds at once.
-        scale_factors: one is drawn for each step; empty takes the projector's own.
-        epochs: passes over the data.
-        max_steps: length of the run in place of `epochs`, less than one pass or several.
-        precision: of activations and of frozen weights; optimizer states and trained weights are float32.
+        name: of the recipe.
+        batch_size: samples (rows, if packed) per optimizer step, over all devices.
+        device_batch_size: how many of these a device holds at once.
+        max_steps: length of the run in optimizer steps.
+        precision: of activations and frozen weights. Optimizer states and trained weights are float32.
         checkpointing: recompute activations in the backward pass.
         save_every: steps between checkpoints.
-        keep_checkpoints: how many of them stay.
-        report_to: trackers by name, of those that transformers knows.
+        keep_checkpoints: number of checkpoints to keep.
+        report_to: names of trackers that transformers supports.
     """
 
     name: str
     optimizer: OptimizerConfig
-    train: tuple[str, ...]
-    model: ModelConfig = field(default_factory=ModelConfig)
-    data: DataConfig = field(default_factory=DataConfig)
-    lora: LoraConfig | None = None
-    batch_size: int = 128
-    device_batch_size: int = 16
-    scale_factors: tuple[int, ...] = ()
-    epochs: float = 1.0
-    max_steps: int | None = None
-    precision: Precision = "bfloat16"
+    batch_size: PositiveInt = 128
+    device_batch_size: PositiveInt = 16
+    max_steps: PositiveInt | None = None
+    precision: Literal["float32", "bfloat16"] = "bfloat16"
     checkpointing: bool = True
     compile: bool = False
-    liger: bool = False
-    seed: int = 42
-    log_every: int = 1
-    save_every: int = 500
-    keep_checkpoints: int = 1
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 42
+    log_every: PositiveInt = 1
+    save_every: PositiveInt = 500
+    keep_checkpoints: PositiveInt = 1
     report_to: tuple[str, ...] = ("tensorboard",)
 
     def __post_init__(self) -> None:
-        unknown = set(self.train) - set(PARTS) or set(self.optimizer.part_learning_rates) - set(PARTS)
-        if unknown:
-            raise ValueError(f"part {sorted(unknown)[0]!r} is unknown; use {', '.join(PARTS)}")
-        if not self.train and self.lora is None:
-            raise ValueError("train is empty and there is no lora: nothing would learn")
-        if self.lora is not None and "language_model" in self.train:
-            raise ValueError("lora replaces the training of language_model; take it out of train")
-        for name in ("batch_size", "device_batch_size", "save_every", "log_every", "keep_checkpoints"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
         if Path(self.name).name != self.name:
             raise ValueError(f"name={self.name!r} must be the name of a folder, without a path")
         if self.batch_size % self.device_batch_size:
@@ -224,23 +197,146 @@ class TrainingConfig:
                 f"device_batch_size={self.device_batch_size} does not divide batch_size={self.batch_size};"
                 " choose a divisor"
             )
-        if self.optimizer.part_learning_rates and self.optimizer.muon_learning_rate is not None:
-            raise ValueError("part_learning_rates and muon_learning_rate exclude each other; leave one out")
-        if self.model.max_tiles is not None and self.model.max_tiles < 1:
-            raise ValueError(f"model.max_tiles={self.model.max_tiles} must be at least 1")
-        if not 0 <= self.seed < 2**32:
-            raise ValueError(f"seed={self.seed} must be at least 0 and below 2**32")
-        if not 0 < self.epochs < math.inf or (self.max_steps is not None and self.max_steps < 1):
-            raise ValueError(
-                f"epochs={self.epochs} and max_steps={self.max_steps} must be above 0, and no infinite ones"
-            )
-        if not 0 <= self.data.max_reject_share <= 1:
-            raise ValueError(f"data.max_reject_share={self.data.max_reject_share} must lie between 0 and 1")
+
+    @property
+    def batches_per_step(self) -> int:
+        """Batches of one device that an optimizer step takes, over all devices."""
+        return self.batch_size // self.device_batch_size
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, as `config_reading.from_dict` and JSON take them."""
+        """The config as plain values, for `from_dict` and JSON."""
         return json.loads(json.dumps(dataclasses.asdict(self)))
 
     def to_json(self) -> str:
-        """The whole config, as `config_reading.read_config` reads it."""
+        """The config as a JSON text, for `read_config`."""
         return json.dumps(self.to_dict(), indent=2) + "\n"
+
+
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
+class TrainingConfig(RunConfig):
+    """A training run of a TokenPacker model.
+
+    Args:
+        train: parts to train; the others are frozen. `regions` is the region encoder; a model without one gets one.
+        lora: trains low-rank updates of the language model in place of its weights.
+        scale_factors: each step draws one of them. Empty takes the projector's own.
+        epochs: passes over the data, unless `max_steps` is given.
+    """
+
+    train: tuple[Part, ...]
+    model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    lora: LoraConfig | None = None
+    scale_factors: tuple[int, ...] = ()
+    epochs: PositiveFloat = 1.0
+    liger: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.train and self.lora is None:
+            raise ValueError("train is empty and lora is null, so nothing would be trained; name a part in train")
+        if self.lora is not None and "language_model" in self.train:
+            raise ValueError("lora replaces the training of language_model; take it out of train")
+
+
+def from_dict(content: Mapping[str, Any]) -> TrainingConfig:
+    """Returns the config of plain values.
+
+    Raises:
+        ValueError: for unknown keys (with the nearest valid one), missing keys, and values of a wrong type or range.
+    """
+    try:  # as JSON, in which a strict config takes lists for tuples
+        return TypeAdapter(TrainingConfig).validate_json(json.dumps(content, default=str))
+    except ValidationError as invalid:
+        raise ValueError(_in_one_line(invalid)) from None
+
+
+def changed(config: TrainingConfig, settings: Iterable[str]) -> TrainingConfig:
+    """Returns the config with settings such as `optimizer.learning_rate=1e-4` applied; values are YAML.
+
+    Raises:
+        ValueError: for a setting without `=`, an unknown key, and a value of a wrong type or range.
+    """
+    content = config.to_dict()
+    for setting in settings:
+        key, equals, text = setting.partition("=")
+        if not equals:
+            raise ValueError(f"--set {setting} has no '='; write for example optimizer.learning_rate=1e-4")
+        try:
+            value = _parse_yaml(text)
+        except ValueError as error:
+            raise ValueError(f"--set {setting} is no value ({error})") from None
+        *parents, last = key.strip().split(".")
+        place = content
+        for name in parents:
+            if not isinstance(place.get(name), dict):
+                place[name] = {}
+            place = place[name]
+        place[last] = value
+    return from_dict(content)
+
+
+def merged(config: TrainingConfig, content: Mapping[str, Any]) -> TrainingConfig:
+    """Returns the config with the given values in place of its own, at any depth. Raises ValueError as `from_dict`."""
+    return from_dict(_merge(config.to_dict(), content))
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Returns the content of a YAML or JSON file. Raises ValueError if it is missing, damaged or not a mapping."""
+    try:
+        content = _parse_yaml(path.read_text(encoding="utf-8"))  # JSON is YAML
+    except FileNotFoundError:
+        raise ValueError(f"{path} does not exist; check the path") from None
+    except ValueError as error:
+        raise ValueError(f"{path} is no YAML or JSON ({error})") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds no settings; write keys and values, as `--dry-run --json` prints them")
+    return content
+
+
+def _parse_yaml(text: str) -> Any:
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        pass
+
+    # YAML 1.1, which PyYAML reads, wants 1.0e-4: without this 1e-4 would be a text.
+    Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), None)
+    try:
+        return yaml.load(text, Loader)
+    except yaml.YAMLError as error:
+        raise ValueError(" ".join(str(error).split())) from None
+
+
+def _merge(content: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    result = dict(content)
+    for key, value in other.items():
+        nested = isinstance(value, Mapping) and isinstance(result.get(key), dict) and key != "projector"
+        result[key] = _merge(result[key], value) if nested else value
+    return result
+
+
+def _in_one_line(invalid: ValidationError) -> str:
+    """The first problem that pydantic found, as one line with the dotted key."""
+    problem = invalid.errors(include_url=False)[0]
+    kind, message = problem["type"], problem["msg"]
+    *parents, key = problem["loc"] or ("config",)
+    name = ".".join(map(str, problem["loc"])) or "config"
+    if kind == "value_error":  # from a `__post_init__`
+        return str(problem["ctx"]["error"])
+    if kind == "missing":
+        return f"{name} is missing; give it a value"
+    if kind == "unexpected_keyword_argument":
+        valid, prefix = _keys_of(parents), name.removesuffix(str(key))
+        hint = did_you_mean(str(key), valid, cutoff=0.5).replace("mean ", f"mean {prefix}")
+        return f"{name} is no setting{hint or '; use one of ' + ', '.join(valid)}"
+    return f"{name}={problem['input']!r} {message.replace('Input should', 'must')}"
+
+
+def _keys_of(parents: Iterable[Any]) -> list[str]:
+    """The valid keys of a config within `TrainingConfig`."""
+    kind: Any = TrainingConfig
+    for name in parents:
+        hint = get_type_hints(kind)[name]
+        kind = next(choice for choice in (hint, *get_args(hint)) if dataclasses.is_dataclass(choice))
+    return [field.name for field in dataclasses.fields(kind)]

@@ -1,4 +1,4 @@
-"""Muon for the matrices of transformer layers, AdamW for everything else, in one optimizer.
+"""The optimizer of a run: AdamW with a learning rate per part, or Muon for matrices and AdamW for all other weights.
 
 Muon (K. Jordan et al., 2024) makes the update of a matrix orthogonal by a Newton-Schulz iteration. Measured on the tiny
 encoder: the loss that AdamW reaches after 250 steps is reached after 190. `torch.optim.Muon` computes in bfloat16,
@@ -7,15 +7,65 @@ several times slower on a CPU, hence this float32 version; matrices of equal sha
 
 from collections import defaultdict
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from tokenpacker.train.config import OptimizerConfig, Part
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # coefficients of the quintic iteration, from its authors
 NEWTON_SCHULZ_STEPS = 5
 ADAM_BETAS, ADAM_EPS = (0.9, 0.98), 1e-8
 MUON_MOMENTUM = 0.95
 RMS_OF_ADAM = 0.2  # scales updates to the size that AdamW's have, so that one weight decay fits both
+
+
+# Names of modules in parameter names, and the parts that they belong to.
+PART_MODULES: dict[str, Part] = {
+    "vision_tower": "vision_tower",
+    "spare_vision_layers": "vision_tower",
+    "multi_modal_projector": "projector",
+    "region_encoder": "regions",
+}
+
+
+def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
+    """The optimizer for the trainable weights of a model."""
+    if config.muon_learning_rate is None:
+        return torch.optim.AdamW(part_groups(model, config), lr=config.learning_rate, betas=config.betas)
+    return MuonAdamW(
+        model,
+        learning_rate=config.learning_rate,
+        muon_learning_rate=config.muon_learning_rate,
+        weight_decay=config.weight_decay,
+        betas=config.betas,
+    )
+
+
+def part_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str, Any]]:
+    """Parameter groups for an optimizer, one for each part that has trainable parameters."""
+    by_part: dict[Part, list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            by_part.setdefault(part_of(name), []).append(parameter)
+    return [
+        {
+            "params": parameters,
+            "lr": config.part_learning_rates.get(part, config.learning_rate),
+            "weight_decay": config.weight_decay,
+            "name": part,
+        }
+        for part, parameters in by_part.items()
+    ]
+
+
+def part_of(name: str) -> Part:
+    """The part that a parameter belongs to, by its full name. The head belongs to the language model."""
+    for module, part in PART_MODULES.items():
+        if f".{module}." in f".{name}":
+            return part
+    return "language_model"
 
 
 class MuonAdamW(torch.optim.Optimizer):

@@ -2,36 +2,37 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from tokenpacker.data.sources import is_stream, look_through
 from tokenpacker.hf.configuration import TokenPackerConfig
 from tokenpacker.hf.model import TokenPackerForConditionalGeneration
-from tokenpacker.train.assemble import learns_regions, load_processor, model_config, parts_of
+from tokenpacker.train.assemble import parts_of
 from tokenpacker.train.config import PARTS, TrainingConfig
 from tokenpacker.train.run import check
 
-FLOAT32, SIXTEEN_BITS, FOUR_BITS = 4.0, 2.0, 0.5625  # bytes a weight; NF4 with one float32 per 64 weights
-# Of a trained weight: itself, its gradient and AdamW's two moments, all in float32.
-TRAINED_BYTES = 4 * FLOAT32
-# Activations that a LLaMA layer keeps per token, in multiples of its width, without recomputing. Counted from its
-# modules: norms, queries, keys, values, attention output, gate, up and product (2.7 times as wide each).
+FLOAT32, SIXTEEN_BITS, FOUR_BITS = 4.0, 2.0, 0.5625  # bytes per weight; NF4 has one float32 per 64 weights
+TRAINED_BYTES = 4 * FLOAT32  # per trained weight: itself, its gradient and AdamW's two moments
+# Activations that a LLaMA layer keeps per token without recomputation, as multiples of its width: norms, queries, keys,
+# values, attention output, gate, up and product (2.7 times as wide each).
 KEPT_PER_LAYER = 16
 
 
 @dataclass(frozen=True)
 class Preview:
-    """What `--dry-run` tells.
+    """What `--dry-run` shows.
 
     Args:
         parameters: part -> {trainable, frozen}.
-        samples: how many are used, have images, are left out, and how many regions they mark; tokens at the median,
-            95th percentile and most.
+        samples: how many are used, have images or are left out; their regions; their tokens. None without a data file.
+        steps: optimizer steps; None if they are not known.
         memory_gib: per device, before sharding: weights, trained state, and for one batch the language model's
-            activations and the logits, at most at all places of text. Without data every row is `max_length` long.
+            activations and the logits. Without a data file each row counts as `max_length` long.
     """
 
     config: dict[str, Any]
@@ -42,53 +43,47 @@ class Preview:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
-        return {
-            "config": self.config,
-            "parameters": self.parameters,
-            "samples": self.samples,
-            "steps": self.steps,
-            "memory_gib": self.memory_gib,
-        }
+        return dataclasses.asdict(self)
 
 
 def preview(config: TrainingConfig) -> Preview:
-    """The preview of a run; data are looked through where the config names them. Raises ValueError as `run.train`."""
-    check(config, with_data=config.data.path is not None or config.data.scenes is not None)
-    shape = model_config(config.model, with_regions=learns_regions(config))
+    """The preview of a run; the data are read if the config names them. Raises ValueError as `run.train`."""
+    builder = check(config, with_data=config.data.path is not None or config.data.scenes is not None)
     with torch.device("meta"):
-        model = TokenPackerForConditionalGeneration(shape)
+        model = TokenPackerForConditionalGeneration(builder.config)
     parameters = {}
     for part, modules in parts_of(model).items():
         count = sum(parameter.numel() for module in modules for parameter in module.parameters())
-        learns = part in config.train
-        parameters[part] = {"trainable": count if learns else 0, "frozen": 0 if learns else count}
+        trained = part in config.train
+        parameters[part] = {"trainable": count if trained else 0, "frozen": 0 if trained else count}
     if config.lora is not None:
-        parameters["lora"] = {"trainable": _lora_parameters(shape, config.lora.rank), "frozen": 0}
+        parameters["lora"] = {"trainable": _lora_parameters(builder.config, config.lora.rank), "frozen": 0}
     samples, steps, longest, text_share = None, config.max_steps, config.data.max_length, 1.0
     if config.data.path is not None and not is_stream(config):
-        data = look_through(config, load_processor(config.model, with_regions=learns_regions(config)), None)
-        tokens = data.lengths.tokens[data.lengths.usable]
+        data = look_through(config, builder.processor, None)
+        usable, lengths = data.lengths.usable, data.lengths
+        tokens = lengths.tokens[usable]
         samples = {
             "used": len(tokens),
-            "with_images": int((data.lengths.tiles[data.lengths.usable] > 0).sum()),
-            "regions": int(data.lengths.regions[data.lengths.usable].sum()),
+            "with_images": int((lengths.tiles[usable] > 0).sum()),
+            "regions": int(lengths.regions[usable].sum()),
             "left_out": data.rejects.num_rejected,
             "tokens": int(tokens.sum()),
-            "median": int(_quantile(tokens, 0.5)),
-            "p95": int(_quantile(tokens, 0.95)),
+            "median": int(np.quantile(tokens, 0.5, method="higher")),
+            "p95": int(np.quantile(tokens, 0.95, method="higher")),
             "longest": int(tokens.max()),
             "fill": round(data.plan.fill, 4),
             "per_step": round(data.plan.samples_per_step, 1),
         }
         steps = data.plan.num_steps
-        longest = config.data.max_length if config.data.packed else int(tokens.max())
-        text_share = 1 - float(data.lengths.image_tokens.sum() / tokens.sum())
-    memory = _memory(config, shape, parameters, config.device_batch_size * longest, text_share)
+        longest = longest if config.data.packed else int(tokens.max())
+        text_share = 1 - float(lengths.image_tokens.sum() / tokens.sum())
+    memory = _memory(config, builder.config, parameters, config.device_batch_size * longest, text_share)
     return Preview(config.to_dict(), parameters, samples, steps, memory)
 
 
 def describe(shown: Preview) -> str:
-    """The preview as text, but for the config."""
+    """The preview as text, without the config."""
     lines = [f"{'part':<14}{'trainable':>16}{'frozen':>16}"]
     lines += [f"{part:<14}{n['trainable']:>16,}{n['frozen']:>16,}" for part, n in shown.parameters.items()]
     if shown.samples is not None:
@@ -112,7 +107,7 @@ def describe(shown: Preview) -> str:
 
 
 def _lora_parameters(config: TokenPackerConfig, rank: int) -> int:
-    """Of updates to the seven linear layers of each LLaMA layer."""
+    """Parameters of the low-rank updates to the seven linear layers of each LLaMA layer."""
     text = config.text_config
     key_value = (
         text.hidden_size * getattr(text, "num_key_value_heads", text.num_attention_heads) // text.num_attention_heads
@@ -129,7 +124,7 @@ def _memory(
     num_tokens: int,
     text_share: float,
 ) -> dict[str, float]:
-    """GiB by kind, for device batches of so many tokens, of which a share is text and may be learned."""
+    """GiB by kind, for device batches of `num_tokens`, of which `text_share` is text, which may be learned."""
     text = model.text_config
     in_bfloat16 = config.precision == "bfloat16"
     frozen_bytes = SIXTEEN_BITS if in_bfloat16 else FLOAT32
@@ -147,7 +142,3 @@ def _memory(
     sizes = {"frozen weights": frozen, "trained weights": trained, "activations": activations, "logits": logits}
     result = {name: size / 2**30 for name, size in sizes.items()}
     return {name: round(gib, 2) for name, gib in (result | {"total": sum(result.values())}).items()}
-
-
-def _quantile(values: Any, share: float) -> float:
-    return float(sorted(values.tolist())[min(len(values) - 1, int(share * len(values)))])

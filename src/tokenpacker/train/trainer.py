@@ -1,15 +1,17 @@
-"""transformers' Trainer with what training at scale needs: rates per part, checkpoints that are whole, no silent NaN.
+"""transformers' Trainer with what long runs need: whole checkpoints, exact resumption, no silent NaN, clear errors.
 
-One item of the data set is one device's batch, made from (seed, index) alone. Processes take items in turn, so that a
-step holds the same samples on any number of them, and a resumed run goes on with the next item.
+An item of the dataset is one device's batch, and follows from its number alone. Processes take items in turn, so a step
+holds the same samples on any number of processes, and a resumed run continues with the next item.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
+import sys
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -20,86 +22,185 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
-from torch.utils.data import DataLoader, SequentialSampler
-from transformers import Trainer
+from torch.utils.data import DataLoader
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers.integrations import TensorBoardCallback
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from tokenpacker.data.batches import IDS
+from tokenpacker.data.batches import IDS, POSITION, only_item
 from tokenpacker.data.rejects import TooManyRejects
-from tokenpacker.data.stream_batches import POSITION
 from tokenpacker.hf.backbone import TokenPackerModel
-from tokenpacker.train.config import OptimizerConfig
-from tokenpacker.train.optimizer import MuonAdamW
-from tokenpacker.train.saving import (
+from tokenpacker.hf.versions import RECOMPUTATION
+from tokenpacker.train.callbacks import (
+    ProgressBar,
+    StopOnSignal,
+    Stopwatch,
+    deterministic_on_cpu,
+    leave_signals_to_parent,
+)
+from tokenpacker.train.config import OptimizerConfig, RunConfig
+from tokenpacker.train.optimizer import make_optimizer
+from tokenpacker.train.run_folder import (
+    CHECKPOINTS,
     POSITION_FILE,
+    STOPWATCH,
     CheckpointError,
     clear_checkpoint_errors,
     mark_whole,
     remove_checkpoint,
-    require_files,
     whole_checkpoints,
 )
-from tokenpacker.train.signals import leave_signals_to_parent
 
-BESIDE_ADAPTER = "beside_adapter.safetensors"  # what learns in a LoRA run and is no update, such as the projector
+BESIDE_ADAPTER = "beside_adapter.safetensors"  # in a LoRA checkpoint: trained weights outside of the adapter
 NOT_FINITE = "not_finite.json"
-# Modules by their names in parameters, and the parts that they are.
-PART_MODULES = {
-    "vision_tower": "vision_tower",
-    "spare_vision_layers": "vision_tower",
-    "multi_modal_projector": "projector",
-    "region_encoder": "regions",
-}
-PEER_GONE = ("Connection closed by peer", "Connection reset by peer", "NCCL", "Broken pipe")  # gloo's and NCCL's words
+MIN_LOGGED = 20  # log entries of a short run, so that its loss makes a curve
+PEER_GONE = ("Connection closed by peer", "Connection reset by peer", "NCCL", "Broken pipe")  # of gloo and NCCL
 
 
 class NotFiniteError(ValueError):
-    """A loss or gradient became NaN or infinite."""
+    """A loss or gradient is NaN or infinite."""
 
 
 class WorkerError(ValueError):
-    """A process that reads data, or another one that trains, was killed."""
+    """A process that reads data, or another training process, was killed."""
+
+
+def training_arguments(config: RunConfig, output: Path, *, num_workers: int) -> TrainingArguments:
+    """The Trainer's arguments for a run; making them starts the process group.
+
+    Args:
+        num_workers: processes per device that read data.
+
+    Raises:
+        ValueError: if the processes cannot share the batches of a step.
+    """
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    if config.batches_per_step % world_size:
+        raise ValueError(
+            f"batch_size={config.batch_size} is {config.batches_per_step} batches of"
+            f" device_batch_size={config.device_batch_size}, which {world_size} processes cannot share; choose another"
+            " size or number"
+        )
+    floor = config.optimizer.min_learning_rate_share
+    arguments = TrainingArguments(
+        use_cpu=not torch.accelerator.is_available(),  # else processes without a GPU would each train alone
+        output_dir=str(output / CHECKPOINTS),
+        num_train_epochs=1,  # the dataset holds all epochs, one after the other
+        train_sampling_strategy="sequential",
+        per_device_train_batch_size=1,
+        gradient_accumulation_steps=config.batches_per_step // world_size,
+        lr_scheduler_type="cosine_with_min_lr" if floor else "cosine",
+        lr_scheduler_kwargs={"min_lr_rate": floor} if floor else None,
+        learning_rate=config.optimizer.learning_rate,
+        max_grad_norm=config.optimizer.max_grad_norm,
+        bf16=config.precision == "bfloat16",
+        **{RECOMPUTATION: config.checkpointing, f"{RECOMPUTATION}_kwargs": {"use_reentrant": False}},
+        torch_compile=config.compile,
+        logging_nan_inf_filter=False,
+        save_steps=config.save_every,
+        dataloader_num_workers=num_workers,
+        dataloader_prefetch_factor=2 if num_workers else None,
+        dataloader_pin_memory=torch.cuda.is_available(),
+        ddp_find_unused_parameters=False,
+        remove_unused_columns=False,
+        report_to=list(config.report_to) or "none",
+        project="tokenpacker",
+        run_name=output.resolve().name,
+        disable_tqdm=True,
+        seed=config.seed,
+    )
+    if arguments.world_size != world_size:
+        raise ValueError(
+            f"WORLD_SIZE={world_size} but accelerate made a group of {arguments.world_size}; start the processes with"
+            " accelerate launch"
+        )
+    return arguments
+
+
+def warmup_steps(config: OptimizerConfig, num_steps: int) -> int:
+    """Steps in which the learning rate rises, of a run of `num_steps`."""
+    return math.ceil(config.warmup_share * num_steps)
 
 
 class PartTrainer(Trainer):
-    """A Trainer for a `TokenPackerForConditionalGeneration`.
+    """A Trainer that trains one model from one dataset of batches, and continues where it was interrupted.
 
     Args:
-        optimizer_config: rates per part.
-        keep_checkpoints: how many whole checkpoints stay.
-        processor: is written into checkpoints, so that each is a model to start from; None leaves it out.
+        config: the run's settings.
+        model: with `requires_grad` set for what is to be trained.
+        batches: items are batches of one device, see above.
+        arguments: see `training_arguments`.
+        processor: is saved with each checkpoint, which is then a model to start from.
+        forward_options: arguments of the model's `forward` that are the same for each batch.
+        callbacks: further ones.
     """
 
     optimizer: torch.optim.Optimizer | None
 
     def __init__(
         self,
-        *args: Any,
-        optimizer_config: OptimizerConfig,
-        keep_checkpoints: int = 1,
+        config: RunConfig,
+        model: nn.Module,
+        batches: Any,
+        arguments: TrainingArguments,
+        *,
         processor: Any = None,
-        **kwargs: Any,
+        forward_options: Mapping[str, Any] | None = None,
+        callbacks: Sequence[TrainerCallback] = (),
     ) -> None:
-        super().__init__(*args, **kwargs)
-        self.processor = processor
-        self.optimizer_config = optimizer_config
-        self.keep_checkpoints = keep_checkpoints
+        output = Path(arguments.output_dir).parent
+        self.num_steps = len(batches) // config.batches_per_step
+        arguments.warmup_steps = warmup_steps(config.optimizer, self.num_steps)
+        arguments.logging_steps = max(1, min(config.log_every, self.num_steps // MIN_LOGGED))
+        self.stop, self.stopwatch = StopOnSignal(), Stopwatch(output / STOPWATCH)
+        own = [self.stop, self.stopwatch, ProgressBar(config.name)]
+        super().__init__(
+            model=model, args=arguments, train_dataset=batches, data_collator=only_item, callbacks=[*own, *callbacks]
+        )
+        self.run_config, self.processor, self.forward_options = config, processor, dict(forward_options or {})
         self.ids_of_step: list[str] = []
         self.position: dict[str, Any] | None = None
+        self.is_sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        self.remove_callback(PrinterCallback)
+        for callback in self.callback_handler.callbacks:
+            if isinstance(callback, TensorBoardCallback):
+                callback.logging_dir = str(output / "tensorboard")  # one curve for all calls of the run
         warn_of_other_engine(self.is_fsdp_enabled, self.is_deepspeed_enabled)
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:  # all processes must call the tower equally often
+        if self.is_sharded:  # all processes must call the tower equally often
             for module in self.model.modules():
                 if isinstance(module, TokenPackerModel):
                     module.vision_chunk_tiles = None
 
-    def train(self, *args: Any, **kwargs: Any) -> Any:
-        """As the Trainer's. Raises NotFiniteError, CheckpointError, WorkerError, and TooManyRejects with its counts."""
-        with clear_worker_errors():
-            return super().train(*args, **kwargs)
+    def run(self, checkpoint: Path | None) -> bool:
+        """Trains from a checkpoint, or from the beginning, to the end. Returns False if a signal stopped it before.
+
+        Raises:
+            NotFiniteError: if a loss or gradient is NaN or infinite.
+            CheckpointError: if a checkpoint cannot be written or read.
+            WorkerError: if a process that reads data, or another training process, is killed.
+            TooManyRejects: if too much of the data is bad.
+        """
+        with self.stop, deterministic_on_cpu(), clear_worker_errors():
+            self.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        if self.state.global_step >= self.num_steps:
+            return True
+        if self.args.should_save:
+            print(
+                f"stopped at step {self.state.global_step} of {self.num_steps};"
+                f" {whole_checkpoints(Path(self.args.output_dir))[-1]} is kept, and the same command goes on from it",
+                file=sys.stderr,
+            )
+        return False
+
+    def write_history(self, path: Path) -> list[dict[str, Any]]:
+        """Writes the seconds and the log of each step to a file, and returns the log."""
+        steps = [entry for entry in self.state.log_history if "loss" in entry]
+        path.write_text(json.dumps({"seconds": self.stopwatch.seconds, "steps": steps}) + "\n")
+        return steps
 
     def get_train_dataloader(self) -> DataLoader:
-        """The Trainer's, with workers that end when this process does and not before."""
+        """The Trainer's dataloader, with workers that end when this process ends and not before."""
         loader = super().get_train_dataloader()
         inner = getattr(loader, "base_dataloader", loader)  # accelerate iterates over the one that it wraps
         inner.worker_init_fn = partial(leave_signals_to_parent, inner.worker_init_fn)
@@ -109,36 +210,22 @@ class PartTrainer(Trainer):
         count = super()._get_num_items_in_batch(*args, **kwargs)
         return count.clamp(min=1) if isinstance(count, Tensor) else count  # all samples rejected: a loss of 0, no NaN
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> SequentialSampler:
-        return SequentialSampler(self.train_dataset if train_dataset is None else train_dataset)
-
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """AdamW with one group per part that learns; or Muon for matrices and AdamW for the rest."""
-        config = self.optimizer_config
-        if self.optimizer is None and config.muon_learning_rate is not None:
-            if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-                raise ValueError("optimizer.muon_learning_rate needs whole matrices, which FSDP and DeepSpeed divide")
-            self.optimizer = MuonAdamW(
-                self.model if model is None else model,
-                learning_rate=config.learning_rate,
-                muon_learning_rate=config.muon_learning_rate,
-                weight_decay=config.weight_decay,
-                betas=config.betas,
-            )
+        """The optimizer that the run's settings name."""
         if self.optimizer is None:
-            groups = part_groups(self.model if model is None else model, config)
-            self.optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas)
+            settings = self.run_config.optimizer
+            if self.is_sharded and settings.muon_learning_rate is not None:
+                raise ValueError("optimizer.muon_learning_rate needs whole matrices, which FSDP and DeepSpeed divide")
+            self.optimizer = make_optimizer(self.model if model is None else model, settings)
         return self.optimizer
 
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
-        """The loss of one batch, its gradient added. Raises NotFiniteError when it is none."""
+        """The loss of one batch; adds its gradient. Raises NotFiniteError if the loss is NaN or infinite."""
         self.ids_of_step += inputs.pop(IDS, [])
         self.position = inputs.pop(POSITION, None)
-        inputs["use_cache"] = False
-        inputs["only_learned"] = not self.args.torch_compile  # how many places there are is no shape to compile for
-        loss = super().training_step(model, inputs, num_items_in_batch)
+        loss = super().training_step(model, inputs | self.forward_options, num_items_in_batch)
         self._require_finite("loss", loss)
         return loss
 
@@ -161,7 +248,6 @@ class PartTrainer(Trainer):
         )
 
     def _last_whole(self) -> str:
-        """What is left after a failure, as a clause."""
         whole = whole_checkpoints(Path(self.args.output_dir))
         return f"the last checkpoint, {whole[-1]}, is whole" if whole else "no checkpoint was written yet"
 
@@ -170,7 +256,7 @@ class PartTrainer(Trainer):
         folder = Path(self.args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         if self.args.should_save:
             remove_checkpoint(folder)
-        self.accelerator.wait_for_everyone()  # the others write into the folder too, which must not go any more
+        self.accelerator.wait_for_everyone()  # the other processes write into the folder too
         try:
             super()._save_checkpoint(model, trial)
             self._save_beside_model(folder)
@@ -178,56 +264,52 @@ class PartTrainer(Trainer):
             if self.args.should_save:
                 mark_whole(folder)
         except (OSError, RuntimeError, SafetensorError) as error:  # torch reports a full disk as a RuntimeError
-            remove_checkpoint(folder)  # a full disk may need the room
+            remove_checkpoint(folder)  # makes room on a full disk
             raise CheckpointError(
                 f"checkpoint {folder} could not be written ({' '.join(str(error).split())}); {self._last_whole()}:"
                 " make room and call the run again"
             ) from error
         if self.args.should_save:
-            for old in whole_checkpoints(folder.parent)[: -self.keep_checkpoints]:
+            for old in whole_checkpoints(folder.parent)[: -self.run_config.keep_checkpoints]:
                 remove_checkpoint(old)
         self.accelerator.wait_for_everyone()
 
     def _save_beside_model(self, folder: Path) -> None:
-        """The processor; and in a LoRA run, of which the Trainer saves the updates alone, all else that learns."""
+        """Saves the processor, the place in a stream, and in a LoRA run the trained weights outside of the adapter."""
         if not self.args.should_save:
             return
         if self.processor is not None:
             self.processor.save_pretrained(folder)
         if self.position is not None:
             (folder / POSITION_FILE).write_text(json.dumps(self.position) + "\n")
-        if not self._keeps_adapter_only():
-            return
-        learned = {
-            name: parameter.detach().contiguous()
-            for name, parameter in self.model.named_parameters()
-            if parameter.requires_grad and ".lora_" not in name
-        }
-        save_file(learned, folder / BESIDE_ADAPTER)
+        if self._saves_adapter_only:
+            beside = {name: weight.detach().contiguous() for name, weight in self._trained_beside_adapter()}
+            save_file(beside, folder / BESIDE_ADAPTER)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         folder = Path(resume_from_checkpoint)
         with clear_checkpoint_errors(folder):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
-            if self._keeps_adapter_only():
-                learned = load_file(folder / BESIDE_ADAPTER)
-                self._refuse_gaps(learned, lambda name: ".lora_" not in name)
-                self.model.load_state_dict(learned, strict=False)
+            if self._saves_adapter_only:
+                beside = load_file(folder / BESIDE_ADAPTER)
+                self._refuse_gaps({name for name, _ in self._trained_beside_adapter() if name not in beside})
+                self.model.load_state_dict(beside, strict=False)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is None:
             super()._load_optimizer_and_scheduler(checkpoint)
             return
         with clear_checkpoint_errors(Path(checkpoint)):
-            if not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
-                require_files(Path(checkpoint), OPTIMIZER_NAME, SCHEDULER_NAME)  # the Trainer would start them anew
+            for name in () if self.is_sharded else (OPTIMIZER_NAME, SCHEDULER_NAME):
+                if not (Path(checkpoint) / name).is_file():  # the Trainer would silently start them anew
+                    raise FileNotFoundError(f"{name} is missing")
             super()._load_optimizer_and_scheduler(checkpoint)
         self._take_scheduled_rates()
 
     def _take_scheduled_rates(self) -> None:
-        """Sets the rates of the step at hand: a checkpoint has those of its own schedule, perhaps of a shorter run."""
+        """Sets the current learning rates. A checkpoint has those of its own schedule, perhaps of a shorter run."""
         scheduler = getattr(self.lr_scheduler, "scheduler", self.lr_scheduler)  # accelerate may have wrapped it
-        if not isinstance(scheduler, LambdaLR):  # DeepSpeed has one of its own
+        if not isinstance(scheduler, LambdaLR):  # DeepSpeed has its own
             return
         pairs = zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)
         scheduler._last_lr = [rate * share(scheduler.last_epoch) for rate, share in pairs]
@@ -241,69 +323,49 @@ class PartTrainer(Trainer):
             return super()._load_rng_state(checkpoint)
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
-        """A part that learns and is not in the checkpoint would start anew: an error, where the Trainer warns."""
-        missing = set(load_result.missing_keys)
-        self._refuse_gaps({name for name, _ in self.model.named_parameters() if name not in missing})
+        """Raises CheckpointError where the Trainer warns: trained weights that are missing would start anew."""
+        self._refuse_gaps(set(load_result.missing_keys))
 
-    def _refuse_gaps(self, found: Any, concerned: Any = lambda name: True) -> None:
-        # A tied weight has its first name only here, and that is the one in the file.
-        learning = [name for name, parameter in self.model.named_parameters() if parameter.requires_grad]
-        gaps = [name for name in learning if concerned(name) and name not in found]
+    def _refuse_gaps(self, missing: set[str]) -> None:
+        gaps = [name for name, weight in self.model.named_parameters() if weight.requires_grad and name in missing]
         if gaps:
-            raise CheckpointError(f"the checkpoint lacks {len(gaps)} weights that learn, such as {gaps[0]}; start anew")
+            raise CheckpointError(f"the checkpoint lacks {len(gaps)} trained weights, such as {gaps[0]}; start anew")
 
-    def _keeps_adapter_only(self) -> bool:
-        return hasattr(self.model, "peft_config") and not (self.is_fsdp_enabled or self.is_deepspeed_enabled)
+    def _trained_beside_adapter(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Names and weights that a LoRA run trains outside of its adapter, such as the projector."""
+        for name, weight in self.model.named_parameters():
+            if weight.requires_grad and ".lora_" not in name:
+                yield name, weight
 
-
-def part_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str, Any]]:
-    """Parameter groups, one for each part with parameters that learn; the head belongs to the language model."""
-    by_part: dict[str, list[nn.Parameter]] = {}
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            by_part.setdefault(part_of(name), []).append(parameter)
-    return [
-        {
-            "params": parameters,
-            "lr": config.part_learning_rates.get(part, config.learning_rate),
-            "weight_decay": config.weight_decay,
-            "name": part,
-        }
-        for part, parameters in by_part.items()
-    ]
-
-
-def part_of(name: str) -> str:
-    """The part that a parameter belongs to, by its full name."""
-    for module, part in PART_MODULES.items():
-        if f".{module}." in f".{name}":
-            return part
-    return "language_model"
+    @property
+    def _saves_adapter_only(self) -> bool:
+        return hasattr(self.model, "peft_config") and not self.is_sharded
 
 
 @contextmanager
 def clear_worker_errors() -> Iterator[None]:
-    """Errors of the processes that read data in one line, where torch hands over their traceback or a number."""
+    """Turns errors of other processes into one line; torch gives their traceback, or a number."""
     try:
         yield
     except TooManyRejects as error:
         raise TooManyRejects(str(error).strip().splitlines()[-1].rpartition("TooManyRejects: ")[2]) from None
     except RuntimeError as error:
-        if torch.distributed.is_initialized() and any(mark in str(error) for mark in PEER_GONE):
+        told = " ".join(str(error).split())
+        if torch.distributed.is_initialized() and any(mark in told for mark in PEER_GONE):
             raise WorkerError(
-                f"another process of this run ended ({' '.join(str(error).split())[:200]}); its own message says why."
-                " Call the run again and it goes on from its last checkpoint"
+                f"another process of this run ended ({told[:200]}); its own message says why. Call the run again and it"
+                " goes on from its last checkpoint"
             ) from error
-        if "DataLoader worker" not in str(error):
+        if "DataLoader worker" not in told:
             raise
         raise WorkerError(
-            f"a process that reads data was killed ({' '.join(str(error).split())}); if memory ran out, lower"
-            " data.num_workers. Call the run again and it goes on from its last checkpoint"
+            f"a process that reads data was killed ({told}); if memory ran out, lower data.num_workers. Call the run"
+            " again and it goes on from its last checkpoint"
         ) from error
 
 
 def warn_of_other_engine(is_fsdp: bool, is_deepspeed: bool) -> None:
-    """Warns where accelerate was asked for an engine and silently took plain DDP, as it does without a GPU."""
+    """Warns if FSDP or DeepSpeed was requested and accelerate silently uses plain DDP, as it does without a GPU."""
     for name, variable, used in (
         ("FSDP", "ACCELERATE_USE_FSDP", is_fsdp),
         ("DeepSpeed", "ACCELERATE_USE_DEEPSPEED", is_deepspeed),
@@ -314,12 +376,3 @@ def warn_of_other_engine(is_fsdp: bool, is_deepspeed: bool) -> None:
                 " process holds the whole model",
                 stacklevel=2,
             )
-
-
-def count_parameters(model: nn.Module) -> Mapping[str, dict[str, int]]:
-    """Per part how many parameters learn and how many are frozen."""
-    counts: dict[str, dict[str, int]] = {}
-    for name, parameter in model.named_parameters():
-        part = counts.setdefault(part_of(name), {"trainable": 0, "frozen": 0})
-        part["trainable" if parameter.requires_grad else "frozen"] += parameter.numel()
-    return counts

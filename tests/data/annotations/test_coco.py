@@ -74,7 +74,7 @@ def changed(**values):
         ({"segmentation": "polygon"}, "malformed region", "is a str"),
         ({"segmentation": [], "bbox": [5, 5, 0, 3]}, "malformed region", "no area"),
         ({"image_id": 8}, "malformed row", "not listed in 'images'"),
-        ({"category_id": 4}, "malformed row", "the category's name holds half of a surrogate pair"),
+        ({"category_id": 4}, "malformed row", "the category's name has U+D83D at character"),
     ],
 )
 def test_a_bad_annotation_is_left_out_alone_with_its_reason(converted, values, kind, reason):

@@ -39,9 +39,9 @@ def test_part_imagenet_answers_object_and_part_with_its_words_put_right(converte
 
 
 def test_pascal_part_in_cocos_form_answers_object_and_part(converted):
-    content = FILE | {"categories": [{"id": 0, "name": "person:ear"}, {"id": 1, "name": "potted plant:pot"}]}
+    content = FILE | {"categories": [{"id": 0, "name": "car:side"}, {"id": 1, "name": "potted plant:pot"}]}
     rows, _ = converted("pascal-part", content)
-    assert answers(rows) == ["person: ear", "potted plant: pot"]
+    assert answers(rows) == ["car: side", "potted plant: pot"]
 
 
 def test_a_whole_object_is_answered_without_a_part(converted):

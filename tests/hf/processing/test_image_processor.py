@@ -7,8 +7,8 @@ from PIL import Image
 
 from golden_pictures import synthetic
 from tokenpacker.hf import TokenPackerImageProcessor
-from tokenpacker.hf.processing.image_inputs import read_picture
 from tokenpacker.hf.processing.image_processor import RELEASED_OPTIONS
+from tokenpacker.hf.processing.pictures import read_picture
 from tokenpacker.images import ImageError, load_image
 from tokenpacker.tiling import TileGrid, make_tiles
 

@@ -34,7 +34,7 @@ def weights_of(regions, size, mode, tile_size, rule):
     """(R, n, L) weights of the patches of one image."""
     images = TokenPackerImageProcessor(image_mode=mode, tile_size=tile_size, max_tiles=4)
     canvas = Canvas(images, size, images.choose_grid(size), PATCH_GRID)
-    return region_tensors([regions], [size], [canvas], 64, rule)["region_cells"]
+    return region_tensors([regions], [canvas], 64, rule)["region_cells"]
 
 
 def plain_weights(mask, canvas, rule):
@@ -76,10 +76,10 @@ def test_only_the_part_of_an_image_where_a_region_lies_is_worked_on_with_the_res
     box, outline = (left, top, right, bottom), [[left, top, right, bottom, left, bottom]]
     boxed = to_mask(box, size)
     for region, mask in ((box, boxed), (boxed, boxed), (outline, to_mask(outline, size))):
-        cells = canvas.weights([mark_region(region, size)], rule)
+        cells = canvas.weights(mark_region(region, size), rule)
         tiles = plain_weights(mask, canvas, rule).unflatten(1, (canvas.grid.cols, -1))
         expected = tiles.unflatten(0, (canvas.grid.rows, -1)).transpose(1, 2).flatten(0, 1).flatten(1)
-        shown = cells[0, : canvas.grid.rows * canvas.grid.cols]
+        shown = cells[: canvas.grid.rows * canvas.grid.cols]
         # float64 rounded once to float32: the last bit may differ where it was nearly a tie; the released rule counts
         torch.testing.assert_close(shown, expected, atol=2**-24 if rule == "coverage" else 0, rtol=0)
 
@@ -198,9 +198,7 @@ def test_masks_go_where_the_pixels_go(region_model, size, mode):
     grid = images.choose_grid(size)
     tiles = images.preprocess(picture, tile_grids=[grid], image_mode=mode)["pixel_values"]
     shown = torch.nn.functional.avg_pool2d(tiles[:, :1], 4).flatten(1)[: grid.rows * grid.cols]
-    cells = Canvas(images, size, grid, (8, 8)).weights([mark_region(mask, size)], "coverage")[
-        0, : grid.rows * grid.cols
-    ]
+    cells = Canvas(images, size, grid, (8, 8)).weights(mark_region(mask, size), "coverage")[: grid.rows * grid.cols]
     assert cells.any()
     # interpolation blurs the picture's edges by up to two of its pixels, which may be half a patch wide
     assert (shown - cells).abs().mean() < 0.04

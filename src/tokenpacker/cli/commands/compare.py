@@ -13,8 +13,7 @@ from tokenpacker.cli import options
 from tokenpacker.cli.arguments import names, require_projectors, whole_numbers
 from tokenpacker.cli.errors import UNFINISHED, keeping
 from tokenpacker.cli.options import flag, number, value
-from tokenpacker.cli.output import print_note, print_result
-from tokenpacker.progress import Progress
+from tokenpacker.cli.output import print_result
 
 REAL = "Real recipes"  # panel of `--help`
 DataFile = Annotated[str | None, value("FILE", "Training data of the stage.", panel=REAL)]
@@ -64,6 +63,8 @@ def compare(
         "quick": quick,
     }
     require_projectors(settings["projectors"])
+    from transformers.utils.logging import disable_progress_bar
+
     from tokenpacker.compare import everything, report
     from tokenpacker.compare.preparation import prepare
     from tokenpacker.compare.runs import StageData
@@ -71,43 +72,11 @@ def compare(
     files = ((data_align, images_align), (data_instruct, images_instruct))
     settings["data"] = tuple(StageData(path=path, images=images) for path, images in files)
     kept = f"what is finished stands in {output}: call it again and it goes on"
+    disable_progress_bar()  # the runs have one of their own
     with keeping(kept, UNFINISHED), contextlib.redirect_stdout(sys.stderr):  # the Trainer prints its logs
         comparison, jobs = prepare(settings, output, foundation, jobs)
         command = shlex.join(["tokenpacker", *sys.argv[1:]])
-        if not everything.compare(comparison, output, jobs=jobs, command=command, progress=_progress()):
+        if not everything.compare(comparison, output, jobs=jobs, command=command):
             raise KeyboardInterrupt  # a signal ended a training, which has saved a checkpoint
     result = json.loads((output / report.JSON_FILE).read_text(encoding="utf-8"))
     print_result(as_json, result, (output / report.TABLE_FILE).read_text(encoding="utf-8").removesuffix("\n"))
-
-
-def _progress() -> Any:
-    """Prints a line for each finished run, for each run that is waited for, and a bar while times are measured."""
-    from transformers.utils.logging import disable_progress_bar
-
-    from tokenpacker.compare.everything import Progress as Told
-
-    disable_progress_bar()  # runs have one of their own
-    times = Progress("times")
-
-    def on_speed(done: int, total: int, what: str) -> None:
-        if done == 1:
-            times.start()
-        times.update(done, what, total=total)
-        if done == total:
-            times.stop()
-
-    return Told(on_row=_print_row, on_wait=lambda run, line: print_note(f"{run.label}: {line}"), on_speed=on_speed)
-
-
-def _print_row(row: dict[str, Any], done: int, total: int) -> None:
-    scores = [
-        f"{task} {mode} {100 * score['correct'] / score['questions']:.1f} %"
-        for task, modes in row["scores"].items()
-        for mode, score in modes.items()
-        if mode == "one-tile" or score != modes["one-tile"]
-    ]
-    found = ", ".join(scores) or f"loss {row['losses']['instruct']:.3f}"
-    print_note(
-        f"{done} of {total}: {row['projector']}, {row['tokens_per_tile']} tokens, seed {row['seed']}: {found}"
-        f" ({row['seconds']['all']:.0f} s)"
-    )

@@ -58,8 +58,9 @@ def check(
         tokenpacker data check stage2.jsonl --images data --regions --model runs/instruct-7b-hd9/model
     """
     processor = _processor(model, released, max_tiles, with_regions)
-    from tokenpacker.data.check import check_data, describe, draw_report, open_data
+    from tokenpacker.data.check import check_data, describe, draw_report
     from tokenpacker.data.samples import SampleMaker
+    from tokenpacker.data.sources import open_data
 
     maker = SampleMaker(processor, "plain" if captions else "v1", max_length, max_image_tokens=max_image_tokens)
     with keeping("nothing but the rejects so far is kept; call it again, with --sample N for a quicker look"):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
@@ -35,15 +35,18 @@ def models(as_json: options.Json = False) -> None:
 
     carried = [_carried(name) for name in carried_models()]
     if as_json:
-        print_json({"carried": carried, "models": [_released(model) for model in RELEASED_MODELS]})
+        added = [{"tokens_per_tile": model.tokens_per_tile, "scores": dict(model.scores)} for model in RELEASED_MODELS]
+        released = [asdict(model) | more for model, more in zip(RELEASED_MODELS, added, strict=True)]
+        print_json({"carried": carried, "models": released})
         return
     from rich.console import Console
 
     console = Console(highlight=False, emoji=False, markup=False)
     console.print("Carried models: --model takes their names")
-    console.print(_carried_table(carried))
+    rows = [(*list(one.values())[:3], "yes" if one["regions"] else "no", one["megabytes"]) for one in carried]
+    console.print(_table(("name", "projector", "s", "regions", "MB"), rows))
     console.print("\nReleased checkpoints: convert one first")
-    console.print(_released_table(RELEASED_MODELS))
+    console.print(_table(("hub id", "pixels", "s", "tokens", "tiles"), map(_facts, RELEASED_MODELS)))
     console.print(LEGEND)
     for title, table in _score_tables(RELEASED_MODELS):
         console.print(f"\n{title}", soft_wrap=True)
@@ -60,59 +63,42 @@ def _carried(name: str) -> dict[str, Any]:
     """Facts about a carried model, from its own files."""
     folder = carried_model_path(name)
     projector = Geometry.of_model(folder).projector
-    weights = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     return {
         "name": name,
         "projector": projector.name,
         "scale_factor": getattr(projector, "scale_factor", None),
         "regions": read_json(folder / "config.json").get("region_config") is not None,
-        "megabytes": round(weights / 1e6, 1),
+        "megabytes": round(sum(path.stat().st_size for path in folder.glob("*.safetensors")) / 1e6, 1),
     }
 
 
-def _released(model: ReleasedModel) -> dict[str, Any]:
-    return {**asdict(model), "tokens_per_tile": model.tokens_per_tile, "scores": dict(model.scores)}
+def _facts(model: ReleasedModel) -> tuple[object, ...]:
+    """Facts about a released model. They fit 80 columns: a hub id that is broken in two cannot be copied."""
+    pixels = "x".join(map(str, model.resolution)) if model.resolution else None
+    tokens = f"{'~' if model.max_tiles else ''}{model.mean_tokens}" if model.mean_tokens else None
+    return model.hub_id or f"none ({model.name})", pixels, model.scale_factor, tokens, model.max_tiles or 1
 
 
-def _carried_table(carried: list[dict[str, Any]]) -> Table:
-    table = _table("name", "projector", "s", "regions", "MB")
-    for model in carried:
-        regions = "yes" if model["regions"] else "no"
-        scale_factor = model["scale_factor"] or UNKNOWN
-        table.add_row(*map(str, (model["name"], model["projector"], scale_factor, regions, model["megabytes"])))
-    return table
-
-
-def _released_table(models: tuple[ReleasedModel, ...]) -> Table:
-    """Facts about the models, within 80 columns: a hub id that is broken in two cannot be copied."""
-    table = _table("hub id", "pixels", "s", "tokens", "tiles")
-    for model in models:
-        tokens = f"{'~' if model.max_tiles else ''}{model.mean_tokens}" if model.mean_tokens else UNKNOWN
-        pixels = "x".join(map(str, model.resolution)) if model.resolution else UNKNOWN
-        name = model.hub_id or f"none ({model.name})"
-        table.add_row(name, pixels, str(model.scale_factor), tokens, str(model.max_tiles or 1))
-    return table
-
-
-def _score_tables(models: tuple[ReleasedModel, ...]) -> Iterator[tuple[str, Table]]:
+def _score_tables(models: Sequence[ReleasedModel]) -> Iterator[tuple[str, Table]]:
     """Title and table for the models with the same training data and the same benchmarks."""
     with_scores = (model for model in models if model.scores)
     for (data, source), group in groupby(with_scores, key=lambda model: (model.training_data, model.scores_from)):
-        rows = list(group)
-        table = _table("", *dict(rows[0].scores))
-        for model in rows:
+        same = list(group)
+        rows = []
+        for model in same:
             scores = ["/".join(map(str, score)) if isinstance(score, tuple) else score for _, score in model.scores]
-            table.add_row(model.name.removeprefix("TokenPacker-"), *map(str, scores))
-        yield f"Scores of those trained on {data}. Source: {source}", table
+            rows.append((model.name.removeprefix("TokenPacker-"), *scores))
+        yield f"Scores of those trained on {data}. Source: {source}", _table(("", *dict(same[0].scores)), rows)
 
 
-def _table(first: str, *numbers: str) -> Table:
-    """An empty table of a text column and number columns, whose cells are never broken."""
+def _table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> Table:
+    """A column of texts and columns of numbers, whose cells are never broken."""
     from rich import box
     from rich.table import Table
 
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=0)
-    table.add_column(first, no_wrap=True)
-    for column in numbers:
-        table.add_column(column, justify="right", no_wrap=True)
+    for number, column in enumerate(head):
+        table.add_column(column, justify="right" if number else "left", no_wrap=True)
+    for row in rows:
+        table.add_row(*(UNKNOWN if cell is None else str(cell) for cell in row))
     return table

@@ -93,8 +93,8 @@ def show_row(
     Examples:
         tokenpacker data show coco.jsonl --images data --row 7 --out row.png
     """
+    from tokenpacker.data.check import draw_record
     from tokenpacker.data.records import open_records
-    from tokenpacker.data.row_pictures import draw_record
 
     records = open_records(data, images)
     if row > len(records):

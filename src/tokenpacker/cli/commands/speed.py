@@ -15,7 +15,6 @@ from tokenpacker.cli.options import flag, number, value
 from tokenpacker.cli.output import print_note, print_result
 from tokenpacker.hub import fetch
 from tokenpacker.known_models import SHAPES
-from tokenpacker.progress import Progress
 from tokenpacker.text import did_you_mean
 
 if TYPE_CHECKING:
@@ -125,24 +124,20 @@ def _measure(
     device: str | None,
     dtype: str | None,
 ) -> SpeedReport:
-    from tokenpacker.speed.measured_model import measure_model
+    """Measures the model of a folder, or one of random weights if that is None."""
+    import torch
+
     from tokenpacker.speed.model_sizes import candidates
-    from tokenpacker.speed.speed_rows import Protocol
+    from tokenpacker.speed.speed_report import Protocol
+    from tokenpacker.speed.speed_run import measure
 
     if folder is None:
         refuse({"--dtype 4bit": dtype == "4bit"}, "quantizes a stored model; random weights take another type")
         refuse({"--device auto": device == "auto"}, "spreads a stored model; random weights need cpu or cuda")
-    projectors = candidates(sizes, asked, scale_factor, trained=folder is not None)
-    place = placement_of(device, dtype)["device_map"]
     load = None if folder is None else lambda: load_model(str(folder), device=device, dtype=dtype)[0]
-    nothing = "nothing was measured to its end; call it again, with a smaller --rounds to be sooner done"
-    with keeping(nothing), Progress("speed") as shown:
-        return measure_model(
-            sizes,
-            projectors,
-            Protocol(**protocol),
-            place,
-            dtype,
-            load=load,
-            on_progress=lambda done, total, what: shown.update(done, what, total=total),
-        )
+    place = placement_of(device, dtype)["device_map"]
+    if place == "auto":
+        place = "cuda" if torch.cuda.is_available() else "cpu"
+    projectors = candidates(sizes, asked, scale_factor, trained=folder is not None)
+    with keeping("nothing was measured to its end; call it again, with a smaller --rounds to be sooner done"):
+        return measure(sizes, projectors, Protocol(**protocol), torch.device(place), dtype, load=load)

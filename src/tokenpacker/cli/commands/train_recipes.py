@@ -71,8 +71,8 @@ def _resolved(
     recipe: str, data: str | None, images: str | None, start: str | None, settings: list[str], file: Path | None
 ) -> Any:
     """The recipe's config; the file's settings, the options and the single settings replace its own, in this order."""
-    from tokenpacker.train.config_reading import changed, from_dict, merged, read_config
-    from tokenpacker.train.recipes import find_recipe
+    from tokenpacker.carried.recipes import find_recipe
+    from tokenpacker.train.config import changed, from_dict, merged, read_config
 
     written = Path(recipe).suffix in (".json", ".yaml", ".yml")
     config = from_dict(read_config(Path(recipe))) if written else find_recipe(recipe)
@@ -91,7 +91,7 @@ def list_recipes(as_json: options.Json = False) -> None:
         tokenpacker train recipes
         tokenpacker train recipes --json | jq 'keys'
     """
-    from tokenpacker.train.recipes import recipes
+    from tokenpacker.carried.recipes import recipes
 
     configs = {name: make() for name, make in recipes().items()}
     rows = [("recipe", "learns", "rate", "step", "images")]

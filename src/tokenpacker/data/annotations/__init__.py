@@ -1,8 +1,8 @@
-"""Public region annotations to rows that training reads: `tokenpacker data regions`, one module per format.
+"""Turns public region annotations into rows for training: `tokenpacker data regions`, one module per format.
 
-    annotations -> `entries` (JSON in bounded memory) -> a reader of the format -> rows with `regions` -> a JSONL file
+    annotations -> `entries` (JSON in bounded memory) -> a format's reader -> rows with `regions` -> a JSONL file
 
-A row is a LLaVA row with one more key: `regions` holds, for each image, its regions in the order of their `<mask>`.
+A row is a LLaVA row with one more key: `regions` has, for each image, its regions in the order of their `<mask>`.
 """
 
 from tokenpacker.data.annotations.write_rows import FORMATS, Conversion, Format, write_rows

@@ -1,4 +1,8 @@
-"""JSON files that are too large to be read whole: their lists, entry by entry, in the memory of one entry."""
+"""Reads JSON files that are too large for memory: their lists entry by entry, in the memory of one entry.
+
+ijson reads such files as fast, but its C parser turns half a surrogate pair into "?" without a word, where readers here
+reject the text; and it gives the entries of one list whose path is known, not of all lists in one pass.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +15,8 @@ from typing import Any, NoReturn, TextIO
 from tokenpacker.data.rows import RecordError, parse_row
 
 CHUNK = 1 << 20  # characters that are read at a time, at least
-LARGEST_ENTRY = 1 << 28  # characters; a list entry beyond that is a damaged file, and would fill the memory
-LOOK_AHEAD = 3  # signs behind a value: what looks like 12 may go on as 12.5 or 12e-3 behind the window
+LARGEST_ENTRY = 1 << 28  # characters; a longer entry means a damaged file, and would fill the memory
+LOOK_AHEAD = 3  # characters behind a value: 12 may go on as 12.5 or 12e-3 behind the window
 _SPACE = re.compile(r"[ \t\r\n]*")
 _SCAN = json.JSONDecoder().raw_decode
 
@@ -20,31 +24,58 @@ _SCAN = json.JSONDecoder().raw_decode
 def read_entries(path: Path) -> Iterator[tuple[str, Any]]:
     """(key, entry) for each entry of each list in the file's object, and (key, value) for its other values.
 
-    Of a file that is one list: its entries, with an empty key.
+    A file that is one list gives its entries with an empty key.
 
     Raises:
-        ValueError: for a file that is missing, no UTF-8 text or no JSON, with the place.
+        ValueError: for a file that is missing, not UTF-8 or not JSON, with the place.
     """
     if not path.is_file():
         raise ValueError(f"annotations {path} do not exist; check the path")
     with path.open(encoding="utf-8-sig") as file:
         text = _Text(path, file)
         try:
-            if text.sign() == "[":
-                for entry in text.list_entries():
-                    yield "", entry
-            elif text.sign() == "{":
+            if text.next() == "[":
+                for _ in text.members("[", "]"):
+                    yield "", text.value()
+            elif text.next() == "{":
                 yield from _object_entries(text)
             else:
                 text.fail("a list or an object is due")
-            if text.sign():
+            if text.next():
                 text.fail("something follows the end")
         except UnicodeDecodeError as error:
             raise ValueError(f"{path} is no UTF-8 text ({error.reason}); fetch it again") from None
 
 
+def _object_entries(text: _Text) -> Iterator[tuple[str, Any]]:
+    for _ in text.members("{", "}"):
+        key = text.value()
+        if not isinstance(key, str):
+            text.fail("a key is no text")
+        text.take(":")
+        if text.next() == "[":
+            for _ in text.members("[", "]"):
+                yield key, text.value()
+        else:
+            yield key, text.value()
+
+
+def is_list(path: Path) -> bool:
+    """Whether a file is one list, not an object with entries. Raises ValueError as `read_entries` does."""
+    first = next(read_entries(path), None)
+    return first is None or first[0] == ""
+
+
+def read_list(path: Path) -> Iterator[Any]:
+    """The entries of a file that is one list. Raises ValueError as `read_entries` does, and for an object."""
+    for key, entry in read_entries(path):
+        if key:
+            raise ValueError(f"{path} holds an object with {key!r}, where a list is due; check the format's name")
+        yield entry
+
+
 def read_lines(path: Path) -> Iterator[Any | RecordError]:
-    """The value of each line of a JSONL file; RecordError for a line that is no JSON. Raises ValueError without it."""
+    """The value of each line of a JSONL file, or a RecordError. Raises ValueError if there is no such file."""
     if not path.is_file():
         raise ValueError(f"annotations {path} do not exist; check the path")
     with path.open("rb") as file:
@@ -57,31 +88,6 @@ def read_lines(path: Path) -> Iterator[Any | RecordError]:
                 yield error
 
 
-def read_list(path: Path) -> Iterator[Any]:
-    """The entries of a file that is one list. Raises ValueError as `read_entries`, and for an object."""
-    for key, entry in read_entries(path):
-        if key:
-            raise ValueError(f"{path} holds an object with {key!r}, where a list is due; check the format's name")
-        yield entry
-
-
-def _object_entries(text: _Text) -> Iterator[tuple[str, Any]]:
-    text.take("{")
-    while text.sign() != "}":
-        key = text.value()
-        if not isinstance(key, str):
-            text.fail("a key is no text")
-        text.take(":")
-        if text.sign() == "[":
-            for entry in text.list_entries():
-                yield key, entry
-        else:
-            yield key, text.value()
-        if text.sign() != "}":
-            text.take(",")
-    text.take("}")
-
-
 class _Text:
     """A window on a text file, moved along as values are taken out of it."""
 
@@ -89,52 +95,48 @@ class _Text:
         self._path, self._file = path, file
         self._window, self._place, self._before, self._ended = "", 0, 0, False
 
-    def sign(self) -> str:
-        """The next sign that is no space; "" at the end."""
+    def next(self) -> str:
+        """The next character that is no space; "" at the end."""
         while True:
             match = _SPACE.match(self._window, self._place)
-            assert match is not None  # it matches nothing, too
+            assert match is not None  # the pattern matches an empty text
             self._place = match.end()
             if self._place < len(self._window) or not self._more():
                 return self._window[self._place : self._place + 1]
 
-    def take(self, sign: str) -> None:
-        """Goes past a sign that must come next."""
-        if self.sign() != sign:
-            self.fail(f"{sign!r} is missing")
+    def take(self, character: str) -> None:
+        """Moves behind a character that must come next."""
+        if self.next() != character:
+            self.fail(f"{character!r} is missing")
         self._place += 1
+
+    def members(self, opening: str, closing: str) -> Iterator[None]:
+        """Stops before each member of the list or object that comes next; the caller takes the member."""
+        self.take(opening)
+        while self.next() != closing:
+            yield
+            if self.next() != closing:
+                self.take(",")
+                if self.next() == closing:
+                    self.fail("a comma stands before the end")
+        self.take(closing)
 
     def value(self) -> Any:
         """The next value, whole."""
-        self.sign()
+        self.next()
         while True:
-            value, end, problem = self._scan()
-            if problem is None and (end + LOOK_AHEAD < len(self._window) or not self._more()):
-                break
-            if problem is not None and (len(self._window) - self._place > LARGEST_ENTRY or not self._more()):
+            problem = ""
+            try:
+                value, end = _SCAN(self._window, self._place)
+            except json.JSONDecodeError as error:
+                problem = error.msg
+            except (RecursionError, ValueError) as error:  # thousands of brackets, integers of thousands of digits
+                self.fail(f"no usable value ({error})")
+            if not problem and (end + LOOK_AHEAD < len(self._window) or not self._more()):
+                self._place = end
+                return value
+            if problem and (len(self._window) - self._place > LARGEST_ENTRY or not self._more()):
                 self.fail(problem)
-        self._place = end
-        return value
-
-    def _scan(self) -> tuple[Any, int, str | None]:
-        """The value here and where it ends, or what is wrong with it."""
-        try:
-            return *_SCAN(self._window, self._place), None
-        except json.JSONDecodeError as error:
-            return None, self._place, error.msg
-        except (RecursionError, ValueError) as error:  # thousands of brackets, integers of thousands of digits
-            self.fail(f"no usable value ({error})")
-
-    def list_entries(self) -> Iterator[Any]:
-        """The entries of the list that comes next."""
-        self.take("[")
-        while self.sign() != "]":
-            yield self.value()
-            if self.sign() != "]":
-                self.take(",")
-                if self.sign() == "]":
-                    self.fail("a comma stands before the end of a list")
-        self.take("]")
 
     def fail(self, what: str) -> NoReturn:
         """Raises ValueError with the place."""

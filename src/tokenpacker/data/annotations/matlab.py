@@ -1,16 +1,18 @@
-"""MATLAB's files of level 5, as far as PascalPart needs them: structs, texts and matrices of numbers.
+"""Reads MATLAB's files of level 5, as far as PascalPart needs them: structs, texts and matrices of numbers.
 
-Source: MathWorks, "MAT-File Format", the chapters on version 5. Nothing in a file is ever run.
+    struct array         a list of dicts
+    text                 str
+    numbers, logicals    a NumPy array (rows, cols)
 
-    struct array       a list of dicts
-    text               str
-    numeric or logical a NumPy array (rows, cols)
+Source: MathWorks, "MAT-File Format", the chapters on version 5. `scipy.io.loadmat` reads these files too, but scipy
+takes 140 MB on disk for one data set, and has no limit on what a compressed file unpacks to.
 """
 
 from __future__ import annotations
 
 import struct
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +20,10 @@ import numpy as np
 
 HEADER = 128  # bytes
 MATRIX, COMPRESSED = 14, 15
-# Kinds of data by their number, and of arrays by theirs.
+# Numbers of element types, and of array kinds.
 TYPES = {1: "i1", 2: "u1", 3: "i2", 4: "u2", 5: "i4", 6: "u4", 7: "f4", 9: "f8", 12: "i8", 13: "u8", 16: "u1", 17: "u2"}
 STRUCT, TEXT, NUMERIC = 2, 4, range(6, 16)
+UTF_8, UTF_16 = (16,), (4, 17)  # element types of texts; others hold Latin-1
 LARGEST = 1 << 28  # bytes that a file may unpack to
 
 
@@ -39,28 +42,27 @@ def read_matlab(path: Path) -> dict[str, Any]:
         if len(data) < HEADER or data[126:128] not in (b"IM", b"MI"):
             raise MatlabError("it is no MAT-file of level 5; save it with -v7 or older")
         order = "<" if data[126:128] == b"IM" else ">"
-        return dict(_array(body, order) for body in _matrices(memoryview(data)[HEADER:], order))
-    except (struct.error, zlib.error, IndexError, UnicodeDecodeError, RecursionError, OSError) as error:
+        return dict(_variables(memoryview(data)[HEADER:], order))
+    except MatlabError:
+        raise
+    except (struct.error, zlib.error, IndexError, ValueError, RecursionError, OSError) as error:
         raise MatlabError(f"it is damaged ({error}); fetch it again") from None
 
 
-def _matrices(data: memoryview, order: str) -> list[memoryview]:
-    """The bodies of all arrays."""
-    bodies = []
+def _variables(data: memoryview, order: str) -> Iterator[tuple[str, Any]]:
     while data:
         kind, body, data = _element(data, order, padded=False)
         if kind == COMPRESSED:
-            unpacker = zlib.decompressobj()
-            kind, body, _ = _element(memoryview(unpacker.decompress(body, LARGEST)), order)
+            unpacked = zlib.decompressobj().decompress(body, LARGEST)
+            kind, body, _ = _element(memoryview(unpacked), order)
         if kind == MATRIX:
-            bodies.append(body)
-    return bodies
+            yield _array(body, order)
 
 
 def _element(data: memoryview, order: str, padded: bool = True) -> tuple[int, memoryview, memoryview]:
-    """Kind and body of the first element, and what follows it."""
+    """Type and body of the first element, and what follows it."""
     kind, size = struct.unpack_from(f"{order}II", data)
-    if kind >> 16:  # a small one: size and body within eight bytes
+    if kind >> 16:  # a small element: size and body within eight bytes
         kind, size = kind & 0xFFFF, kind >> 16
         return kind, data[4 : 4 + size], data[8:]
     if size > len(data) - 8:
@@ -82,12 +84,14 @@ def _array(body: memoryview, order: str) -> tuple[str, Any]:
         return str(name, "latin-1"), _structs(body, order, shape)
     if kind != TEXT and kind not in NUMERIC:
         raise MatlabError(f"it holds an array of kind {kind}; only structs, texts and numbers are read")
-    number, values, _ = _element(body, order)
+    element_type, values, _ = _element(body, order)
     if kind == TEXT:
-        return str(name, "latin-1"), _text(number, values, order)
-    if number not in TYPES:
-        raise MatlabError(f"it holds numbers of kind {number}, which there are none of; fetch it again")
-    flat = np.frombuffer(values, np.dtype(f"{order}{TYPES[number]}"))
+        utf_16 = "utf-16-le" if order == "<" else "utf-16-be"
+        encoding = utf_16 if element_type in UTF_16 else "utf-8" if element_type in UTF_8 else "latin-1"
+        return str(name, "latin-1"), str(values, encoding)
+    if element_type not in TYPES:
+        raise MatlabError(f"it holds numbers of type {element_type}, which does not exist; fetch it again")
+    flat = np.frombuffer(values, np.dtype(f"{order}{TYPES[element_type]}"))
     if flat.size != int(np.prod(shape)):
         raise MatlabError("a matrix is cut off; fetch it again")
     return str(name, "latin-1"), flat.reshape(shape, order="F")
@@ -108,10 +112,3 @@ def _structs(body: memoryview, order: str, shape: list[int]) -> list[dict[str, A
             values[field] = _array(value, order)[1]
         structs.append(values)
     return structs
-
-
-def _text(number: int, content: memoryview, order: str) -> str:
-    values = bytes(content)
-    if number == 4 or number == 17:  # characters of two bytes
-        return values.decode("utf-16-le" if order == "<" else "utf-16-be")
-    return values.decode("utf-8" if number == 16 else "latin-1")

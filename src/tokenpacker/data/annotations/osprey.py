@@ -18,10 +18,19 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from tokenpacker.data.annotations import wording
-from tokenpacker.data.annotations.coco import file_names, size_of
 from tokenpacker.data.annotations.entries import read_list
-from tokenpacker.data.annotations.reader import Row, Rows, Source, Turn, make_row, plain_text
-from tokenpacker.data.annotations.region_specs import Spec, segmentation_spec
+from tokenpacker.data.annotations.reader import (
+    Row,
+    Rows,
+    Source,
+    Turn,
+    entry_rows,
+    file_names,
+    make_row,
+    plain_text,
+    size_of,
+)
+from tokenpacker.data.annotations.region_specs import KIND, Spec, segmentation_spec
 from tokenpacker.data.labels import check_conversation
 from tokenpacker.data.rows import RecordError
 from tokenpacker.hf.processing.llama_tokenizer import REGION_TOKEN
@@ -29,22 +38,26 @@ from tokenpacker.hf.processing.llama_tokenizer import REGION_TOKEN
 _REGION = re.compile(r"<region\s*(\d+)>", re.IGNORECASE)
 _DESCRIPTION = re.compile(r"\s*<?region\s*(\d+)>?\s*:\s*(.+)", re.IGNORECASE | re.DOTALL)
 Entry = Mapping[str, Any]
-Asked = tuple[list[Turn], list[Spec]]
+Asked = tuple[list[Turn], list[Spec]]  # turns, and the region of each `<mask>` in them
+Ask = Callable[[str, Entry, Sequence[Spec]], Asked]
 
 
-def read_conversation(source: Source) -> Rows:
-    """A row for each conversation: its regions are listed in front of it."""
-    yield from _rows(source, lambda id, entry, specs: _listed(source, id, entry, specs))
+def read_conversations(source: Source, form: str = "") -> Rows:
+    """A row for each conversation: its regions are listed in front of it.
 
+    Args:
+        form: the form of the answers, said after each question.
+    """
 
-def read_short_form(source: Source) -> Rows:
-    """As `read_conversation`, short answers asked for."""
-    yield from _rows(source, lambda id, entry, specs: _listed(source, id, entry, specs, wording.SHORT_FORM))
+    def ask(id: str, entry: Entry, specs: Sequence[Spec]) -> Asked:
+        introduction = wording.list_regions(len(specs), source.chance(id))
+        turns = []
+        for place, (question, answer) in enumerate(_turns(id, entry)):
+            question = f"{_numbered(id, question, len(specs))} {form}".strip()
+            turns.append((question if place else f"{introduction} {question}", _numbered(id, answer, len(specs))))
+        return turns, list(specs)
 
-
-def read_part_level(source: Source) -> Rows:
-    """As `read_short_form`; its regions are parts."""
-    yield from read_short_form(source)
+    yield from _rows(source, ask)
 
 
 def read_positive_negative(source: Source) -> Rows:
@@ -62,7 +75,7 @@ def read_positive_negative(source: Source) -> Rows:
     yield from _rows(source, ask)
 
 
-def read_detailed_description(source: Source) -> Rows:
+def read_descriptions(source: Source) -> Rows:
     """A row for each image: regions chosen by chance are described in turn."""
 
     def ask(id: str, entry: Entry, specs: Sequence[Spec]) -> Asked:
@@ -72,42 +85,27 @@ def read_detailed_description(source: Source) -> Rows:
         turns = [(wording.ask(wording.DETAIL, chance), described[number]) for number in chosen]
         return turns, [specs[number - 1] for number in chosen]
 
-    yield from _rows(source, ask, chosen=True)
+    yield from _rows(source, ask, any_number=True)
 
 
-def _rows(source: Source, ask: Callable[[str, Entry, Sequence[Spec]], Asked], chosen: bool = False) -> Rows:
-    for place, entry in enumerate(read_list(source.annotations), 1):
-        id = f"entry {place}"
-        try:
-            if not isinstance(entry, Mapping) or not isinstance(entry.get("annotation"), list):
-                raise RecordError(id, "the entry has no list 'annotation'")
-            yield _row(source, id, entry, ask, chosen)
-        except RecordError as error:
-            yield error
+def _rows(source: Source, ask: Ask, any_number: bool = False) -> Rows:
+    """A row for each entry; unless `any_number` is set, its texts need all regions, at most `max_regions`."""
 
+    def make(id: str, entry: Any) -> Row:
+        annotations = entry.get("annotation") if isinstance(entry, Mapping) else None
+        if not isinstance(annotations, list):
+            raise RecordError(id, "the entry has no list 'annotation'")
+        if len(annotations) > source.max_regions and not any_number:
+            reason = f"the entry has {len(annotations)} regions, more than max_regions={source.max_regions}"
+            raise RecordError(id, f"{reason}; raise --max-regions", "too many regions")
+        if not annotations or not all(isinstance(annotation, Mapping) for annotation in annotations):
+            raise RecordError(id, "'annotation' holds no regions, or one that is no object", KIND)
+        size = size_of(entry)
+        specs = [segmentation_spec(f"{id}, region {n}", region, size) for n, region in enumerate(annotations, 1)]
+        turns, shown = ask(id, entry, specs)
+        return make_row(id, source.image(id, *file_names(entry), size=size), turns, shown)
 
-def _row(
-    source: Source, id: str, entry: Entry, ask: Callable[[str, Entry, Sequence[Spec]], Asked], chosen: bool
-) -> Row:
-    annotations = entry["annotation"]
-    if len(annotations) > source.max_regions and not chosen:  # the texts speak of all of them
-        reason = f"the entry has {len(annotations)} regions, more than max_regions={source.max_regions}"
-        raise RecordError(id, f"{reason}; raise --max-regions", "too many regions")
-    if not annotations or not all(isinstance(annotation, Mapping) for annotation in annotations):
-        raise RecordError(id, "'annotation' holds no regions, or one that is no object", "malformed region")
-    size = size_of(entry)
-    specs = [segmentation_spec(f"{id}, region {n}", region, size) for n, region in enumerate(annotations, 1)]
-    turns, shown = ask(id, entry, specs)
-    return make_row(id, source.image(id, *file_names(entry.get("file_name")), size=size), turns, shown)
-
-
-def _listed(source: Source, id: str, entry: Entry, specs: Sequence[Spec], form: str = "") -> Asked:
-    introduction = wording.list_regions(len(specs), source.chance(id))
-    turns = []
-    for place, (question, answer) in enumerate(_turns(id, entry)):
-        question = f"{_numbered(id, question, len(specs))} {form}".strip()
-        turns.append((question if place else f"{introduction} {question}", _numbered(id, answer, len(specs))))
-    return turns, list(specs)
+    yield from entry_rows(((f"entry {n}", entry) for n, entry in enumerate(read_list(source.annotations), 1)), make)
 
 
 def _turns(id: str, entry: Entry) -> list[Turn]:
@@ -127,7 +125,7 @@ def _numbered(id: str, text: str, num_regions: int) -> str:
 
 
 def _numbers(id: str, text: str, num_regions: int) -> list[int]:
-    """The regions that a text names. Raises RecordError for one that is not there."""
+    """The regions that a text names. Raises RecordError for one that does not exist."""
     numbers = [int(number) for number in _REGION.findall(text)]
     for number in numbers:
         if not 1 <= number <= num_regions:

@@ -1,7 +1,7 @@
-"""Shapes as annotations write them to region specs, `{"polygon": ...}`, `{"rle": ...}` or `{"box": ...}`.
+"""Turns the shapes of annotations into region specs: `{"polygon": ...}`, `{"rle": ...}` or `{"box": ...}`.
 
-Looked at only as far as it costs nothing: that a polygon has an area or an RLE fills its image is seen when it is
-drawn, by `tokenpacker data check` or in training.
+Only what is cheap is checked. Whether a polygon has an area, or an RLE fills its image, shows when the region is drawn,
+by `tokenpacker data check` or in training.
 """
 
 from __future__ import annotations
@@ -17,16 +17,17 @@ from tokenpacker.data.rows import Kind, RecordError
 DIGITS = 2  # of a coordinate: a hundredth of a pixel
 KIND: Kind = "malformed region"
 Spec = dict[str, Any]
+Size = tuple[int, int]  # (height, width)
 
 
-def segmentation_spec(id: str, annotation: Mapping[str, Any], size: tuple[int, int] | None = None) -> Spec:
-    """The region of a COCO annotation: its `segmentation`, or where that is empty its `bbox`.
+def segmentation_spec(id: str, annotation: Mapping[str, Any], size: Size | None = None) -> Spec:
+    """The region of a COCO annotation: its `segmentation`, or its `bbox` if that is empty.
 
     Args:
-        size: (height, width) of the image, which an RLE must have.
+        size: of the image, which an RLE must have.
 
     Raises:
-        RecordError: for another form, and where there is neither.
+        RecordError: for another form, and if there is neither.
     """
     shape = annotation.get("segmentation")
     if isinstance(shape, Mapping):
@@ -72,7 +73,7 @@ def mask_spec(mask: np.ndarray) -> Spec:
     return {"rle": {"counts": counts, "size": list(mask.shape)}}
 
 
-def _rle_spec(id: str, rle: Mapping[str, Any], size: tuple[int, int] | None) -> Spec:
+def _rle_spec(id: str, rle: Mapping[str, Any], size: Size | None) -> Spec:
     counts, given = rle.get("counts"), rle.get("size")
     if not isinstance(counts, (str, list)) or not isinstance(given, (list, tuple)) or len(given) != 2:
         raise RecordError(id, "an RLE needs 'counts' and 'size' [height, width]", KIND)

@@ -5,7 +5,7 @@ Source: the readme of VCR 1.0 (Zellers et al., 2019). A line of `train.jsonl` ha
 of numbers stands for objects. The metadata, a JSON file beside each image, has `segms` (for each object polygons of
 [x, y] points), `boxes` ([x0, y0, x1, y1, score]), `width` and `height`.
 
-Objects that no sentence names are listed among the others: else the list would give the answer away.
+Objects that no sentence names are listed too, for otherwise the list would give the answer away.
 """
 
 from __future__ import annotations
@@ -16,35 +16,29 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from tokenpacker.data.annotations import wording
-from tokenpacker.data.annotations.coco import size_of
 from tokenpacker.data.annotations.entries import read_entries, read_lines
-from tokenpacker.data.annotations.reader import Row, Rows, Size, Source, make_row, plain_text
-from tokenpacker.data.annotations.region_specs import Spec, box_spec, polygon_spec
+from tokenpacker.data.annotations.reader import Row, Rows, Source, entry_rows, make_row, plain_text, size_of
+from tokenpacker.data.annotations.region_specs import KIND, Size, Spec, box_spec, polygon_spec
+from tokenpacker.data.annotations.wording import WHY, list_regions
 from tokenpacker.data.rows import RecordError
 
-# Words as VCR splits them, put together again: no space before these, and none after those.
+# VCR splits sentences into words. They are joined again without a space before or after these.
 _APOSTROPHE = re.compile(r" ?' ?(s|t|m|d|re|ve|ll)\b")
 _CLOSING = re.compile(r" (?=[.,!?;:)\]%]|n't\b)|(?<=[(\[$#]) ")
 
 
 def read_vcr(source: Source) -> Rows:
     """A row for each question: the objects are listed, then asked about, then the reason is asked for."""
-    for number, line in enumerate(read_lines(source.annotations), 1):
-        if isinstance(line, RecordError):
-            yield line
-            continue
-        id = f"line {number}"
-        try:
-            if not isinstance(line, Mapping):
-                raise RecordError(id, f"the line is a {type(line).__name__}, no object")
-            id = str(line.get("annot_id", id))
-            yield _row(source, id, line)
-        except RecordError as error:
-            yield error
+    entries = ((f"line {number}", line) for number, line in enumerate(read_lines(source.annotations), 1))
+    yield from entry_rows(entries, lambda place, line: _row(source, place, line))
 
 
-def _row(source: Source, id: str, line: Mapping[str, Any]) -> Row:
+def _row(source: Source, place: str, line: Any) -> Row:
+    if isinstance(line, RecordError):
+        raise line
+    if not isinstance(line, Mapping):
+        raise RecordError(place, f"the line is a {type(line).__name__}, no object")
+    id = str(line.get("annot_id", place))
     objects = line.get("objects")
     if not isinstance(objects, list) or not objects:
         raise RecordError(id, "'objects' is no list of names")
@@ -58,16 +52,15 @@ def _row(source: Source, id: str, line: Mapping[str, Any]) -> Row:
     listed = sorted([*named, *source.chosen(others, chance)[: source.max_regions - len(named)]])
     numbers = {place: number for number, place in enumerate(listed, 1)}
     question, answer, reason = (plain_text(id, _text(words, numbers), "a sentence") for words in sentences)
-    introduction = wording.list_regions(len(listed), chance)
-    turns = [(f"{introduction} {question}", answer), (chance.choice(wording.WHY), reason)]
-    shapes, size = _shapes(source, id, line, len(objects))
-    return make_row(
-        id, source.image(id, str(line.get("img_fn")), size=size), turns, [shapes(place) for place in listed]
-    )
+    introduction = list_regions(len(listed), chance)
+    turns = [(f"{introduction} {question}", answer), (chance.choice(WHY), reason)]
+    boxes, shapes, size = _metadata(source, id, line, len(objects))
+    image = source.image(id, str(line.get("img_fn")), size=size)
+    return make_row(id, image, turns, [_spec(f"{id}, object {at}", boxes[at], shapes[at]) for at in listed])
 
 
 def _right(id: str, line: Mapping[str, Any], what: str) -> Any:
-    """The words of the right choice. Raises RecordError in test files, which hold none."""
+    """The words of the right choice. Raises RecordError for test files, which have none."""
     choices, label = line.get(f"{what}_choices"), line.get(f"{what}_label")
     if not isinstance(choices, list) or type(label) is not int or not 0 <= label < len(choices):
         raise RecordError(id, f"{what}_label={label!r} names none of the {what}_choices; use train.jsonl or val.jsonl")
@@ -96,32 +89,24 @@ def _text(words: Sequence[Any], numbers: Mapping[int, int]) -> str:
     return _CLOSING.sub("", _APOSTROPHE.sub(r"'\1", " ".join(parts)))
 
 
-def _shapes(source: Source, id: str, line: Mapping[str, Any], num_objects: int) -> tuple[Any, Size | None]:
-    """The function that gives an object's region, its polygons, or its box where it has none; and the image's size."""
-    path = source.find(id, str(line.get("metadata_fn")))
+def _metadata(
+    source: Source, id: str, line: Mapping[str, Any], num_objects: int
+) -> tuple[list[Any], list[Any], Size | None]:
+    """Boxes and polygons of the objects, and the image's size. Raises RecordError."""
     try:
-        boxes, shapes, size = _metadata(path)
+        boxes, shapes, size = _read_metadata(source.find(id, str(line.get("metadata_fn"))))
+    except RecordError:
+        raise
     except ValueError as error:
-        raise RecordError(id, str(error), "malformed region") from None
+        raise RecordError(id, str(error), KIND) from None
     if min(len(boxes), len(shapes)) < num_objects:
         reason = f"the metadata has {len(boxes)} boxes and {len(shapes)} segms for {num_objects} objects"
-        raise RecordError(id, reason, "malformed region")
-
-    def shape(place: int) -> Spec:
-        name = f"{id}, object {place}"
-        try:
-            parts = [[number for point in polygon for number in point] for polygon in shapes[place]]
-        except TypeError:
-            raise RecordError(name, "its segms are no polygons of [x, y] points", "malformed region") from None
-        spec = polygon_spec(name, parts)
-        return box_spec(name, boxes[place][:4]) if spec is None else spec
-
-    return shape, size
+        raise RecordError(id, reason, KIND)
+    return boxes, shapes, size
 
 
-@lru_cache(maxsize=8)  # the questions about an image follow each other
-def _metadata(path: Path) -> tuple[list[Any], list[Any], Size | None]:
-    """Boxes and polygons of an image's objects, and its size. Raises ValueError for another form."""
+@lru_cache(maxsize=8)  # questions about the same image follow each other
+def _read_metadata(path: Path) -> tuple[list[Any], list[Any], Size | None]:
     content: dict[str, list[Any]] = {"boxes": [], "segms": []}
     single = {}
     for key, entry in read_entries(path):
@@ -132,3 +117,12 @@ def _metadata(path: Path) -> tuple[list[Any], list[Any], Size | None]:
     if not all(isinstance(entry, list) for entries in content.values() for entry in entries):
         raise ValueError(f"{path.name} has other 'boxes' or 'segms' than lists")
     return content["boxes"], content["segms"], size_of(single)
+
+
+def _spec(id: str, box: list[Any], polygons: list[Any]) -> Spec:
+    """The region of an object: its polygons of [x, y] points, or its box if it has none. Raises RecordError."""
+    try:
+        parts = [[number for point in polygon for number in point] for polygon in polygons]
+    except TypeError:
+        raise RecordError(id, "its segms are no polygons of [x, y] points", KIND) from None
+    return polygon_spec(id, parts) or box_spec(id, box[:4])

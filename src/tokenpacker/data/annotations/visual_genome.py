@@ -12,36 +12,26 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from tokenpacker.data.annotations import wording
-from tokenpacker.data.annotations.coco import (
-    Annotation,
-    CocoFile,
-    Region,
-    attempt,
-    one_by_one,
-    rows_of_images,
-    sorted_out,
-)
-from tokenpacker.data.annotations.entries import read_entries, read_list
-from tokenpacker.data.annotations.reader import Rows, Source, make_row, plain_text
+from tokenpacker.data.annotations.coco import Annotation, CocoFile, coco_rows
+from tokenpacker.data.annotations.entries import is_list, read_list
+from tokenpacker.data.annotations.reader import Region, Rows, Source, image_rows, plain_text
 from tokenpacker.data.annotations.region_specs import box_spec
+from tokenpacker.data.annotations.wording import PHRASE
 from tokenpacker.data.rows import RecordError
 
 FOLDERS = ("VG_100K/", "VG_100K_2/", "")
-ASK = one_by_one(wording.PHRASE, wording.PHRASE_FORM)
 
 
 def read_visual_genome(source: Source) -> Rows:
     """A row for each image: some of its regions are described in turn."""
-    first = next(read_entries(source.annotations), None)
-    if first is None or first[0] == "":
+    if is_list(source.annotations):
         yield from _read_descriptions(source)
-        return
+    else:
+        yield from coco_rows(source, CocoFile.read(source.annotations), _caption, PHRASE)
 
-    def caption(id: str, annotation: Annotation) -> str:
-        return plain_text(id, annotation.get("caption"), "the caption")
 
-    yield from rows_of_images(source, CocoFile.read(source), caption, ASK)
+def _caption(id: str, annotation: Annotation) -> str:
+    return plain_text(id, annotation.get("caption"), "the caption")
 
 
 def _read_descriptions(source: Source) -> Rows:
@@ -50,31 +40,20 @@ def _read_descriptions(source: Source) -> Rows:
             yield RecordError(f"entry {place}", "the entry has no list 'regions'")
             continue
         image_id = _image_id(entry)
-        id = f"image {image_id}"
-        regions, problems = sorted_out(
-            attempt(_region, f"{id}, region {place}", region) for place, region in enumerate(entry["regions"], 1)
-        )
-        yield from problems
-        if not regions:
-            continue
-        chance = source.chance(id)
-        chosen = source.chosen(regions, chance)
-        try:
-            path = source.image(id, *(f"{folder}{image_id}.jpg" for folder in FOLDERS))
-            yield make_row(id, path, ASK(chosen, chance), [region.spec for region in chosen])
-        except RecordError as error:
-            yield error
+        id, names = f"image {image_id}", [f"{folder}{image_id}.jpg" for folder in FOLDERS]
+        regions = [(f"{id}, region {place}", region) for place, region in enumerate(entry["regions"], 1)]
+        yield from image_rows(source, id, names, None, regions, _region, PHRASE)
 
 
 def _image_id(entry: Mapping[str, Any]) -> Any:
-    """The entry's `id`, or `image_id` as its regions have it too."""
+    """The entry's `id` or `image_id`, or the `image_id` that its regions have."""
     found = entry.get("id", entry.get("image_id"))
     if found is None and entry["regions"] and isinstance(entry["regions"][0], Mapping):
         found = entry["regions"][0].get("image_id")
     return found
 
 
-def _region(id: str, entry: Any) -> Region:
+def _region(id: str, entry: Any, _size: object) -> Region:
     """The box and phrase of a region. Raises RecordError."""
     if not isinstance(entry, Mapping):
         raise RecordError(id, f"the region is a {type(entry).__name__}, no object")

@@ -1,6 +1,6 @@
-"""The questions of each task, in several wordings of which a sample's seed draws one; and what answers should be like.
+"""The questions of each task, in several wordings of which a sample's seed draws one.
 
-The wordings are this package's own. `{region}` is where the region's mark goes.
+The wordings are this package's own. `{region}` stands for the region's mark.
 """
 
 from __future__ import annotations
@@ -10,7 +10,14 @@ from collections.abc import Sequence
 
 from tokenpacker.hf.processing.llama_tokenizer import REGION_TOKEN
 
-NAME = (
+
+def _asking(form: str, *questions: str) -> tuple[str, ...]:
+    """Wordings of one question, each followed by the form of the answer."""
+    return tuple(f"{question} {form}" for question in questions)
+
+
+NAME = _asking(
+    "Answer with the name of the category alone.",
     "What is {region}?",
     "Name {region}.",
     "What kind of thing is {region}?",
@@ -18,28 +25,28 @@ NAME = (
     "What do you see at {region}?",
     "Tell me what {region} is.",
 )
-NAME_FORM = "Answer with the name of the category alone."
 
-PART = (
+PART = _asking(
+    "Answer as object: part.",
     "Which part of which object is {region}?",
     "What does {region} belong to, and which part of it is it?",
     "Name the object and the part that {region} covers.",
     "{region} is a part of something. What is it, and of what?",
     "Say which object {region} lies on, and which part of it.",
 )
-PART_FORM = "Answer as object: part."
 
-REFER = (
+_REFER = (
     "Describe {region} so that nobody would take another thing in the picture for it.",
     "How would you point out {region} to someone in words?",
     "Give a phrase that fits {region} and nothing else here.",
     "With which words would I find {region} in this picture?",
     "Refer to {region} in a few words that leave no doubt.",
 )
-REFER_BY_LOOKS_FORM = "Say what it looks like, not where it is."
-REFER_FORM = "Its place may be part of the answer."
+REFER = _asking("Its place may be part of the answer.", *_REFER)
+REFER_BY_LOOKS = _asking("Say what it looks like, not where it is.", *_REFER)
 
-PHRASE = (
+PHRASE = _asking(
+    "Answer with a short phrase.",
     "Describe {region} briefly.",
     "What is going on at {region}?",
     "Say in a few words what {region} shows.",
@@ -47,7 +54,6 @@ PHRASE = (
     "Sum up {region} in a phrase.",
     "Put {region} into a few words.",
 )
-PHRASE_FORM = "Answer with a short phrase."
 
 DETAIL = (
     "Describe {region} in detail.",
@@ -77,9 +83,9 @@ LISTED = (
 )
 
 
-def ask(wordings: Sequence[str], chance: random.Random, form: str = "") -> str:
-    """A question about one region, and after it how it is to be answered."""
-    return f"{chance.choice(wordings).format(region=REGION_TOKEN)} {form}".strip()
+def ask(wordings: Sequence[str], chance: random.Random) -> str:
+    """A question about one region."""
+    return chance.choice(wordings).format(region=REGION_TOKEN)
 
 
 def list_regions(count: int, chance: random.Random) -> str:

@@ -1,11 +1,11 @@
-"""The conversation formats as Jinja chat templates; the one implementation for training, inference and serving.
+"""The conversation formats as Jinja chat templates, for training, inference and serving.
 
-The usual one is Vicuna's: a system text, `USER: question ASSISTANT: answer</s>`, each image on a line before its text:
+The default is Vicuna's: a system text, `USER: question ASSISTANT: answer</s>`, each image on a line before its text:
 
     <s>USER: <image>
     what is this? ASSISTANT: a cat</s>USER: what colour? ASSISTANT:
 
-A message without text ends at its colon, and nothing follows it: released weights need this.
+Released weights need this: a message without text ends at its colon, without a space.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from typing import Any
+
+from tokenpacker.hf.processing.pictures import decode_base64
 
 VICUNA_SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. "
@@ -33,7 +35,7 @@ PART_TYPES = ("text", "image", "image_url")
 IMAGE_SOURCES = ("image", "path", "url", "base64")
 """Where the image of an image part may be."""
 
-AFTER_END_MARK = "USER:"  # what the end mark of an answer is followed by
+AFTER_END_MARK = "USER:"  # what follows the end mark of an answer
 
 _RENDER = """\
 {%- macro render(content) -%}
@@ -98,9 +100,9 @@ def chat_template(default_system: str | None = None, *, format: str = BARE, imag
 
 
 def check_parts(conversation: Any, needs_images: bool = False) -> None:
-    """Raises ValueError for a part of a message, or of the messages of several conversations, that cannot be read.
+    """Raises ValueError for a part of a message that cannot be read, in one conversation or several.
 
-    transformers would look for its files first, and it and the templates drop what they do not know.
+    transformers would look for its files first, and drops parts that it does not know, as the templates do.
 
     Args:
         needs_images: whether an image part must say where its image is; else it may be a mark alone.
@@ -111,21 +113,24 @@ def check_parts(conversation: Any, needs_images: bool = False) -> None:
             continue
         content = _value(entry, "content")
         for part in content if isinstance(content, (list, tuple)) else []:
-            kind = _value(part, "type")
-            if kind not in PART_TYPES:
-                shown = f"type {kind!r}" if isinstance(kind, str) else f"the form {type(part).__name__} without a type"
-                raise ValueError(f"a part of {shown} cannot be read; use one of {', '.join(PART_TYPES)}")
-            if kind == "text" and not isinstance(_value(part, "text"), str):
-                raise ValueError("a part of type 'text' has no text; give it as a string under 'text'")
-            if kind == "image":
-                _check_image(part, needs_images)
-            if kind == "image_url":
-                address = _value(part, "image_url")
-                if not isinstance(address if isinstance(address, str) else _value(address, "url"), str):
-                    raise ValueError(
-                        "a part of type 'image_url' has no address; give it under 'image_url', as a string or"
-                        " {'url': ...}"
-                    )
+            _check_part(part, needs_images)
+
+
+def _check_part(part: Any, needs_image: bool) -> None:
+    kind = _value(part, "type")
+    if kind not in PART_TYPES:
+        shown = f"type {kind!r}" if isinstance(kind, str) else f"the form {type(part).__name__} without a type"
+        raise ValueError(f"a part of {shown} cannot be read; use one of {', '.join(PART_TYPES)}")
+    if kind == "text" and not isinstance(_value(part, "text"), str):
+        raise ValueError("a part of type 'text' has no text; give it as a string under 'text'")
+    if kind == "image":
+        _check_image(part, needs_image)
+    if kind == "image_url":
+        address = _value(part, "image_url")
+        if not isinstance(address if isinstance(address, str) else _value(address, "url"), str):
+            raise ValueError(
+                "a part of type 'image_url' has no address; give it under 'image_url', as a string or {'url': ...}"
+            )
 
 
 def _check_image(part: Any, needs_image: bool) -> None:
@@ -140,8 +145,6 @@ def _check_image(part: Any, needs_image: bool) -> None:
     text = _value(part, "base64")
     if text is None or (isinstance(text, str) and text[:5].lower() == "data:"):
         return
-    from tokenpacker.hf.processing.addresses import decode_base64
-
     try:
         decode_base64(text)
     except (TypeError, ValueError):

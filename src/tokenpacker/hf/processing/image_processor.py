@@ -19,9 +19,8 @@ from transformers.image_processing_utils import BaseImageProcessor
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 from transformers.processing_utils import Unpack
 
-from tokenpacker.hf.processing.addresses import read_text
-from tokenpacker.hf.processing.image_inputs import read_picture, to_rgb, to_source
 from tokenpacker.hf.processing.keywords import ImageMode, TokenPackerImageProcessorKwargs, check_names
+from tokenpacker.hf.processing.pictures import read_picture, to_source
 from tokenpacker.images import MAX_PIXELS, ImageError, ImageSource, image_size, load_unconverted
 from tokenpacker.projectors.base import require_positive
 from tokenpacker.tiling import (
@@ -37,15 +36,13 @@ from tokenpacker.tiling import (
     tile_grids,
 )
 
-__all__ = ["IMAGE_MODES", "RELEASED_OPTIONS", "ImageMode", "TokenPackerImageProcessor", "to_rgb"]
-
 IMAGE_MODES = get_args(ImageMode)
-ABOUT_ARRAYS = ("return_tensors", "input_data_format")  # keywords of a call alone
+ABOUT_ARRAYS = ("return_tensors", "input_data_format")  # keywords of a call only
 OPTIONS = tuple(name for name in TokenPackerImageProcessorKwargs.__annotations__ if name not in ABOUT_ARRAYS)
-SAVED_BESIDE = ("image_processor_type", "processor_class", "auto_map")  # of a saved image processor, no options
+SAVED_BESIDE = ("image_processor_type", "processor_class", "auto_map")  # what transformers saves beside the options
 CUBIC_REACH = 3  # source pixels beside a pixel, at scale 1, that a bicubic filter reads: 2, and 1 for rounding
 
-# What mode `slice` was when the released weights were trained; they need it. `docs/released.md` says what each is.
+# Released weights need this: mode `slice` as it was when they were trained. See `docs/released.md`.
 RELEASED_OPTIONS: Mapping[str, Any] = MappingProxyType(
     {"grid_list": "released", "thumbnail_source": "canvas", "antialias": False}
 )
@@ -54,10 +51,8 @@ RELEASED_OPTIONS: Mapping[str, Any] = MappingProxyType(
 class TokenPackerImageProcessor(BaseImageProcessor):
     """Cuts, pads and normalises images.
 
-    The defaults are the sound variant, for new models. Released weights saw their images otherwise:
-    `TokenPackerImageProcessor(max_tiles=9, **RELEASED_OPTIONS)`. Modes `pad` and `square` are the same for both.
-
-    Every option may also be given to a call, which it then holds for alone.
+    The defaults are for new models. Released weights need `TokenPackerImageProcessor(max_tiles=9, **RELEASED_OPTIONS)`,
+    which changes mode `slice` only. Every option may also be given to a single call.
 
     Args:
         image_mode: `slice` cuts an image into a grid of tiles and adds a thumbnail (TokenPacker-HD); `pad` centres it
@@ -65,7 +60,7 @@ class TokenPackerImageProcessor(BaseImageProcessor):
         tile_size: (height, width) in pixels, the vision tower's image size.
         max_tiles: limit of rows*cols in mode `slice`; the thumbnail comes on top.
         image_mean: mean per channel that the vision tower was trained with, of pixels between 0 and 1.
-        image_std: standard deviation per channel, likewise.
+        image_std: standard deviation per channel of the same pixels.
         thumbnail_source: see `tiling.make_tiles`.
         antialias: see `tiling.make_tiles`.
         grid_list: see `tiling.tile_grids`.
@@ -132,19 +127,17 @@ class TokenPackerImageProcessor(BaseImageProcessor):
 
     @classmethod
     def from_dict(cls, image_processor_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """As in transformers: what else was saved, such as attributes that a user has set, is set again."""
-        others = {name: value for name, value in image_processor_dict.items() if name not in (*OPTIONS, *SAVED_BESIDE)}
-        options = {name: value for name, value in image_processor_dict.items() if name not in others}
+        """As in transformers. Attributes that a user had set, and that were saved with the options, are set again."""
+        known = (*OPTIONS, *SAVED_BESIDE)
+        options = {name: value for name, value in image_processor_dict.items() if name in known}
         built = super().from_dict(options, **kwargs)
-        for name, value in others.items():
-            setattr(built[0] if isinstance(built, tuple) else built, name, value)
+        for name in image_processor_dict.keys() - set(known):
+            setattr(built[0] if isinstance(built, tuple) else built, name, image_processor_dict[name])
         return built
 
     def fetch_images(self, images: Any) -> Any:
-        """Images in the lists that they came in, addresses fetched with our limits, nothing decoded yet."""
-        if isinstance(images, (list, tuple)):
-            return [self.fetch_images(image) for image in images]
-        return read_text(images) if isinstance(images, str) else images
+        """The images as they are: `preprocess` reads files and addresses, with limits of its own."""
+        return images
 
     def preprocess(
         self,
@@ -157,9 +150,9 @@ class TokenPackerImageProcessor(BaseImageProcessor):
         Args:
             images: one image or a (nested) list: Pillow images, paths, bytes, http(s) and data addresses, base64, or
                 uint8 arrays and tensors.
-            tile_grids: the grids to cut into, from a plan made before; chosen here when None.
-            kwargs: options of the constructor for this call, `return_tensors` ("pt" by default), and where arrays have
-                their channels as `input_data_format` (told from their shape when None).
+            tile_grids: the grids to cut into; chosen here when None.
+            kwargs: options of the constructor for this call, `return_tensors` ("pt" by default), and the place of the
+                channels in arrays as `input_data_format` (told from their shape when None).
 
         Raises:
             ImageError: for an image that cannot be read.
@@ -189,7 +182,7 @@ class TokenPackerImageProcessor(BaseImageProcessor):
         return choose_tile_grid(image_size, self._tile_size, self.max_tiles, self.grid_list)
 
     def tile_views(self, image_size: tuple[int, int], grid: TileGrid) -> list[TileView]:
-        """Where each tile's pixels come from in an image of (height, width)."""
+        """For each tile, where in an image of (height, width) its pixels come from."""
         if self.image_mode == "slice":
             return slice_views(image_size, grid, self._tile_size, self.thumbnail_source)
         if self.image_mode == "pad":
@@ -221,7 +214,7 @@ class TokenPackerImageProcessor(BaseImageProcessor):
         return self._normalise(_pixels(picture))[None]
 
     def _slice(self, source: ImageSource, grid: TileGrid) -> Tensor:
-        """What `make_tiles` gives of the normalised image, without ever normalising all of a large one."""
+        """The tiles that `make_tiles` gives of the normalised image, without normalising all of a large one."""
         size = image_size(source)
         fitted = fit_within(size, grid.canvas_size(self._tile_size))
         # Released weights need this: every pixel as it was stored.
@@ -241,14 +234,14 @@ class TokenPackerImageProcessor(BaseImageProcessor):
     def _resize(self, pixels: Tensor, size: tuple[int, int]) -> Tensor:
         """(3, H, W) uint8 -> (3, *size), normalised.
 
-        A picture that grows is normalised first. One that shrinks is normalised last, so only its smaller self is ever
-        in floats: filtered, it is rounded to grey levels in between; unfiltered, it is not, and differs by a few 1e-7.
+        A picture that grows is normalised first. One that shrinks is normalised last, so that only the small picture
+        is in floats. With antialias it is rounded to grey levels in between; without, the result differs by a few 1e-7.
         """
         if size[0] * size[1] >= pixels.shape[1] * pixels.shape[2]:
             return resize(self._normalise(pixels), size, self.antialias)
         if self.antialias:
             return self._normalise(resize(pixels, size, antialias=True))
-        planes = pixels.contiguous()  # each colour by itself, so that a third of the picture is in floats at a time
+        planes = pixels.contiguous()  # one colour at a time, so that only a third of the picture is in floats
         return self._normalise(torch.cat([resize(plane[None].float(), size, antialias=False) for plane in planes]))
 
     def _normalise(self, pixels: Tensor) -> Tensor:
@@ -281,15 +274,15 @@ def cover_size(image_size: tuple[int, int], tile_size: tuple[int, int]) -> tuple
 
 
 def crop_offset(size: tuple[int, int], tile_size: tuple[int, int]) -> tuple[int, int]:
-    """(top, left) of the centred tile in a picture of `size`."""
+    """(top, left) of a centred tile in a picture of `size`."""
     return (size[0] - tile_size[0]) // 2, (size[1] - tile_size[1]) // 2
 
 
 def cover_and_crop(picture: Image.Image, tile_size: tuple[int, int]) -> Image.Image:
-    """The picture resized to cover a tile, and the tile cut out of its centre.
+    """The centre of the picture, resized so that it covers a tile.
 
-    A thin picture would cover more than `MAX_PIXELS`, so there only the tile's own pixels are computed, which is the
-    same within a grey level.
+    Of a thin picture, which would have more than `MAX_PIXELS`, only the tile's own pixels are computed. The result is
+    the same within a grey level.
     """
     height, width = cover_size((picture.height, picture.width), tile_size)
     top, left = crop_offset((height, width), tile_size)
@@ -303,9 +296,9 @@ def cover_and_crop(picture: Image.Image, tile_size: tuple[int, int]) -> Image.Im
 
 
 def _share(length: int, start: int, stop: int, scale: float) -> tuple[int, int, float, float]:
-    """Of an axis: the pixels that start..stop of the resized one is made of (first, last), and where it lies in them.
+    """The source pixels (first, last) of start..stop on a resized axis, and the place (start, stop) among them.
 
-    Pillow rounds such a place to float32, which only a cut-out's small numbers survive.
+    Pillow rounds places to float32, which is exact enough only for the small numbers of a cut-out.
     """
     margin = CUBIC_REACH * math.ceil(max(scale, 1))
     first, last = max(0, int(start * scale) - margin), min(math.ceil(stop * scale) + margin, length)
@@ -315,11 +308,11 @@ def _share(length: int, start: int, stop: int, scale: float) -> tuple[int, int, 
 def shrink_padded(picture: Image.Image, background: tuple[int, ...], tile_size: tuple[int, int]) -> Image.Image:
     """The picture centred on a square of its longer side, and the square resized to a tile.
 
-    Where the square would hold more than `MAX_PIXELS`, the longer side is resized before the shorter one is padded.
-    Pillow resizes the width first, so this gives a wide picture the same pixels, and a tall one almost the same.
+    If the square would hold more than `MAX_PIXELS`, the longer side is resized before the shorter one is padded. Pillow
+    resizes the width first, so a wide picture gets the same pixels, and a tall one almost the same.
 
     Raises:
-        ImageError: for a picture so long and thin that even this would take more memory.
+        ImageError: for a picture so long and thin that even this would exceed `MAX_PIXELS`.
     """
     width = height = max(picture.size)
     if width * height > MAX_PIXELS:

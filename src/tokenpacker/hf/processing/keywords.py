@@ -1,14 +1,15 @@
-"""The keywords of the processor and its parts, in transformers' form, and the refusal of those that none of them knows.
+"""The keywords of the processor and its parts, in transformers' form, and the check that refuses unknown ones.
 
-transformers drops a keyword that it does not know with a warning, so that a misspelt one has no effect.
+transformers 5.24 still drops an unknown keyword with a warning, so that a misspelt one has no effect.
 """
 
 # Without `from __future__ import annotations`: transformers reads these annotations as types.
 from collections.abc import Collection, Iterable, Mapping
-from difflib import get_close_matches
 from typing import Any, Literal, TypedDict
 
 from transformers.processing_utils import ImagesKwargs, ProcessingKwargs
+
+from tokenpacker.text import did_you_mean
 
 ImageMode = Literal["slice", "pad", "square"]
 NESTED = ("text_kwargs", "images_kwargs", "videos_kwargs", "audio_kwargs")
@@ -50,33 +51,24 @@ class TokenPackerProcessorKwargs(ProcessingKwargs, total=False):  # type: ignore
 def check_keywords(keywords: Mapping[str, Any], owner: str) -> None:
     """Raises ValueError for a keyword of `TokenPackerProcessor` that neither it nor its parts know, flat or nested.
 
-    Options of videos and audio are known, as transformers hands them to every processor; without a video they say
-    nothing. Those that images have too, such as `size`, are refused: here they would be about the images.
+    Options of videos and audio are accepted, as transformers hands them to every processor, except those that images
+    have too, such as `size`: here they would be about the images.
     """
-    known = {name: set(kind.__annotations__) for name, kind in _nested_kinds().items()}
+    annotations = TokenPackerProcessorKwargs.__annotations__
+    known = {name: set(annotations[name].__annotations__) for name in NESTED}
+    text, images = known["text_kwargs"], known["images_kwargs"]
     others = (known["videos_kwargs"] | known["audio_kwargs"]) - set(ImagesKwargs.__annotations__)
-    flat = known["text_kwargs"] | known["images_kwargs"] | others | set(TokenPackerProcessorKwargs.__annotations__)
-    shared = known["text_kwargs"] & known["images_kwargs"]
-    check_names((name for name in keywords if name != "common_kwargs"), flat, owner)
+    check_names(keywords, text | images | others | set(annotations) | {"common_kwargs"}, owner)
     for name in (*NESTED, "common_kwargs"):
-        inner = keywords.get(name, {})
-        if not isinstance(inner, Mapping):
-            raise ValueError(f"{name}={inner!r} must be a dict of keywords")
-        if name in ("text_kwargs", "images_kwargs"):
-            check_names(inner, known[name], f"{name} of {owner}")
-        elif name == "common_kwargs":
-            check_names(inner, shared, f"common_kwargs of {owner}")
+        if not isinstance(keywords.get(name, {}), Mapping):
+            raise ValueError(f"{name}={keywords[name]!r} must be a dict of keywords")
+    for name, allowed in (("text_kwargs", text), ("images_kwargs", images), ("common_kwargs", text & images)):
+        check_names(keywords.get(name, {}), allowed, f"{name} of {owner}")
 
 
 def check_names(names: Iterable[str], known: Collection[str], owner: str) -> None:
     """Raises ValueError for a name that is not known; the message has the nearest one that is, or all."""
     for name in names:
         if name not in known:
-            near = get_close_matches(name, known, n=1)
-            remedy = f"did you mean {near[0]}?" if near else f"it has {', '.join(sorted(known))}"
-            raise ValueError(f"{owner} has no option {name!r}; {remedy}")
-
-
-def _nested_kinds() -> dict[str, Any]:
-    annotations = TokenPackerProcessorKwargs.__annotations__
-    return {name: annotations[name] for name in NESTED}
+            remedy = did_you_mean(name, known) or f"; it has {', '.join(sorted(known))}"
+            raise ValueError(f"{owner} has no option {name!r}{remedy}")

@@ -1,6 +1,6 @@
-"""LLaMA tokenizers of released checkpoints, to the token: `tokenizer.model` in, one fast tokenizer out.
+"""LLaMA tokenizers of released checkpoints: `tokenizer.model` in, one fast tokenizer out, with exactly the same ids.
 
-The original code ran on the tokenizers of 2023, which today's libraries no longer reproduce. Three variants matter:
+The original code ran on the tokenizers of 2023, which today's libraries no longer reproduce. There are three variants:
 
 - `slow`: what checkpoints with `"legacy": false` (Vicuna 1.5) were trained with. Each text between special tokens is
   encoded with sentencepiece's leading "▁", and the "▁" is then taken off its first piece, unless the text opened the
@@ -9,21 +9,23 @@ The original code ran on the tokenizers of 2023, which today's libraries no long
 - `fast`: what the original evaluated with, whatever the flag says. As `slow_legacy`, but spaces around added tokens
   stay too.
 
-In all of them a text that follows `<image>`, or the `<s>` that opens the prompt, starts afresh: the original encoded
-the texts between images one by one. All of this stands in the tokenizer's own normalizer, so `tokenizer(prompt)`,
-vLLM and a reloaded folder give the same ids. One thing no normalizer can express is left to `encode_as_trained`.
+In all of them a text after `<image>`, or after the `<s>` that opens the prompt, is encoded as a new text: the original
+encoded the texts between images one by one. All of this stands in the tokenizer's own normalizer, so that
+`tokenizer(prompt)`, vLLM and a reloaded folder give the same ids. `encode_as_trained` adds one rule that no normalizer
+can express.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+import numpy as np
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers.utils import to_py_obj
 
 from tokenpacker.hf.processing.chat import AFTER_END_MARK
 from tokenpacker.hf.processing.llama_tokenizer_files import (
@@ -47,19 +49,27 @@ WHITESPACE = r"[\s\x1c-\x1f]*"  # what Python's str.strip strips
 
 
 class ReleasedLlamaTokenizer(PreTrainedTokenizerFast):
-    """A fast tokenizer that reads ids as sentencepiece does, also where a byte piece stands beside a broken one.
+    """A fast tokenizer that decodes ids as sentencepiece does, also if byte pieces form no whole character.
 
-    The library's decoder gives up a whole run of byte pieces for one that is broken, as at the end of an answer that is
-    cut within a character. A folder that was saved with this class loads elsewhere too, as a plain fast tokenizer.
+    The library's decoder replaces a whole run of byte pieces if one is broken, as at the end of an answer that is cut
+    within a character. Without this package a saved folder loads as a plain fast tokenizer.
     """
 
-    def _decode(self, token_ids: int | list[int], skip_special_tokens: bool = False, **kwargs: Any) -> str:
-        text = super()._decode(token_ids, skip_special_tokens=skip_special_tokens, **kwargs)
-        if REPLACEMENT not in text or "llama_variant" not in self.init_kwargs:
+    def decode(self, token_ids: Any, skip_special_tokens: bool = False, **kwargs: Any) -> Any:
+        """The text of a sequence of ids, or the texts of several."""
+        text = super().decode(token_ids, skip_special_tokens=skip_special_tokens, **kwargs)
+        if "llama_variant" not in self.init_kwargs:
             return text
-        ids = [token_ids] if isinstance(token_ids, int) else list(token_ids)
+        if isinstance(text, list):
+            rows = zip(text, token_ids, strict=True)
+            return [self._mend(one, to_py_obj(ids), skip_special_tokens) for one, ids in rows]
+        return self._mend(text, to_py_obj(token_ids), skip_special_tokens)
+
+    def _mend(self, text: str, ids: int | list[int], skip_special_tokens: bool) -> str:
+        if REPLACEMENT not in text:
+            return text
         skipped = set(self.all_special_ids) if skip_special_tokens else set()
-        tokens = self.convert_ids_to_tokens([int(index) for index in ids if int(index) not in skipped])
+        tokens = self.convert_ids_to_tokens([index for index in np.atleast_1d(ids).tolist() if index not in skipped])
         content = b"".join(
             bytes([int(byte[1], 16)]) if (byte := BYTE_PIECE.fullmatch(token)) else token.encode() for token in tokens
         )
@@ -77,23 +87,23 @@ def load_llama_tokenizer(
     vocab_size: int | None = None,
     region_token: bool = False,
 ) -> ReleasedLlamaTokenizer:
-    """The tokenizer of a folder in the original layout, exact to the variant and safe to save and load again.
+    """The tokenizer of a folder in the original layout, which may be saved and loaded again.
 
-    `<image>` is one token. Where the folder has none it takes the id of the byte piece `<0xFF>`, which no text can
-    produce: released weights keep their shape. With `region_token` so does `<mask>`, of `<0xFE>`. Padding is the
-    unknown token unless the folder names another.
+    `<image>` is one token. If the folder has none, it takes the id of the byte piece `<0xFF>`, which no text can
+    produce, so that released weights keep their shape. With `region_token`, `<mask>` takes that of `<0xFE>`. Padding is
+    the unknown token unless the folder names another.
 
     Args:
         folder: holds `tokenizer.model` (or `tokenizer.json`, of which the vocabulary is taken), `tokenizer_config.json`
-            and what goes with them.
+            and the files beside them.
         variant: see the module; None takes the slow variant that the folder's `legacy` flag asks for, or the variant
-            of a folder that was saved before.
+            that the folder was saved with.
         extra_tokens: added tokens that the folder may lack; missing ones get the next ids, in order.
         model_max_length: None takes the folder's own.
         padding_side: left for batched generation.
-        vocab_size: rows of the model's embedding, where known; checked.
-        region_token: whether `<mask>` is a token; else it is ordinary text. Released weights need this: the original
-            gave it the id behind the last row, for which there is no embedding, and which is passed over here.
+        vocab_size: rows of the model's embedding, which the vocabulary must fit; None checks nothing.
+        region_token: whether `<mask>` is a token; if not, it is ordinary text. Released weights need this: the original
+            gave it the id after the last row, for which there is no embedding. Such an id is ignored here.
 
     Raises:
         ValueError: for a missing or damaged file, an unknown variant, ids that contradict each other and a vocabulary
@@ -123,9 +133,8 @@ def load_llama_tokenizer(
             "model, or the embedding must be resized first"
         )
     variant = variant or config.get("llama_variant") or ("slow_legacy" if config.get("legacy", True) else "slow")
-    rules = _Rules(variant, names["bos_token"], tuple(names.values()), tuple(added))
     return ReleasedLlamaTokenizer(
-        tokenizer_object=_build(vocabulary, merges, added, names, rules),
+        tokenizer_object=_build(vocabulary, merges, added, names, variant),
         **{role: _special(name) for role, name in names.items()},
         extra_special_tokens=[_special(name) for name in added if name not in names.values()],
         model_max_length=model_max_length or max_length(folder, config),
@@ -138,17 +147,17 @@ def load_llama_tokenizer(
 def encode_as_trained(tokenizer: PreTrainedTokenizerBase, text: str, *, image_marks: bool = True) -> list[int]:
     """The ids of `text` exactly as the original's training code had them, without the start token.
 
-    It equals `tokenizer(text)` except where a literal special token stands in a `slow` text with a word right behind
-    it: there the original cut the word as if a space preceded it, which depends on the vocabulary's merges, so that
-    only a second look at the text finds it. (`USER:`, which follows the end mark in a chat, is right in both.)
-    Tokenizers that `load_llama_tokenizer` did not make are simply called.
+    They equal `tokenizer(text)` except for variant `slow` and a word directly after a literal special token: the
+    original encoded the word as if a space preceded it and then removed the space, which depends on the vocabulary's
+    merges. (`USER:`, which follows the end mark in a chat, is right in both.) Tokenizers that `load_llama_tokenizer`
+    did not make are simply called.
 
     Args:
         image_marks: False reads a literal `<image>` as ordinary text, as the original did in conversations
             without an image.
 
     Raises:
-        ValueError: when another tokenizer would have to read `<image>` as text, and for what is no Unicode text.
+        ValueError: if another tokenizer would have to read `<image>` as text, and for what is no Unicode text.
     """
     check_text(text)
     variant = tokenizer.init_kwargs.get("llama_variant")
@@ -174,31 +183,27 @@ def encode_as_trained(tokenizer: PreTrainedTokenizerBase, text: str, *, image_ma
     return ids
 
 
-@dataclass(frozen=True)
-class _Rules:
-    """Where a leading "▁" belongs. `own` are the tokens with a role (start, end, unknown), `added` all of them."""
+def _normalizer(variant: Variant, names: dict[str, str], added: Collection[str]) -> normalizers.Normalizer:
+    """Text to what the merges work on: spaces become "▁", and each text gets its leading one.
 
-    variant: Variant
-    bos: str
-    own: tuple[str, ...]
-    added: tuple[str, ...]
-
-    def normalizer(self) -> normalizers.Normalizer:
-        """Text to what the merges work on: spaces become "▁", and each text gets its leading one."""
-        steps: list[normalizers.Normalizer] = []
-        if self.variant == "slow":
-            steps.append(normalizers.Replace(MARKER, " "))
-        if self.variant != "fast":
-            steps += [
-                normalizers.Replace(Regex(f"{WHITESPACE}{_escape(name)}{WHITESPACE}"), name)
-                for name in self.added
-                if name not in self.own and name != IMAGE_TOKEN
-            ]
-        specials = "|".join(_escape(name) for name in self.added)
-        fresh = rf"(?<=\A|\A{_escape(self.bos)}|{_escape(IMAGE_TOKEN)})(?!\z|{specials})"
-        follows = rf"(?<={specials})" + ("(?= )" if self.variant == "slow" else rf"(?!\z|{specials})")
-        steps += [normalizers.Replace(Regex(f"{fresh}|{follows}"), MARKER), normalizers.Replace(" ", MARKER)]
-        return normalizers.Sequence(steps)
+    Args:
+        names: start, end, unknown and padding token by role.
+        added: all special tokens.
+    """
+    steps: list[normalizers.Normalizer] = []
+    if variant == "slow":
+        steps.append(normalizers.Replace(MARKER, " "))
+    if variant != "fast":
+        steps += [
+            normalizers.Replace(Regex(f"{WHITESPACE}{_escape(name)}{WHITESPACE}"), name)
+            for name in added
+            if name not in names.values() and name != IMAGE_TOKEN
+        ]
+    specials = "|".join(_escape(name) for name in added)
+    fresh = rf"(?<=\A|\A{_escape(names['bos_token'])}|{_escape(IMAGE_TOKEN)})(?!\z|{specials})"
+    follows = rf"(?<={specials})" + ("(?= )" if variant == "slow" else rf"(?!\z|{specials})")
+    steps += [normalizers.Replace(Regex(f"{fresh}|{follows}"), MARKER), normalizers.Replace(" ", MARKER)]
+    return normalizers.Sequence(steps)
 
 
 def _build(
@@ -206,9 +211,9 @@ def _build(
     merges: list[tuple[str, str]],
     added: dict[str, int],
     names: dict[str, str],
-    rules: _Rules,
+    variant: Variant,
 ) -> Tokenizer:
-    """The library's tokenizer; every special token is matched after normalization, so one normalizer sees the text."""
+    """The library's tokenizer. Special tokens are matched after normalization, so that the normalizer sees all text."""
     unknown, bos = names["unk_token"], names["bos_token"]
     byte_fallback = "<0x00>" in vocabulary
     tokenizer = Tokenizer(
@@ -221,8 +226,8 @@ def _build(
             f"added token {wrong[0]!r} wants id {added[wrong[0]]}, but the next free one is "
             f"{tokenizer.token_to_id(wrong[0])}; number the added tokens without gaps after the vocabulary"
         )
-    tokenizer.normalizer = rules.normalizer()
-    if rules.variant == "slow":
+    tokenizer.normalizer = _normalizer(variant, names, added)
+    if variant == "slow":
         tokenizer.pre_tokenizer = _cut_roles(tokenizer)
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{bos} $A", pair=f"{bos} $A {bos} $B", special_tokens=[(bos, added[bos])]
@@ -234,9 +239,9 @@ def _build(
 
 
 def _cut_roles(tokenizer: Tokenizer) -> pre_tokenizers.PreTokenizer | None:
-    """A cut where the original's first piece ended in the text that follows an end mark in a chat.
+    """Splits the text after an end mark in a chat where the original's first piece ended.
 
-    `</s>USER:` was encoded as "▁US" "ER" ":" and lost its "▁", although "USER" alone may be one piece.
+    The original encoded `</s>USER:` as "▁US" "ER" ":" and took off the "▁", although "USER" alone may be one piece.
     """
     first = tokenizer.model.tokenize(f"{MARKER}{AFTER_END_MARK}{MARKER}")[0].value.removeprefix(MARKER)
     if not first or first not in tokenizer.get_vocab():

@@ -1,4 +1,4 @@
-"""What stands in a LLaMA tokenizer's folder: vocabulary, merges, special and added tokens, in the files of any age."""
+"""Reads a LLaMA tokenizer's folder: vocabulary, merges, special and added tokens, in old and new file formats."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ NORMAL_PIECE = 1  # sentencepiece's type of pieces that text can become
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The file's content; nothing where there is no file. Raises ValueError for what is no JSON object."""
+    """The file's content; an empty dict without a file. Raises ValueError for what is no JSON object."""
     if not path.is_file():
         return {}
     try:
@@ -26,7 +26,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_vocabulary(folder: Path) -> tuple[dict[str, int], list[tuple[str, str]], dict[str, int]]:
-    """Pieces with their ids, merges in the order of their rank, and added tokens that stand in the same file.
+    """Pieces with their ids, merges in the order of their rank, and added tokens with ids if the same file has them.
 
     Raises:
         ValueError: for a file that is missing or damaged, and for a vocabulary that is not of LLaMA's kind.
@@ -58,7 +58,7 @@ def special_names(folder: Path, config: dict[str, Any]) -> dict[str, str]:
 
 
 def read_added(folder: Path, config: dict[str, Any]) -> dict[str, int]:
-    """Added tokens with their ids, wherever the folder's age had them written. Raises ValueError for anything else."""
+    """Added tokens with their ids, from the config or a file of their own. Raises ValueError for anything else."""
     try:
         listed = {str(_content(entry)): int(index) for index, entry in config.get("added_tokens_decoder", {}).items()}
         return listed | {name: int(index) for name, index in read_json(folder / "added_tokens.json").items()}
@@ -67,7 +67,7 @@ def read_added(folder: Path, config: dict[str, Any]) -> dict[str, int]:
 
 
 def max_length(folder: Path, config: dict[str, Any]) -> int:
-    """Tokens of the longest text, without bound where the config is silent. Raises ValueError for no number."""
+    """Tokens of the longest text; without bound if the config names none. Raises ValueError for no number."""
     value = config.get("model_max_length") or int(1e30)
     if type(value) not in (int, float) or value < 1:
         raise ValueError(f"{folder} has model_max_length={value!r}; it must be a number of tokens")

@@ -1,4 +1,4 @@
-"""The marks of images and regions in prompts: as many as there are of either, and each in its prompt."""
+"""Checks that prompts have as many marks as images and regions, and each prompt its own."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from tokenpacker.hf.processing.llama_tokenizer import REGION_TOKEN
 from tokenpacker.hf.regions.masks import split_regions
 from tokenpacker.text import check_text
 
-QUOTE = "\U000f0000"  # transformers writes it before a mark that a user may not set: see `sanitize_control_tokens`
+QUOTE = "\U000f0000"  # transformers writes it before a mark in a user's text, which counts as text then
 
 
 def count_marks(mark: str, prompt: str) -> int:
-    """How often a mark stands in a prompt for an image or region."""
+    """How many marks of images or regions a prompt has."""
     return len(re.findall(f"(?<!{QUOTE}){re.escape(mark)}", prompt))
 
 
 def check_prompts(images: Any, text: Any, mark: str) -> None:
-    """Raises ValueError for prompts that are no text, and where they were given in the place of the images."""
+    """Raises ValueError for prompts that are no text, and if images and text were swapped."""
     prompts = text if isinstance(text, (list, tuple)) else [text]
     is_text = len(prompts) > 0 and all(isinstance(prompt, str) for prompt in prompts)
     first = images if isinstance(images, (list, tuple)) else [images]
@@ -34,7 +34,7 @@ def check_prompts(images: Any, text: Any, mark: str) -> None:
 
 
 def check_images(images: Any, prompts: Sequence[str], mark: str) -> None:
-    """Raises ValueError where images and their marks differ in number, in all or in a prompt."""
+    """Raises ValueError if images and their marks differ in number, in total or in one prompt."""
     counts = [count_marks(mark, prompt) for prompt in prompts]
     given = flatten([] if images is None else images)
     if sum(counts) != len(given):
@@ -56,17 +56,23 @@ def check_images(images: Any, prompts: Sequence[str], mark: str) -> None:
             )
 
 
-def check_regions(entries: Sequence[Any], prompts: Sequence[str], image_mark: str) -> None:
-    """Raises ValueError where a prompt's marks and the regions of its images differ in number.
+def check_regions(entries: Sequence[Any], prompts: Sequence[str], image_mark: str, known: bool) -> None:
+    """Raises ValueError if a prompt's marks and the regions of its images differ in number.
 
     Args:
         entries: the regions of each image of all prompts, in order.
+        known: whether the tokenizer has a token for regions; if not, their mark is ordinary text.
     """
+    counts = [len(split_regions(entry)) for entry in entries]
+    if not known and any(counts):
+        raise ValueError(
+            f"region_masks were given but the tokenizer has no token {REGION_TOKEN!r}; use a model"
+            " that has learned regions; tokenpacker.hf.add_regions gives another what it needs to learn them"
+        )
     start = 0
-    for number, prompt in enumerate(prompts, start=1):
+    for number, prompt in enumerate(prompts if known else [], start=1):
         stop = start + count_marks(image_mark, prompt)
-        num_markers = count_marks(REGION_TOKEN, prompt)
-        num_regions = sum(len(split_regions(entry)) for entry in entries[start:stop])
+        num_markers, num_regions = count_marks(REGION_TOKEN, prompt), sum(counts[start:stop])
         start = stop
         if num_markers != num_regions:
             where = "the prompt" if len(prompts) == 1 else f"prompt {number}"

@@ -1,4 +1,4 @@
-"""Images, regions and prompts to model inputs: places, orders and counts every image token.
+"""Images, regions and prompts to model inputs.
 
 Shapes: B samples, S sequence length, N tiles and R regions of all samples in order, P tiles of an image at most, L
 patches of a tile.
@@ -20,10 +20,10 @@ from transformers.processing_utils import MultiModalData, ProcessorMixin, TextKw
 from tokenpacker.hf.configuration import TokenPackerConfig
 from tokenpacker.hf.processing.chat import chat_template as default_chat_template
 from tokenpacker.hf.processing.chat import check_parts
-from tokenpacker.hf.processing.image_inputs import to_source
 from tokenpacker.hf.processing.image_processor import ABOUT_ARRAYS, TokenPackerImageProcessor, flatten
 from tokenpacker.hf.processing.keywords import TokenPackerProcessorKwargs, check_keywords
 from tokenpacker.hf.processing.llama_tokenizer import REGION_TOKEN
+from tokenpacker.hf.processing.pictures import to_source
 from tokenpacker.hf.processing.placeholders import check_images, check_prompts, check_regions, count_marks
 from tokenpacker.hf.processing.prompts import ImageTokens, encode_prompts
 from tokenpacker.hf.processing.scale_factors import per_image, per_tile, plain, token_grids
@@ -39,9 +39,9 @@ RowSeparator = Literal["newline", "unknown"]
 
 
 class TokenPackerProcessor(ProcessorMixin):
-    """Tokenizer, image processor and the projector's count in one.
+    """Tokenizer, image processor, and the number of tokens that the projector makes of an image.
 
-    What it decides about an image travels with the inputs: `model.generate(**processor(images, text, scale_factor=3))`.
+    Its decisions about an image travel with the inputs: `model.generate(**processor(images, text, scale_factor=3))`.
 
     Args:
         image_processor: a `TokenPackerImageProcessor`.
@@ -50,14 +50,14 @@ class TokenPackerProcessor(ProcessorMixin):
         patch_grid: (rows, cols) of patches in one tile.
         projector_config: dict of the model's projector, which counts the tokens of a tile.
         image_token: marks an image's place in a prompt.
-        row_separator: token after each row of tiles and after the thumbnail: "newline" is what the tokenizer makes of
-            a line break. "unknown" is its unknown token, which the released weights need: the original looked the
-            line break up as a vocabulary entry, and LLaMA's has none. (Between the tiles of a row stands a comma.)
-        region_rule: how much a patch counts for a region, see `tokenpacker.regions.RegionRule`. A tokenizer without
-            the token `<mask>` belongs to a model without regions; there `<mask>` is ordinary text.
+        row_separator: token after each row of tiles and after the thumbnail. "newline" is the tokenizer's token of a
+            line break, "unknown" its unknown token. Released weights need "unknown": the original looked the line
+            break up in LLaMA's vocabulary, which has none. (Between the tiles of a row stands a comma.)
+        region_rule: how much a patch counts for a region, see `tokenpacker.regions.RegionRule`. For a model without
+            regions, whose tokenizer has no token `<mask>`, `<mask>` is ordinary text.
 
     Raises:
-        ValueError: when the tokenizer lacks the image token or the row separator, and for an unknown rule.
+        ValueError: if the tokenizer lacks the image token or the row separator, and for an unknown rule.
     """
 
     valid_processor_kwargs = TokenPackerProcessorKwargs
@@ -105,14 +105,14 @@ class TokenPackerProcessor(ProcessorMixin):
 
     @classmethod
     def from_args_and_dict(cls, args: Any, processor_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """The processor of a saved config; one that still stores the separators' ids is refused where they differ.
+        """The processor of a saved config. Files of version 0.1.0 also store the ids of the separators.
 
         Raises:
-            ValueError: when a stored id is not what the tokenizer and `row_separator` give.
+            ValueError: if a stored id is not what the tokenizer and `row_separator` give.
         """
         built = super().from_args_and_dict(args, processor_dict, **kwargs)
         processor = built[0] if isinstance(built, tuple) else built
-        for name in ("tile_separator_id", "row_separator_id"):  # constructor arguments of version 0.1.0
+        for name in ("tile_separator_id", "row_separator_id"):
             stored, now = processor_dict.get(name), getattr(processor, name)
             if stored not in (None, now):
                 raise ValueError(
@@ -133,12 +133,12 @@ class TokenPackerProcessor(ProcessorMixin):
 
     @property
     def region_token(self) -> str:
-        """Marks a region's place in a prompt."""
+        """The mark of a region's place in a prompt."""
         return REGION_TOKEN
 
     @property
     def region_token_id(self) -> int | None:
-        """Id of the region token; None where the tokenizer has none, for a model without regions."""
+        """Id of the region token; None for a model without regions, whose tokenizer has none."""
         token_id = self.tokenizer.convert_tokens_to_ids(REGION_TOKEN)
         return None if token_id in (None, self.tokenizer.unk_token_id) else token_id
 
@@ -148,13 +148,13 @@ class TokenPackerProcessor(ProcessorMixin):
 
     @property
     def model_input_names(self) -> list[str]:
-        """What the model's forward takes of the processor's output; of regions, where the tokenizer knows them."""
+        """The outputs that the model's forward takes; those about regions only for a model with regions."""
         regions = [] if self.region_token_id is None else ["region_cells", "region_first_tile"]
         return [*super().model_input_names, "scale_factors", *regions]
 
     @property
     def unused_input_names(self) -> list[str]:
-        """What the image processor tells about images, and the model needs not know."""
+        """Outputs of the image processor that the model does not take."""
         return ["tile_grids", "image_sizes", "image_layouts"]
 
     def image_layout(
@@ -165,15 +165,17 @@ class TokenPackerProcessor(ProcessorMixin):
         max_image_tokens: int | None = None,
         **options: Any,
     ) -> ImageLayout:
-        """The token sequence that an image of (height, width) gets; None takes the processor's own setting.
+        """The token sequence of an image of (height, width).
 
         Args:
-            scale_factor: of all tiles, or a list with one for each tile, the thumbnail's last.
-            options: of the image processor.
+            scale_factor: of all tiles, or a list with one for each tile, the thumbnail's last; None takes the
+                projector's own.
+            max_image_tokens: most tokens that the image may have, separators included.
+            options: of the image processor, if other than its own.
 
         Raises:
-            ValueError: for a scale factor that cannot be, as many as there are not tiles, a budget too small for one
-                tile, and an unknown option.
+            ValueError: for a scale factor that the projector cannot have, another number of them than of tiles, a
+                budget too small for one tile, and an unknown option.
         """
         images = self.image_processor.with_options(**options)
         return plan_layout(
@@ -198,8 +200,8 @@ class TokenPackerProcessor(ProcessorMixin):
         With regions also `region_cells` (R, P, L), the weights of each patch of each tile of the region's image, and
         `region_first_tile` (R,), where the tiles of that image begin. The model takes all of it as `**inputs`.
 
-        A start token that the text begins with, as chat templates write it, is not added again, and all else is
-        tokenized as without it. Tokenizers of released weights encode as in training: see `encode_as_trained`.
+        If a text begins with the start token, as chat templates write it, no second one is added. Tokenizers of
+        released weights encode as in training, see `encode_as_trained`.
 
         Args:
             images: for one prompt an image or a list of images; for several prompts a list of lists, or a flat list
@@ -207,27 +209,28 @@ class TokenPackerProcessor(ProcessorMixin):
             text: one prompt or several, with `<image>` where each image belongs, and `<mask>` for each region.
             region_masks: one entry per image, in order, [] or None for none: a list of its regions, (R, H, W) boolean
                 masks or (R, 4) boxes; for one image also a lone region. A prompt's `<mask>` markers take the regions of
-                its images in order. See `hf.masks` for the forms of a region; coordinates are those of the image as
-                shown, after EXIF rotation.
+                its images in order. See `hf.regions.masks` for the forms of a region; coordinates are those of the
+                image as shown, after EXIF rotation.
             kwargs: transformers' own, flat or in `text_kwargs` and `images_kwargs`; to the latter belong the options of
                 `TokenPackerImageProcessor` and two more. `max_image_tokens` is a budget per image, separators included.
                 `scale_factor` is one number for all images, or a list with one entry per image of all prompts in order:
                 a number, None for the projector's own, or a list with one number per tile, row by row, the thumbnail's
                 last; for one image of several tiles that list may stand alone. Several prompts are padded by default
-                when tensors are asked for.
+                if tensors are asked for.
 
         Raises:
-            ValueError: for unknown keywords, when markers and images or regions differ in number, for masks that cannot
-                be, and as `image_layout`.
+            ValueError: for unknown keywords, if markers and images or regions differ in number, for masks that cannot
+                be read, and as `image_layout`.
         """
         # `ProcessorMixin.__call__` writes each image's tokens into the prompt and tokenizes that text. Released weights
-        # need exact ids, which no text gives: a separator would be tokenized together with what stands beside it. So
-        # the same steps are taken here, and images are put in among the ids.
+        # need exact ids, which this cannot give: a separator would be tokenized together with its neighbours. So the
+        # same steps are taken here, and images are put in among the ids.
         check_prompts(images, text, self.image_token)
         merged = self._merge_kwargs(tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs)
         images, prompts, *_ = self.prepare_inputs_layout(images=images, text=text)
         self.validate_inputs(images=images, text=prompts)
-        regions = self._group_regions(region_masks, 0 if images is None else len(flatten(images)), prompts or [])
+        regions = region_entries(region_masks, 0 if images is None else len(flatten(images)))
+        check_regions(regions, prompts or [], self.image_token, known=self.region_token_id is not None)
         processed, replacements = self._process_images(images, **merged["images_kwargs"])
         layouts = processed["image_layouts"]
         data = {} if prompts is None else self._process_text(prompts, layouts, replacements, merged)
@@ -239,10 +242,11 @@ class TokenPackerProcessor(ProcessorMixin):
         return BatchFeature(data, tensor_type=tensors, skip_tensor_conversion=self.skip_tensor_conversion)
 
     def apply_chat_template(self, conversation: Any, *args: Any, **kwargs: Any) -> Any:
-        """As in transformers; a part that the model does not read is refused, and so are tools without a place.
+        """As in transformers, with the checks below.
 
         Raises:
-            ValueError: for such a part, and with `tokenize=True` for an image part without its image.
+            ValueError: for a part of a message that the model does not read, for tools if the template has no place for
+                them, and with `tokenize=True` for an image part without its image.
         """
         template = (args[0] if args else kwargs.get("chat_template")) or self.chat_template
         if kwargs.get("tools") and "tools" not in str(template):
@@ -264,13 +268,15 @@ class TokenPackerProcessor(ProcessorMixin):
             tile_grids: per image.
 
         Raises:
-            ValueError: when entries and images differ in number, and for masks that cannot be.
+            ValueError: if entries and images differ in number, and for masks that cannot be read.
         """
         entries = region_entries(region_masks, len(image_sizes))
-        sizes = [(height, width) for height, width in image_sizes]
         images = self.image_processor.with_options(image_mode=image_mode)
-        canvases = [Canvas(images, size, grid, self._patch_grid) for size, grid in zip(sizes, tile_grids, strict=True)]
-        return region_tensors(entries, sizes, canvases, math.prod(self.patch_grid), self.region_rule)
+        canvases = [
+            Canvas(images, (height, width), grid, self._patch_grid)
+            for (height, width), grid in zip(image_sizes, tile_grids, strict=True)
+        ]
+        return region_tensors(entries, canvases, math.prod(self.patch_grid), self.region_rule)
 
     def replace_image_token(self, image_inputs: Any, image_idx: int, **kwargs: Any) -> str:
         """The tokens of an image as text, for engines that ask for one; a call gives the exact ids.
@@ -286,18 +292,18 @@ class TokenPackerProcessor(ProcessorMixin):
         return "".join(layout.token_ids(*self._image_token_texts))
 
     def _get_num_multimodal_tokens(self, image_sizes: Any = None, **kwargs: Any) -> MultiModalData:
-        """What a call makes of images of (height, width): the tokens of each, and the rows of `pixel_values`."""
+        """For each image of (height, width) the number of its tokens, and of its rows in `pixel_values`."""
         if image_sizes is None:
             return MultiModalData()
         options = self._merge_kwargs(**kwargs)["images_kwargs"]
-        layouts = self._layouts([(height, width) for height, width in image_sizes], options)
+        layouts, _ = self._plan([(height, width) for height, width in image_sizes], options)
         return MultiModalData(
             num_image_tokens=[layout.num_tokens for layout in layouts],
             num_image_patches=[layout.tile_grid.num_tiles for layout in layouts],
         )
 
     def validate_inputs(self, images: Any = None, text: Any = None, **kwargs: Any) -> None:
-        """Raises ValueError where there is no input, or marks and images differ in number."""
+        """Raises ValueError if there is no input, or marks and images differ in number."""
         if images is None and text is None:
             raise ValueError(f"You need to provide at least one input to call {type(self).__name__}")
         if text is not None:
@@ -306,7 +312,7 @@ class TokenPackerProcessor(ProcessorMixin):
     def _merge_kwargs(
         self, ModelProcessorKwargs: Any = None, tokenizer_init_kwargs: Any = None, **kwargs: Any
     ) -> dict[str, Any]:
-        """As in transformers, but a name that is not known is refused. Raises ValueError for it and for wrong types."""
+        """As in transformers, but raises ValueError for unknown names and wrong types."""
         for name in ("videos", "audio"):
             if kwargs.pop(name, None) is not None:
                 raise ValueError(f"{type(self).__name__} takes images and text, no {name}; leave it out")
@@ -321,33 +327,30 @@ class TokenPackerProcessor(ProcessorMixin):
     def _process_images(self, images: Any, **kwargs: Any) -> tuple[dict[str, Any], list[str]]:
         """Inputs of the model with `image_layouts` beside them, and the text that stands for each image."""
         if images is None or not flatten(images):
-            self._check_image_options(kwargs)
+            factor = plain(kwargs.get("scale_factor"))
+            self._plan([], kwargs)  # options are checked without an image, too
+            self._plan([self._patch_grid], kwargs | {"scale_factor": None if isinstance(factor, list) else factor})
             return {"image_layouts": []}, []
         options = {name: value for name, value in kwargs.items() if name not in ("scale_factor", "max_image_tokens")}
         data_format = options.pop("input_data_format", None)
         sources = [to_source(image, data_format) for image in flatten(images)]
-        layouts = self._layouts([image_size(source) for source in sources], kwargs)
+        layouts, factors = self._plan([image_size(source) for source in sources], kwargs)
         processed = dict(self.image_processor(sources, tile_grids=[lay.tile_grid for lay in layouts], **options))
-        entries = per_image(kwargs.get("scale_factor"), len(sources))
-        factors = per_tile(config_from_dict(self.projector_config), self._patch_grid, entries, layouts)
         if factors is not None:
             processed["scale_factors"] = torch.tensor(factors, dtype=torch.int64)
         processed["image_layouts"] = layouts
         return processed, [self.replace_image_token(processed, index) for index in range(len(layouts))]
 
-    def _layouts(self, sizes: Sequence[tuple[int, int]], images_kwargs: dict[str, Any]) -> list[ImageLayout]:
+    def _plan(
+        self, sizes: Sequence[tuple[int, int]], images_kwargs: dict[str, Any]
+    ) -> tuple[list[ImageLayout], list[int] | None]:
+        """The layout of each image of (height, width), and the scale factor of each tile of all."""
         options = {name: value for name, value in images_kwargs.items() if name not in ABOUT_ARRAYS}
         entries = per_image(options.pop("scale_factor", None), len(sizes))
-        planned = zip(sizes, entries, strict=True)
-        return [self.image_layout(size, scale_factor=entry, **options) for size, entry in planned]
-
-    def _check_image_options(self, images_kwargs: dict[str, Any]) -> None:
-        """Raises ValueError for options that no image could be prepared with."""
-        factor = plain(images_kwargs.get("scale_factor"))
-        if isinstance(factor, list):
-            per_image(factor, 0)
-            factor = None
-        self._layouts([self._patch_grid], images_kwargs | {"scale_factor": factor})
+        layouts = [
+            self.image_layout(size, scale_factor=entry, **options) for size, entry in zip(sizes, entries, strict=True)
+        ]
+        return layouts, per_tile(config_from_dict(self.projector_config), self._patch_grid, entries, layouts)
 
     def _process_text(
         self, text: list[str], layouts: Sequence[ImageLayout], replacements: list[str], merged: dict[str, Any]
@@ -380,18 +383,6 @@ class TokenPackerProcessor(ProcessorMixin):
     def _image_token_texts(self) -> tuple[str, str, str]:
         row_separator = self.tokenizer.unk_token if self.row_separator == "unknown" else "\n"
         return self.image_token, ",", row_separator
-
-    def _group_regions(self, region_masks: Any, num_images: int, prompts: Sequence[str]) -> list[Any]:
-        """The regions of each image in order; raises ValueError where a prompt's marks and regions differ."""
-        entries = region_entries(region_masks, num_images)
-        if self.region_token_id is not None:
-            check_regions(entries, prompts, self.image_token)
-        elif any(map(split_regions, entries)):
-            raise ValueError(
-                f"region_masks were given but the tokenizer has no token {REGION_TOKEN!r}; use a model"
-                " that has learned regions; tokenpacker.hf.add_regions gives another what it needs to learn them"
-            )
-        return entries
 
 
 def _check_row_separator(name: RowSeparator, tokenizer: PreTrainedTokenizerBase) -> RowSeparator:

@@ -1,6 +1,6 @@
-"""Prompts to token ids with the images among them: tokenized first, then expanded, then cut and padded as asked.
+"""Prompts to token ids with the images among them: tokenized and cut, then expanded, then padded.
 
-A row is what a tokenizer gives for one prompt: lists that are as long as its ids.
+A row is the tokenizer's output for one prompt: lists that are as long as its ids.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ NO_LIMIT = 10**9  # transformers writes a larger number where a tokenizer has no
 
 @dataclass(frozen=True)
 class ImageTokens:
-    """What stands in a prompt for one image.
+    """The tokens that stand in a prompt for one image.
 
     Args:
         ids: of its tokens, separators among them.
@@ -43,11 +43,6 @@ class ImageTokens:
 
     ids: list[int]
     texts: list[str]
-
-    @property
-    def text(self) -> str:
-        """All of it as text."""
-        return "".join(self.texts)
 
 
 def encode_prompts(
@@ -61,8 +56,8 @@ def encode_prompts(
 ) -> dict[str, Any]:
     """Rows by name, padded if asked for.
 
-    `mm_token_type_ids` are 1 where an image stands, separators included. `offset_mapping` is about the prompts as they
-    were given, or if `offsets_in_expanded_text` about those with `ImageTokens.text` in place of each mark.
+    `mm_token_type_ids` are 1 for the tokens of images, separators included. `offset_mapping` refers to the prompts as
+    given, or with `offsets_in_expanded_text` to prompts with `ImageTokens.texts` in place of each mark.
 
     Args:
         images: those of each prompt, in order.
@@ -70,7 +65,7 @@ def encode_prompts(
         options: of a tokenizer's call.
 
     Raises:
-        ValueError: for options that only a tokenizer alone can honour, and for truncation that would cut an image.
+        ValueError: for options that are not supported together with images, and for truncation that would cut an image.
     """
     for name in TOKENIZERS_ALONE:
         if options.get(name):
@@ -113,7 +108,7 @@ def _encode(
     cut = {} if limit is None else {"truncation": truncation, "max_length": max(limit, 0)}
     if not tokenizer.init_kwargs.get("llama_variant") or options.get("sanitize_control_tokens"):
         return dict(tokenizer(prompt, **options, **cut))
-    # Released weights need this: see `encode_as_trained` for what one call cannot tell.
+    # Released weights need this: see `encode_as_trained` for the ids that a plain call cannot give.
     opens = starts or options.get("add_special_tokens", True)
     body = encode_as_trained(tokenizer, prompt[len(start) :] if starts else prompt)
     ids: list[int] = [tokenizer.bos_token_id, *body] if opens else body
@@ -130,7 +125,7 @@ def _encode(
 
 
 def _extras(row: Row, ids: list[int]) -> Row:
-    """What a tokenizer tells about its own ids, told of `ids`; where these differ, each gets the span of all."""
+    """The other lists of a row, for `ids` instead of the row's own; where these differ, each gets the span of all."""
     extras: Row = {name: [] for name in row if name not in ("input_ids", "attention_mask")}
     for _, first, last, start, stop in SequenceMatcher(None, row["input_ids"], ids, autojunk=False).get_opcodes():
         for name, values in extras.items():

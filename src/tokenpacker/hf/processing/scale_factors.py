@@ -1,4 +1,4 @@
-"""Which scale factor each tile gets; the processor counts with it, and hands it on to the model.
+"""Which scale factor each tile gets. The processor counts tokens with it, and passes it on to the model.
 
 A scale factor is given as one number for all images, or as a list with one entry per image: a number, None for the
 projector's own, or a list with one number per tile, row by row, the thumbnail's last. For one image of several tiles
@@ -15,8 +15,15 @@ from tokenpacker.projectors import ProjectorConfig
 from tokenpacker.sequence import ImageLayout, TokenGrid
 
 
+def plain(scale_factor: Any) -> Any:
+    """Arrays, tensors and tuples as lists, and their numbers as Python's."""
+    if hasattr(scale_factor, "tolist"):
+        return scale_factor.tolist()
+    return [plain(entry) for entry in scale_factor] if isinstance(scale_factor, (list, tuple)) else scale_factor
+
+
 def per_image(scale_factor: Any, num_images: int) -> list[Any]:
-    """One entry per image. Raises ValueError for a list of another number of them."""
+    """One entry per image. Raises ValueError for a list of another length."""
     scale_factor = plain(scale_factor)
     if not isinstance(scale_factor, list):
         return [scale_factor] * num_images
@@ -30,13 +37,6 @@ def per_image(scale_factor: Any, num_images: int) -> list[Any]:
     return scale_factor
 
 
-def plain(scale_factor: Any) -> Any:
-    """Arrays, tensors and tuples as lists, and their numbers as Python's."""
-    if hasattr(scale_factor, "tolist"):
-        return scale_factor.tolist()
-    return [plain(entry) for entry in scale_factor] if isinstance(scale_factor, (list, tuple)) else scale_factor
-
-
 def token_grids(config: ProjectorConfig, patch_grid: TokenGrid, entry: Any) -> TokenGrid | list[TokenGrid]:
     """(rows, cols) of packed tokens of all tiles of an image, or of each. Raises ValueError as `config.token_grid`."""
     if isinstance(entry, (list, tuple)):
@@ -47,24 +47,17 @@ def token_grids(config: ProjectorConfig, patch_grid: TokenGrid, entry: Any) -> T
 def per_tile(
     config: ProjectorConfig, patch_grid: TokenGrid, entries: Sequence[Any], layouts: Sequence[ImageLayout]
 ) -> list[int] | None:
-    """The scale factor of each tile of all images, in order; None for a projector whose tokens have none.
-
-    The content of tiles, when it is to decide, decides here and in `token_grids`.
-    """
-    factors: list[int] = []
+    """The scale factor of each tile of all images, in order; None for a projector whose tokens have none."""
+    own = own_scale_factor(config, patch_grid)
+    factors: list[Any] = []
     for entry, layout in zip(entries, layouts, strict=True):
-        if isinstance(entry, (list, tuple)):
-            factors += entry
-            continue
-        factor = own_scale_factor(config, patch_grid) if entry is None else entry
-        if factor is None:
-            return None
-        factors += [factor] * layout.tile_grid.num_tiles
-    return factors
+        one_for_all = [own if entry is None else entry] * layout.tile_grid.num_tiles
+        factors += entry if isinstance(entry, list) else one_for_all
+    return None if None in factors else factors
 
 
 def own_scale_factor(config: ProjectorConfig, patch_grid: TokenGrid) -> int | None:
-    """The projector's own; of one that names none, the one that gives its tokens, and None where there is no such."""
+    """The scale factor in the projector's config, or the one that gives its number of tokens; None if there is none."""
     own: int | None = getattr(config, "scale_factor", None)
     if own is not None:
         return own

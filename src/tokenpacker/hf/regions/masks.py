@@ -1,8 +1,8 @@
 """Whatever users mark a region with, to the pixels it marks: arrays, pictures, COCO RLE, polygons, boxes.
 
 Coordinates are those of the image as shown, after EXIF rotation, x to the right and y down, (0, 0) the upper left
-corner of its first pixel; what reaches beyond the image is cut off, and what lies within 0..1 is refused as shares of
-its sides. Which pixels a form marks:
+corner of its first pixel. What lies beyond the image is cut off. Coordinates that all lie within 0..1 are refused: they
+are shares of the sides, not pixels. Which pixels a form marks:
 
 - an array (H, W): those that are true, or not 0;
 - a picture of black and at most one other colour, transparent nowhere: those that are not black;
@@ -11,7 +11,7 @@ its sides. Which pixels a form marks:
 - a polygon: those whose centre lies inside, by the even-odd rule, so that a self-crossing outline has holes where it
   winds twice; several parts are joined. One so thin that it holds no centre marks the pixels of its corners.
 
-A mask may be a file's path. Who passes on what strangers send switches that off, with `tokenpacker.images.no_files`.
+A mask may be a file's path. Servers that pass on what strangers send switch that off with `images.no_files`.
 """
 
 from __future__ import annotations
@@ -22,12 +22,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 from torch import Tensor
 
-from tokenpacker.hf.regions.rasterize import MarkedPixels, mark_box, mark_polygon
-from tokenpacker.hf.regions.run_lengths import mark_runs
+from tokenpacker.hf.regions.marked_pixels import MarkedPixels, mark_box, mark_polygon, mark_runs
 from tokenpacker.images import ImageError, open_image, upright
 
 REGION_FORMS = ("box", "polygon", "rle", "mask")  # keys of a region that is written as a dict
@@ -44,7 +42,7 @@ NESTED_LISTS = "nested lists of 0 and 1; pass an array, np.array(mask, dtype=boo
 
 
 def split_regions(entry: Any) -> list[Any]:
-    """The regions of one image, each by itself, still in its own form; none for None.
+    """The regions of one image as a list, not yet read; empty for None.
 
     Args:
         entry: a list of regions, (R, H, W) masks, (R, 4) boxes, or a lone region.
@@ -55,13 +53,12 @@ def split_regions(entry: Any) -> list[Any]:
     if entry is None:
         return []
     if is_lone_region(entry):
-        return _split_array(entry) if isinstance(entry, (np.ndarray, Tensor)) else [entry]
+        return _split_array(entry)
     if not isinstance(entry, Sequence):
         raise ValueError(f"regions are given as {type(entry).__name__}; pass a list with one entry for each region")
     if _are_rows_of_pixels(entry) and len(entry[0]) > 4:  # four would be boxes
         raise ValueError(f"regions are given as {NESTED_LISTS}")
-    arrays = [isinstance(region, (np.ndarray, Tensor)) for region in entry]
-    return [part for region, a in zip(entry, arrays, strict=True) for part in (_split_array(region) if a else [region])]
+    return [part for region in entry for part in _split_array(region)]
 
 
 def is_lone_region(value: Any) -> bool:
@@ -70,36 +67,30 @@ def is_lone_region(value: Any) -> bool:
     return isinstance(value, lone) or (_is_flat(value) and len(value) > 0)
 
 
-def _split_array(array: np.ndarray | Tensor) -> list[Any]:
-    """The masks of (R, H, W), the boxes of (R, 4), or the array itself."""
+def _split_array(region: Any) -> list[Any]:
+    """The masks of (R, H, W), the boxes of (R, 4), or the region itself."""
+    array = _to_numpy(region)
+    if not isinstance(array, np.ndarray):
+        return [region]
     if array.ndim == 3 and array.shape[2] in CHANNELS:
         height, width, channels = array.shape
         raise ValueError(
             f"a mask is an array of {_shape(array)}, a picture of {height}x{width} in {channels} channels or {height}"
             f" masks of {width}x{channels}; pass {CHANNELS[channels]} for a picture, list(mask) for masks"
         )
-    return list(array) if array.ndim == 3 or _are_boxes(array) else [array]
-
-
-def _are_boxes(array: np.ndarray | Tensor) -> bool:
-    """Whether an array is (R, 4) and no mask, which would be boolean or hold nothing but 0 and 1."""
-    if array.ndim != 2 or array.shape[1] != 4:
-        return False
-    values = _to_numpy(array)
-    return values.dtype.kind == "f" or (values.dtype.kind in "iu" and not np.isin(values, (0, 1)).all())
+    # A mask of four columns is boolean or holds nothing but 0 and 1; boxes do not.
+    whole_numbers = array.dtype.kind in "iu" and not np.isin(array, (0, 1)).all()
+    boxes = array.ndim == 2 and array.shape[1] == 4 and (array.dtype.kind == "f" or whole_numbers)
+    return list(array) if array.ndim == 3 or boxes else [array]
 
 
 def to_mask(region: Any, image_size: tuple[int, int], name: str = "the region") -> np.ndarray:
-    """(H, W) boolean mask of a region in an image of that size; at least one pixel is set.
-
-    Raises:
-        ValueError: as `mark_region`.
-    """
+    """(H, W) boolean mask of a region in an image of (height, width). Arguments and errors as `mark_region`."""
     return mark_region(region, image_size, name).drawn(image_size)
 
 
 def mark_region(region: Any, image_size: tuple[int, int], name: str = "the region") -> MarkedPixels:
-    """The pixels that a region marks in an image of that size, at least one.
+    """The pixels that a region marks in an image of (height, width), at least one.
 
     Args:
         name: opens the messages of errors.
@@ -108,26 +99,42 @@ def mark_region(region: Any, image_size: tuple[int, int], name: str = "the regio
         ValueError: for a form that is unknown or contradicts itself, a mask of another size or without any pixel, and
             a region that lies outside of the image.
     """
-    if isinstance(region, Mapping) and "counts" not in region:
+    form = _form_of(region)
+    if isinstance(region, Mapping) and form is None:
         known = [key for key in REGION_FORMS if key in region]
         if len(known) != 1 or len(region) != 1:
             raise ValueError(f"{name} has the keys {sorted(map(str, region))}; write one of {', '.join(REGION_FORMS)}")
-        region = _checked_form(known[0], region[known[0]], name)
-    if isinstance(region, (np.ndarray, Tensor)) and region.ndim == 1:  # a box or a polygon
-        region = region.tolist()
-    if isinstance(region, Mapping):
-        marked = mark_runs(region, image_size, name)
-    elif isinstance(region, (np.ndarray, Tensor, Image.Image, str, Path)):
-        marked = MarkedPixels.of(_from_array(region, image_size, name))
-    elif _is_flat(region) and len(region) == 4:
+        form, region = known[0], region[known[0]]
+        if form == "polygon" and isinstance(region, (np.ndarray, Tensor)):
+            region = region.tolist()
+        if _form_of(region) != form:
+            raise ValueError(f"{name} has {form}={str(region)[:60]}, which is none; use {FORMS}")
+    if form == "box":
         return _from_box(region, image_size, name)
-    elif isinstance(region, Sequence):
+    if form == "polygon":
         return _from_polygon(region, image_size, name)
+    if form == "rle":
+        marked = mark_runs(region, image_size, name)
+    elif form == "mask":
+        marked = MarkedPixels.of(_from_array(region, image_size, name))
     else:
         raise ValueError(f"{name} is given as {type(region).__name__}; use {FORMS}")
     if marked is None:
         raise ValueError(f"{name} has no pixel set; mark at least one, or leave the region out")
     return marked
+
+
+def _form_of(region: Any) -> str | None:
+    """Which of `REGION_FORMS` a region is, by its type; None for another one."""
+    if isinstance(region, Mapping):
+        return "rle" if "counts" in region else None
+    if isinstance(region, (np.ndarray, Tensor)):
+        return "mask" if region.ndim != 1 else _form_of(region.tolist())
+    if isinstance(region, (Image.Image, str, Path)):
+        return "mask"
+    if _is_flat(region) and len(region) == 4:
+        return "box"
+    return "polygon" if isinstance(region, Sequence) else None
 
 
 def read_mask(source: str | Path) -> np.ndarray:
@@ -150,33 +157,26 @@ def read_mask(source: str | Path) -> np.ndarray:
 def _from_picture(picture: Image.Image, name: str) -> np.ndarray:
     """(H, W), upright as its image will be; colours are compared as they are shown, not by their place in a palette."""
     picture = upright(picture)
-    if picture.mode in GREY_MODES:
-        levels = [level for level, count in enumerate(picture.histogram()) if count]
-        _check_colours(levels, 0, "grey levels", name)
-        return np.asarray(picture) != 0
-    if picture.mode not in COLOUR_MODES:
+    kind, black = ("grey levels", 0) if picture.mode in GREY_MODES else ("colours", (0, 0, 0))
+    if picture.mode not in (*GREY_MODES, *COLOUR_MODES):
         raise ImageError(
             f"{name} is a picture of mode {picture.mode}; a mask is black and one other colour in 8 bits: save it as"
             " a black-and-white PNG file"
         )
     if picture.has_transparency_data and any(picture.convert("RGBA").getchannel("A").histogram()[:255]):
         raise ImageError(f"{name} is transparent in places; a mask is black where nothing is marked: fill it in")
-    picture = picture.convert("RGB")
+    picture = picture if picture.mode in GREY_MODES else picture.convert("RGB")
     counted = picture.getcolors(COLOURS_COUNTED)
     if counted is None:
         raise ImageError(
             f"{name} holds more than {COLOURS_COUNTED} colours; a mask has black and one other: {TWO_COLOURS}"
         )
-    colours: list[Any] = sorted(colour for _, colour in counted)
-    _check_colours(colours, (0, 0, 0), "colours", name)
-    other = max(colours, default=(0, 0, 0))
-    return np.asarray(picture.getchannel(other.index(max(other)))) != 0  # its strongest channel tells it from black
-
-
-def _check_colours(used: Sequence[Any], black: Any, kind: str, name: str) -> None:
+    used: list[Any] = sorted(colour for _, colour in counted)
     if len(used) > 2 or (len(used) == 2 and black not in used):
         told = ", ".join(map(str, used[:COLOURS_TOLD])) + (", ..." if len(used) > COLOURS_TOLD else "")
         raise ImageError(f"{name} holds {len(used)} {kind}, {told}; a mask has {black} and one other: {TWO_COLOURS}")
+    pixels = np.asarray(picture) != 0
+    return pixels if pixels.ndim == 2 else pixels.any(axis=2)
 
 
 def _from_array(region: Any, image_size: tuple[int, int], name: str) -> np.ndarray:
@@ -188,9 +188,9 @@ def _from_array(region: Any, image_size: tuple[int, int], name: str) -> np.ndarr
         array = _to_numpy(region)
         if array.ndim == 3 and array.shape[2] in CHANNELS:
             raise ValueError(f"{name} is an array of {_shape(array)}; masks are (H, W): {CHANNELS[array.shape[2]]}")
-        if array.dtype != np.bool_ and array.dtype.kind not in "iu":
+        if array.dtype.kind not in "biu":
             raise ValueError(f"{name} is an array of {array.dtype}; pass booleans, for example mask > 0.5")
-        if array.dtype != np.bool_ and array.size and (array.min() < 0 or array.max() > 1):
+        if array.size and (array.min() < 0 or array.max() > 1):
             raise ValueError(
                 f"{name} holds values from {array.min()} to {array.max()}; pass 0 and 1, or booleans: mask != 0"
             )
@@ -203,33 +203,23 @@ def _from_array(region: Any, image_size: tuple[int, int], name: str) -> np.ndarr
     return mask
 
 
-def _to_numpy(array: np.ndarray | Tensor) -> np.ndarray:
-    if not isinstance(array, Tensor):
-        return array
-    array = array.detach().cpu()
-    return (array.float() if array.is_floating_point() else array).numpy()  # NumPy knows no bfloat16
-
-
-def _shape(array: np.ndarray | Tensor) -> str:
-    return "x".join(map(str, array.shape)) or "a single number"
-
-
 def _from_box(box: Sequence[float], image_size: tuple[int, int], name: str) -> MarkedPixels:
-    left, top, right, bottom = _finite(box, name)
+    [[left, top], [right, bottom]] = corners = _points(box, name)
     if right <= left or bottom <= top:
         raise ValueError(
             f"{name} is the box {_told(box)}; give (x0, y0, x1, y1) with x1 > x0 and y1 > y0: (x, y, width, height), as"
             " COCO writes it, is (x, y, x + width, y + height) here"
         )
-    _check_pixels(box, image_size, name)
-    _check_inside((left, top, right, bottom), image_size, name)
+    _check_place(corners, image_size, name)
     return mark_box((left, top, right, bottom), image_size)
 
 
 def _from_polygon(region: Sequence[Any], image_size: tuple[int, int], name: str) -> MarkedPixels:
     if _are_rows_of_pixels(region):
         raise ValueError(f"{name} is given as {NESTED_LISTS}")
-    one_part = _is_flat(region) and len(region) > 0
+    if not len(region):
+        raise ValueError(f"{name} is an empty list; use {FORMS}")
+    one_part = _is_flat(region)
     if one_part and len(region) < 4:
         raise ValueError(f"{name} is given as numbers, {_told(region)}; use {FORMS}")
     outlines = []
@@ -242,71 +232,65 @@ def _from_polygon(region: Sequence[Any], image_size: tuple[int, int], name: str)
             raise ValueError(
                 f"{name} has a polygon of {told}; write at least three points as [x, y, x, y, x, y, ...]{hint}"
             )
-        outlines.append(np.array(_finite(part, name)).reshape(-1, 2))
-    if not outlines:
-        raise ValueError(f"{name} is an empty list; use {FORMS}")
-    every = np.concatenate(outlines)
-    _check_pixels(every.flatten().tolist(), image_size, name)
-    _check_inside((*every.min(axis=0), *every.max(axis=0)), image_size, name)
+        outlines.append(_points(part, name))
+    _check_place(np.concatenate(outlines), image_size, name)
     marked = mark_polygon(outlines, image_size)
     if marked is None:
         raise ValueError(f"{name} is a polygon without a pixel in its image; its points are x, y in image pixels")
     return marked
 
 
-def _check_pixels(coordinates: Sequence[float], image_size: tuple[int, int], name: str) -> None:
-    """Raises ValueError for shares of the image's sides, which would mark its first pixel."""
+def _points(coordinates: Sequence[float], name: str) -> np.ndarray:
+    """(K, 2) of x, y, x, y, ...; raises ValueError for numbers that no image has."""
+    points = np.array([float(value) for value in coordinates])
+    wrong = points[~(abs(points) <= MAX_COORDINATE)]  # NaN, too
+    if len(wrong):
+        raise ValueError(f"{name} has the coordinate {wrong[0]:g}; give x, y in pixels of the image as shown")
+    return points.reshape(-1, 2)
+
+
+def _check_place(points: np.ndarray, image_size: tuple[int, int], name: str) -> None:
+    """Raises ValueError for shares of the image's sides, which would mark its first pixel, and for a place outside."""
     height, width = image_size
-    if height * width > 1 and all(-SHARE_TOLERANCE <= float(value) <= 1 + SHARE_TOLERANCE for value in coordinates):
-        shown = _told(coordinates[:4]).replace(")", ", ...)" if len(coordinates) > 4 else ")")
+    if height * width > 1 and ((points >= -SHARE_TOLERANCE) & (points <= 1 + SHARE_TOLERANCE)).all():
+        shown = _told(points.flatten()[:4]).replace(")", ", ...)" if len(points) > 2 else ")")
         raise ValueError(
             f"{name} has all coordinates between 0 and 1, {shown}; give pixels: multiply x by the width {width} and y"
             f" by the height {height} (for the first pixel itself, pass a mask)"
         )
-
-
-def _check_inside(box: Sequence[float], image_size: tuple[int, int], name: str) -> None:
-    (left, top, right, bottom), (height, width) = box, image_size
-    if right <= 0 or bottom <= 0 or left >= width or top >= height:
+    first, last = points.min(axis=0), points.max(axis=0)
+    if (last <= 0).any() or (first >= (width, height)).any():
         raise ValueError(
-            f"{name} reaches from {_told((left, top))} to {_told((right, bottom))}, outside of its image of"
-            f" {width} x {height} (width x height); give x, y in pixels of the image as shown"
+            f"{name} reaches from {_told(first)} to {_told(last)}, outside of its image of {width} x {height} (width x"
+            " height); give x, y in pixels of the image as shown"
         )
 
 
-def _checked_form(form: str, value: Any, name: str) -> Any:
-    """The value below a key that says what it is; numbers of boxes and polygons as lists."""
-    if form in ("box", "polygon") and isinstance(value, (np.ndarray, Tensor)):
-        value = value.tolist()
-    fits = {
-        "box": _is_flat(value) and len(value) == 4,
-        "polygon": isinstance(value, Sequence) and not (_is_flat(value) and 0 < len(value) <= 4),
-        "rle": isinstance(value, Mapping) and "counts" in value,
-        "mask": isinstance(value, (np.ndarray, Tensor, Image.Image, str, Path)),
-    }
-    if not fits[form]:
-        raise ValueError(f"{name} has {form}={str(value)[:60]}, which is none; use {FORMS}")
-    return value
+def _to_numpy(array: Any) -> Any:
+    """A tensor as an array; anything else as it is."""
+    if not isinstance(array, Tensor):
+        return array
+    array = array.detach().cpu()
+    return (array.float() if array.is_floating_point() else array).numpy()  # NumPy knows no bfloat16
+
+
+def _shape(array: np.ndarray) -> str:
+    return "x".join(map(str, array.shape)) or "a single number"
 
 
 def _is_flat(value: Any) -> bool:
     """Whether this is a sequence of plain numbers."""
-    if isinstance(value, (np.ndarray, Tensor)):
-        return value.ndim == 1 and _holds_numbers(value)
+    value = _to_numpy(value)
+    if isinstance(value, np.ndarray):
+        return value.ndim == 1 and value.dtype.kind in "iuf"
     is_list = isinstance(value, Sequence) and not isinstance(value, (str, bytes))
     return is_list and all(_is_number(entry) for entry in value)
 
 
 def _is_number(value: Any) -> bool:
     if isinstance(value, (np.ndarray, Tensor)):  # as in tuple(tensor)
-        return value.ndim == 0 and _holds_numbers(value)
+        value = value.item() if value.ndim == 0 else None
     return isinstance(value, numbers.Real) and not isinstance(value, bool)
-
-
-def _holds_numbers(array: np.ndarray | Tensor) -> bool:
-    if isinstance(array, Tensor):
-        return array.dtype != torch.bool and not array.is_complex()
-    return array.dtype.kind in "iuf"
 
 
 def _are_rows_of_pixels(value: Sequence[Any]) -> bool:
@@ -317,13 +301,5 @@ def _are_rows_of_pixels(value: Sequence[Any]) -> bool:
     return all(isinstance(pixel, (numbers.Real, np.bool_)) and pixel in (0, 1) for row in rows for pixel in row)
 
 
-def _finite(values: Sequence[float], name: str) -> list[float]:
-    coordinates = [float(value) for value in values]
-    wrong = [value for value in coordinates if not abs(value) <= MAX_COORDINATE]
-    if wrong:
-        raise ValueError(f"{name} has the coordinate {wrong[0]:g}; give x, y in pixels of the image as shown")
-    return coordinates
-
-
-def _told(values: Sequence[float]) -> str:
+def _told(values: Sequence[float] | np.ndarray) -> str:
     return "(" + ", ".join(f"{float(value):g}" for value in values) + ")"

@@ -1,4 +1,4 @@
-"""What a model and its processor need to know regions: a region encoder, and the `<mask>` token."""
+"""Gives a model and its processor what regions need: a region encoder, and the `<mask>` token."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ def add_regions(
 ) -> None:
     """Gives model and processor what regions need, in place: an untrained region encoder, and the `<mask>` token.
 
-    All other weights stay, and so does every prompt without `<mask>`. The embedding grows only where the vocabulary
-    has no piece to spare; see `add_region_token`.
+    All other weights stay the same, and so do the ids of prompts without `<mask>`. The embedding grows only if the
+    vocabulary has no free piece, see `add_region_token`.
 
     Args:
         rule: how much a patch counts, see `tokenpacker.regions.RegionRule`.
 
     Raises:
-        ValueError: when the model knows regions already, and for an unknown rule.
+        ValueError: if the model knows regions already, and for an unknown rule.
     """
     config = model.config
     if config.regions is not None:
@@ -49,10 +49,10 @@ def add_regions(
 
 
 def add_region_token(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
-    """The tokenizer with `<mask>` as one token; itself where it has that already.
+    """The tokenizer with `<mask>` as one token; the same object if it has one already.
 
-    `<mask>` takes the place of a byte piece that no text can produce, so that no id changes and none is added: of
-    `<0xFE>` in vocabularies like LLaMA's, of the same byte in byte-level ones. Others get one more token.
+    `<mask>` takes the id of a byte piece that no text can produce, so that no id changes and none is added: of `<0xFE>`
+    in vocabularies like LLaMA's, of the same byte in byte-level ones. Other vocabularies get one more token.
     """
     vocabulary = tokenizer.get_vocab()
     if REGION_TOKEN in vocabulary:
@@ -78,7 +78,7 @@ def add_region_token(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerB
 
 
 def _spare_piece(content: dict[str, Any]) -> str | None:
-    """The piece of the byte 0xFE in the content of a tokenizer's file; None where there is none to spare."""
+    """The piece of the byte 0xFE in the content of a tokenizer's file; None if there is none or a merge uses it."""
     model = content["model"]
     if model["type"] != "BPE":
         return None

@@ -9,8 +9,8 @@ import threading
 import pytest
 import torch
 
-from tokenpacker.hf.processing import addresses
-from tokenpacker.hf.processing.image_inputs import to_source
+from tokenpacker.hf.processing import pictures
+from tokenpacker.hf.processing.pictures import to_source
 from tokenpacker.images import ImageError, no_files
 
 
@@ -54,7 +54,7 @@ def test_one_picture_in_every_form_gives_the_same_tiles(tiny_processor, png, ser
 
 
 def test_no_more_is_taken_than_allowed(png, server, monkeypatch):
-    monkeypatch.setattr(addresses, "MAX_BYTES", len(png) - 1)
+    monkeypatch.setattr(pictures, "MAX_BYTES", len(png) - 1)
     text = base64.b64encode(png).decode()
     for form, name in (
         (text, "the text of"),

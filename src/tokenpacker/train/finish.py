@@ -1,0 +1,149 @@
+"""What a finished run leaves: the model, its projector alone, the history, and a model card with the loss curve."""
+
+from __future__ import annotations
+
+import json
+import platform
+import shutil
+from importlib.metadata import version
+from pathlib import Path
+
+from PIL import Image, ImageDraw
+from safetensors import SafetensorError
+from transformers.trainer import TRAINING_ARGS_NAME
+
+from tokenpacker.data.sources import Source
+from tokenpacker.hf.processing.processor import TokenPackerProcessor
+from tokenpacker.train.assemble import merged_model, save_projector, whole_weights
+from tokenpacker.train.config import TrainingConfig
+from tokenpacker.train.run_folder import CheckpointError, RunFolder
+from tokenpacker.train.trainer import PartTrainer
+
+LIBRARIES = ("torch", "transformers", "accelerate", "tokenpacker")
+CURVE = "loss.png"
+WIDTH, HEIGHT, MARGIN = 720, 280, 44
+INK, PALE, LINE = "#1f2933", "#d6dbe1", "#2563eb"
+
+
+def finish(
+    trainer: PartTrainer, config: TrainingConfig, processor: TokenPackerProcessor, source: Source, folder: RunFolder
+) -> Path:
+    """Writes what a run leaves and returns the folder of the model. All processes call it.
+
+    Raises:
+        CheckpointError: if the model cannot be written, such as on a full disk.
+    """
+    part = folder.path / f"{folder.model.name}.part"
+    if trainer.args.should_save and part.exists():
+        shutil.rmtree(part)
+    trainer.accelerator.wait_for_everyone()
+    try:
+        _write(trainer, config, processor, source, folder, part)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(part, ignore_errors=True)  # makes room on a full disk
+        raise CheckpointError(
+            f"model {folder.model} could not be written ({' '.join(str(error).split())}); the last checkpoint is"
+            " whole: make room and call the run again"
+        ) from error
+    trainer.accelerator.wait_for_everyone()
+    return folder.model
+
+
+def _write(
+    trainer: PartTrainer,
+    config: TrainingConfig,
+    processor: TokenPackerProcessor,
+    source: Source,
+    folder: RunFolder,
+    part: Path,
+) -> None:
+    """Writes the model into `part`, and puts that into its place when it is whole."""
+    weights = trainer.accelerator.get_state_dict(trainer.model_wrapped) if trainer.is_sharded else None  # all take part
+    if trainer.is_fsdp_enabled:
+        trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")  # else nothing is written
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    if config.lora is None:
+        trainer.save_model(str(part))
+    if not trainer.args.should_save:
+        return
+    if config.lora is not None:
+        model.save_pretrained(folder.path / "adapter", state_dict=weights)
+        found = dict(model.named_parameters()) if weights is None else weights
+        learned = {name: found[name] for name, weight in model.named_parameters() if weight.requires_grad}
+        with whole_weights(trainer.args):
+            model, weights = merged_model(config, learned), None
+        model.save_pretrained(part)
+    (part / TRAINING_ARGS_NAME).unlink(missing_ok=True)  # a pickle; the config says the same
+    processor.save_pretrained(part)
+    save_projector(model, folder.path / "projector.safetensors", weights)
+    steps = trainer.write_history(folder.history)
+    losses = [(int(entry["step"]), float(entry["loss"])) for entry in steps]
+    draw_curve(losses).save(part / CURVE)
+    card = _card(config, source, losses, trainer.stopwatch.seconds)
+    (part / "README.md").write_text(card, encoding="utf-8", errors="backslashreplace")  # a path may be any bytes
+    if folder.model.exists():
+        shutil.rmtree(folder.model)
+    part.replace(folder.model)
+
+
+def _card(config: TrainingConfig, source: Source, losses: list[tuple[int, float]], seconds: float) -> str:
+    """The model card; `seconds` of training over all calls of the run."""
+    steps, rate = source.num_steps, source.num_steps / seconds if seconds else 0
+    held, speed = "", f"{rate:.2f} steps"
+    if source.samples_per_step is not None:
+        held = f", of {source.samples_per_step:.1f} samples each on average"
+        speed += f", {rate * source.samples_per_step:.2f} samples,"
+    rows = [
+        ("recipe", config.name),
+        *source.facts.items(),
+        ("steps", f"{steps:,}{held}"),
+        ("time", f"{seconds:.0f} seconds, {speed} a second"),
+        ("loss, first to last", " to ".join(f"{loss:.4f}" for _, loss in losses[:1] + losses[1:][-1:]) or "not logged"),
+        ("versions", ", ".join(f"{name} {version(name)}" for name in LIBRARIES)),
+        ("machine", f"{platform.machine()}, Python {platform.python_version()}"),
+    ]
+    table = "\n".join(f"| {name} | {value} |" for name, value in rows)
+    return f"""---
+library_name: transformers
+pipeline_tag: image-text-to-text
+---
+
+# {config.name}
+
+| what | value |
+|---|---|
+{table}
+
+![loss]({CURVE})
+
+The whole config:
+
+```json
+{json.dumps(config.to_dict(), indent=2)}
+```
+"""
+
+
+def draw_curve(losses: list[tuple[int, float]]) -> Image.Image:
+    """A picture of the loss over the steps; both axes start at 0."""
+    picture = Image.new("RGB", (WIDTH, HEIGHT), "white")
+    draw = ImageDraw.Draw(picture)
+    right, bottom = WIDTH - MARGIN // 2, HEIGHT - MARGIN
+    draw.line([(MARGIN, MARGIN // 2), (MARGIN, bottom), (right, bottom)], fill=PALE, width=2)
+    if not losses:
+        return picture
+    last, top = max(step for step, _ in losses), max(max(loss for _, loss in losses), 1e-9)
+    points = [
+        (MARGIN + (right - MARGIN) * step / max(1, last), bottom - (bottom - MARGIN // 2) * loss / top)
+        for step, loss in losses
+    ]
+    if len(points) > 1:
+        draw.line(points, fill=LINE, width=2)
+    else:
+        x, y = points[0]
+        draw.ellipse((x - 3, y - 3, x + 3, y + 3), fill=LINE)
+    draw.text((4, MARGIN // 2), f"{top:.2f}", fill=INK)
+    draw.text((4, bottom - 8), "0", fill=INK)
+    draw.text((right - 60, bottom + 8), f"step {last}", fill=INK)
+    draw.text((MARGIN, bottom + 8), "loss", fill=INK)
+    return picture
