@@ -18,8 +18,8 @@ from tokenpacker.known_models import SHAPES
 from tokenpacker.text import did_you_mean
 
 if TYPE_CHECKING:
-    from tokenpacker.speed.model_sizes import Shapes
-    from tokenpacker.speed.speed_report import SpeedReport
+    from tokenpacker.speed.model_sizes import Candidate, Shapes
+    from tokenpacker.speed.speed_report import Protocol, SpeedReport
 
 REMEDY = "give a model's folder or hub id, or one of 7b, 13b, small"
 MEASURED = "Measurement"  # panel of `--help`
@@ -54,22 +54,25 @@ def speed(
         refuse(measured, "has no part in --plan, which runs nothing; leave one of them out")
     model, shapes = _named(model, shapes)
     asked, size = names(projectors), _size(image)
-    protocol: dict[str, Any] = {"image_size": size, "text_tokens": text_tokens, "output_tokens": output_tokens}
-    protocol["batch_sizes"] = tuple(sorted(set(whole_numbers("--batch-sizes", batch_sizes or "1,8"))))
+    lengths: dict[str, Any] = {"text_tokens": text_tokens, "output_tokens": output_tokens}
+    batches = sorted(set(whole_numbers("--batch-sizes", batch_sizes or "1,8")))
     folder = None  # of a stored model; a plan also reads the original layout
     if shapes is None:
         folder = fetch(model or CARRIED, CONFIG_FILES, REMEDY) if plan else find_model(model)
     require_projectors(asked)
     with quiet(verbose):
-        sizes = _with_images(_read_sizes(folder, model, shapes), size, max_tiles, stored=folder is not None)
-        if plan:
-            from tokenpacker.speed.speed_plan import make_plan
+        sizes = _sizes(folder, model, shapes, size, max_tiles)
+        from tokenpacker.speed import model_sizes, speed_plan, speed_report
 
-            lengths = {"text_tokens": text_tokens, "output_tokens": output_tokens}
-            given: dict[str, Any] = {"projectors": asked, "scale_factor": scale_factor, "dtype": dtype, **lengths}
-            result: Any = make_plan(sizes, size, **given)
+        if plan:
+            given: dict[str, Any] = {"projectors": asked, "scale_factor": scale_factor, "dtype": dtype}
+            result: Any = speed_plan.make_plan(sizes, size, **given, **lengths)
         else:
-            result = _measure(sizes, folder, asked, scale_factor, protocol | {"rounds": rounds or 10}, device, dtype)
+            protocol = speed_report.Protocol(
+                image_size=size, batch_sizes=tuple(batches), rounds=rounds or 10, **lengths
+            )
+            candidates = model_sizes.candidates(sizes, asked, scale_factor, trained=folder is not None)
+            result = _measure(folder, sizes, candidates, protocol, device, dtype)
     print_result(as_json, result.to_dict(), result.to_markdown())
 
 
@@ -96,39 +99,37 @@ def _size(image: str | None) -> tuple[int, int] | None:
     return images.image_size(image)
 
 
-def _read_sizes(folder: Path | None, model: str | None, shapes: str | None) -> Shapes:
-    """The sizes of a stored model, or those with a name or a file. Raises ValueError for files that do not say them."""
+def _sizes(
+    folder: Path | None, model: str | None, shapes: str | None, size: tuple[int, int] | None, max_tiles: int | None
+) -> Shapes:
+    """Sizes of a stored model, or those with a name or a file, for images of `size`. Raises ValueError for bad files.
+
+    Shapes without a stored model cut an image into tiles as soon as its size is named.
+    """
     from tokenpacker.speed.model_sizes import named_shapes, shapes_of_file, shapes_of_folder
 
     if folder is not None:
-        return shapes_of_folder(folder, model or folder.name)
-    assert shapes is not None, "one of the two is given"
-    return named_shapes(shapes) if shapes in SHAPES else shapes_of_file(Path(shapes))
-
-
-def _with_images(sizes: Shapes, size: tuple[int, int] | None, max_tiles: int | None, *, stored: bool) -> Shapes:
-    """The sizes for images of `size`. Shapes without a stored model cut an image as soon as its size is named."""
-    if not stored and size is not None:
-        sizes = dataclasses.replace(sizes, sliced=True)
+        sizes = shapes_of_folder(folder, model or folder.name)
+    else:
+        assert shapes is not None, "one of the two is given"
+        sizes = named_shapes(shapes) if shapes in SHAPES else shapes_of_file(Path(shapes))
+        sizes = dataclasses.replace(sizes, sliced=sizes.sliced or size is not None)
     if size is not None and not sizes.sliced:
         print_note(f"note: {sizes.name} itself takes an image in one piece, whatever its size")
     return sizes if max_tiles is None else dataclasses.replace(sizes, max_tiles=max_tiles)
 
 
 def _measure(
-    sizes: Shapes,
     folder: Path | None,
-    asked: tuple[str, ...],
-    scale_factor: int | None,
-    protocol: dict[str, Any],
+    sizes: Shapes,
+    candidates: list[Candidate],
+    protocol: Protocol,
     device: str | None,
     dtype: str | None,
 ) -> SpeedReport:
     """Measures the model of a folder, or one of random weights if that is None."""
     import torch
 
-    from tokenpacker.speed.model_sizes import candidates
-    from tokenpacker.speed.speed_report import Protocol
     from tokenpacker.speed.speed_run import measure
 
     if folder is None:
@@ -138,6 +139,5 @@ def _measure(
     place = placement_of(device, dtype)["device_map"]
     if place == "auto":
         place = "cuda" if torch.cuda.is_available() else "cpu"
-    projectors = candidates(sizes, asked, scale_factor, trained=folder is not None)
     with keeping("nothing was measured to its end; call it again, with a smaller --rounds to be sooner done"):
-        return measure(sizes, projectors, Protocol(**protocol), torch.device(place), dtype, load=load)
+        return measure(sizes, candidates, protocol, torch.device(place), dtype, load=load)

@@ -88,11 +88,8 @@ def _make_and_measure(make: Callable[[], Path | None], output: Path, told: dict[
     from tokenpacker.carried.card import add_accuracies
     from tokenpacker.evaluate import measure_model
 
-    with (
-        keeping(KEPT.format(output), UNFINISHED),
-        contextlib.redirect_stdout(sys.stderr),
-    ):  # the Trainer prints its logs
-        folder = make()
+    with keeping(KEPT.format(output), UNFINISHED), contextlib.redirect_stdout(sys.stderr):
+        folder = make()  # the Trainer prints its logs
         if folder is None:
             raise typer.Exit(UNFINISHED)
         accuracies = measure_model(folder)
