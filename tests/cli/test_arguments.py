@@ -31,7 +31,7 @@ AT_ONCE = [  # and what is said; nothing of torch is imported for it
     (["ask", IMAGE, "what?", "--max-image-tokens", "0"], "--max-image-tokens 0 must be at least 1"),
     (["ask", IMAGE, "what?", "--model", "no such"], "model no such does not exist"),
     (["ask", IMAGE, "what?", "--device", "gpu"], "--device gpu is unknown; use one of cpu, cuda, mps, auto, or cuda:1"),
-    (["ask", IMAGE, "what?", "--dtype", "int3"], "--dtype int3 is unknown"),
+    (["ask", IMAGE, "what?", "--dtype", "int3"], "invalid value for '--dtype': 'int3' is not one of 'float32', "),
     (["ask", IMAGE, "what is <mask>?", "--box", "1,2,3"], "region 1,2,3 has 3 numbers"),
     (
         ["ask", IMAGE, "what is <mask>?", "--box", "0.1,0.1,0.5,0.5"],

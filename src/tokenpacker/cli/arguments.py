@@ -10,23 +10,7 @@ import typer
 from tokenpacker.text import did_you_mean
 
 DEVICES = ("cpu", "cuda", "mps", "auto")
-DTYPES = ("float32", "float16", "bfloat16", "4bit")
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
-
-
-def one_of(*words: str) -> Callable[..., str | None]:
-    """A typer callback that takes these words alone.
-
-    An Enum would have to be unpacked in each command, and typer takes a Literal from 0.19 on only.
-    """
-
-    def check(param: typer.CallbackParam, value: str | None) -> str | None:
-        if value is not None and value not in words:
-            rule = f"use one of {', '.join(words)}{did_you_mean(value, words)}"
-            raise ValueError(f"{param.opts[0]} {value} is unknown; {rule}")
-        return value
-
-    return check
 
 
 def in_range(least: float, most: float = math.inf) -> Callable[..., float | None]:

@@ -64,6 +64,7 @@ def mistake(error: Exception) -> str | None:
 
 def _usage_line(error: Exception) -> str:
     message = _one_line(error.format_message()).rstrip(".")  # type: ignore[attr-defined]
+    message = message.replace("Value error, ", "")  # pydantic's, in newer versions of typer
     context = getattr(error, "ctx", None)
     hint = f"; {context.command_path} --help shows how" if message and context else ""
     return message[:1].lower() + message[1:] + hint

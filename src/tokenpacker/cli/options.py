@@ -4,11 +4,11 @@ Help and default should fit one line of `--help` at 100 columns. Panels group th
 """
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
-from tokenpacker.cli.arguments import DTYPES, device_name, in_range, one_of, picture_file
+from tokenpacker.cli.arguments import device_name, in_range, picture_file
 
 LOADING, MORE = "Device and loading", "More"  # panels
 
@@ -35,11 +35,6 @@ def number(
     return value(metavar, help, default, panel, callback=in_range(least))
 
 
-def choice(words: tuple[str, ...], help: str, default: str | None = None, panel: str | None = None) -> Any:
-    """An option with one of these words."""
-    return value("NAME", help, default, panel, callback=one_of(*words))
-
-
 def flag(name: str, help: str, panel: str | None = None) -> Any:
     """An option without a value."""
     return typer.Option(*name.split(), help=help, rich_help_panel=panel)
@@ -62,7 +57,10 @@ Device = Annotated[
     str | None,
     value("DEVICE", "cpu, cuda, cuda:1, or auto for all GPUs.", "cuda if there", LOADING, callback=device_name),
 ]
-Dtype = Annotated[str | None, choice(DTYPES, "float32, float16, bfloat16 or 4bit.", "as stored", LOADING)]
+Dtype = Annotated[
+    Literal["float32", "float16", "bfloat16", "4bit"] | None,
+    value("TYPE", "float32, float16, bfloat16 or 4bit.", "as stored", LOADING),
+]
 Verbose = Annotated[bool, flag("--verbose -v", "Show what the libraries say while loading.", LOADING)]
 Regions = Annotated[
     list[str] | None,

@@ -4,7 +4,7 @@ import contextlib
 import signal
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from typer import Argument
 
@@ -12,38 +12,34 @@ from tokenpacker.cli import options
 from tokenpacker.cli.arguments import in_range, refuse
 from tokenpacker.cli.errors import keeping
 from tokenpacker.cli.loading import quiet
-from tokenpacker.cli.options import choice, flag, number, value
+from tokenpacker.cli.options import flag, number, value
 from tokenpacker.cli.output import print_note, print_result
 from tokenpacker.hub import fetch
 from tokenpacker.progress import Progress
 
-LAYOUTS, WEIGHTS = ("tokenpacker", "original", "stage-1"), ("bin", "safetensors")
-DTYPES, TOKENIZERS = ("float32", "float16", "bfloat16"), ("slow", "slow_legacy", "fast")
+Layout = Literal["tokenpacker", "original", "stage-1"]
+Dtype = Literal["float32", "float16", "bfloat16"]
+Variant = Literal["slow", "slow_legacy", "fast"]
+WeightFormat = Literal["bin", "safetensors"]
 FROM, TO = "From the original layout", "To the original layout"  # panels of `--help`
 
 
 def convert(
     src: Annotated[str, Argument(metavar="SRC", help="Folder or hub id of the checkpoint.")],
     dst: Annotated[Path, Argument(metavar="DST", help="Folder to write; it appears when it is complete.")],
-    to: Annotated[str, choice(LAYOUTS, "original, or stage-1 for mm_projector.bin.")] = "tokenpacker",
+    to: Annotated[Layout, value("FORMAT", "original, or stage-1 for mm_projector.bin.")] = "tokenpacker",
     vision_tower: Annotated[str | None, value("MODEL", "Tower to take.", "the checkpoint's")] = None,
-    dtype: Annotated[str | None, choice(DTYPES, "float32, float16 or bfloat16.", "as stored")] = None,
-    max_shard_gb: Annotated[
-        float | None, value("GB", "Largest file of weights.", "4.3", callback=in_range(0.001))
-    ] = None,
+    dtype: Annotated[Dtype | None, value("TYPE", "float32, float16 or bfloat16.", "as stored")] = None,
+    max_shard_gb: Annotated[float | None, value("GB", "Largest weight file.", "4.3", callback=in_range(0.001))] = None,
     overwrite: Annotated[bool, flag("--overwrite", "Replace DST, once the new folder is complete.")] = False,
-    base: Annotated[
-        str | None, value("MODEL", "Language model below a stage-1 or LoRA checkpoint.", panel=FROM)
-    ] = None,
-    keep_adapter: Annotated[
-        bool, flag("--keep-adapter", "Write a LoRA adapter to DST/adapter; else merge it.", FROM)
-    ] = False,
+    base: Annotated[str | None, value("MODEL", "Language model of a stage-1 or LoRA checkpoint.", panel=FROM)] = None,
+    keep_adapter: Annotated[bool, flag("--keep-adapter", "Keep a LoRA adapter, in DST/adapter.", FROM)] = False,
     max_tiles: Annotated[int | None, number("Most tiles.", "patch_num, or 9", FROM)] = None,
     tokenizer_variant: Annotated[
-        str | None, choice(TOKENIZERS, "slow, slow_legacy or fast.", "as trained", FROM)
+        Variant | None, value("NAME", "slow, slow_legacy or fast.", "as trained", FROM)
     ] = None,
     revision: Annotated[str | None, value("NAME", "Branch, tag or commit on the hub.", "main", FROM)] = None,
-    weights: Annotated[str | None, choice(WEIGHTS, "bin or safetensors.", "bin", TO)] = None,
+    weights: Annotated[WeightFormat | None, value("FORMAT", "bin or safetensors.", "bin", TO)] = None,
     tokenizer: Annotated[Path | None, value("FOLDER", "Folder of tokenizer.model.", "the model's", TO)] = None,
     as_json: options.Json = False,
 ) -> None:
