@@ -1,6 +1,6 @@
-"""How options are declared, and those that several commands share: `model: options.Model = None`.
+"""How options are declared, and the options that several commands share: `model: options.Model = None`.
 
-Help and default should fit one line of `--help` at 100 columns. Panels group the options that few people need.
+Help and default should fit one line of `--help` at 100 columns. Panels hold the options that few people need.
 """
 
 from pathlib import Path
@@ -49,9 +49,9 @@ Limit = Annotated[int | None, number("Random questions of each task.", "all")]
 Seed = Annotated[int, value("N", "Seed of all random choices.")]
 Images = Annotated[Path | None, value("FOLDER", "Start of image paths.", "the data's")]
 MaxRejects = Annotated[
-    float, value("SHARE", "Tolerated share of rejects.", name="--max-rejects", callback=in_range(0, 1))
+    float, value("SHARE", "Tolerated share of rejected samples.", name="--max-rejects", callback=in_range(0, 1))
 ]
-Page = Annotated[Path, typer.Option("--out", metavar="PAGE.png", callback=picture_file, help="Gets the page.")]
+Page = Annotated[Path, typer.Option("--out", metavar="PAGE.png", callback=picture_file, help="Where the page goes.")]
 Json = Annotated[bool, flag("--json", "Print one JSON object on standard output.")]
 Device = Annotated[
     str | None,

@@ -21,7 +21,7 @@ ImageFolder = Annotated[str | None, value("FOLDER", "Start of its image paths.",
 
 
 def compare(
-    output: Annotated[Path | None, value("FOLDER", "Gets everything.", "compare, or compare-quick")] = None,
+    output: Annotated[Path | None, value("FOLDER", "Where everything goes.", "compare, or compare-quick")] = None,
     projectors: Annotated[str, value("NAME,...", "With settings: resampler:num_heads=2.", "all")] = "",
     scale_factors: Annotated[str, value("S,...", "Each is a training of its own; mlp has none.")] = "2,4",
     seeds: Annotated[str | None, value("N,...", "Seeds of weights and data order.", "0,1,2")] = None,
@@ -42,7 +42,7 @@ def compare(
 ) -> None:
     """Train every projector by one recipe, and compare accuracy and speed.
 
-    Encoder, language model, data and steps are the same for all. The same command goes on after an interruption.
+    Encoder, language model, data and steps are the same for all. The same command goes on after Ctrl-C.
     Exit code 0: all is finished. 75: a signal stopped it. 2: it cannot run.
 
     Examples:

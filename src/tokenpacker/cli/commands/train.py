@@ -17,7 +17,7 @@ from tokenpacker.cli.options import value
 from tokenpacker.cli.output import print_result
 from tokenpacker.known_models import resolve
 
-Output = Annotated[Path, value("FOLDER", "Gets the model and the state to resume from.")]
+Output = Annotated[Path, value("FOLDER", "Where the model and its state go.")]
 
 
 class Recipes(CommandGroup):
@@ -49,8 +49,7 @@ def tiny(
 ) -> None:
     """Train the model that the package carries, and ask it all test questions.
 
-    Encoder and language model are made, then come the two stages of the paper: an hour on two cores. The same command
-    goes on after an interruption.
+    An hour on two cores: encoder, language model, the two stages of the paper. The same command goes on after Ctrl-C.
 
     Examples:
         tokenpacker train tiny --output runs/tiny
@@ -71,7 +70,7 @@ def tiny_regions(
 ) -> None:
     """Teach the carried model about regions, and ask it all test questions.
 
-    The original's two region stages, on generated pictures with masks. The same command goes on after an interruption.
+    The original's two region stages, on generated pictures with masks. The same command goes on after Ctrl-C.
 
     Examples:
         tokenpacker train tiny-regions --output runs/tiny-regions

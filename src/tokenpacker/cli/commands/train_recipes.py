@@ -25,7 +25,9 @@ def train_recipe(
     data: Annotated[str | None, value("FILE", "LLaVA JSON or JSONL, COCO captions, Parquet, tar shards.")] = None,
     images: Annotated[str | None, value("FOLDER", "Start of image paths.", "the data's")] = None,
     start: Annotated[str | None, value("MODEL", "Folder, hub id or name of the model to start from.")] = None,
-    output: Annotated[Path | None, value("FOLDER", "Gets everything.", "runs/RECIPE, or the config's run")] = None,
+    output: Annotated[
+        Path | None, value("FOLDER", "Where everything goes.", "runs/RECIPE, or the config's run")
+    ] = None,
     settings: Annotated[
         list[str] | None, value("KEY=VALUE", "A setting: optimizer.learning_rate=1e-4.", name="--set")
     ] = None,
@@ -33,7 +35,7 @@ def train_recipe(
     dry_run: Annotated[bool, flag("--dry-run", "Show config, parameters, steps and memory only.")] = False,
     as_json: options.Json = False,
 ) -> None:
-    """Train by a recipe; the same command goes on after an interruption.
+    """Train by a recipe. The same command goes on after an interruption.
 
     Exit code 0: the model is finished. 75: a signal stopped the run. 2: it cannot run.
     Several devices: accelerate launch --config_file FILE -m tokenpacker train RECIPE ...
