@@ -77,13 +77,7 @@ class Projector(nn.Module):
 
     def check_features(self, features: VisionFeatures) -> None:
         """Raises ValueError unless these are `VisionFeatures` of the projector's widths and dtype."""
-        require_features(self.config.name, features)
-        for field in ("vision_dim", "num_levels"):
-            given, expected = getattr(features, field), getattr(self.config, field)
-            if given != expected:
-                raise ValueError(
-                    f"features have {field}={given} but {self.config.name} was built for {field}={expected}"
-                )
+        require_features(self.config.name, features, self.config)
         given, own = features.query.dtype, {parameter.dtype for parameter in self.parameters()}
         comparable = own and all(dtype.is_floating_point for dtype in own)  # quantized layers convert by themselves
         if comparable and given not in own and not torch.is_autocast_enabled(features.query.device.type):
@@ -104,13 +98,17 @@ def init_linears(module: nn.Module, vision_dim: int) -> None:
                 nn.init.zeros_(layer.bias)
 
 
-def require_features(name: str, features: Any) -> None:
-    """Raises ValueError unless these are `VisionFeatures`."""
+def require_features(name: str, features: Any, config: Any) -> None:
+    """Raises ValueError unless these are `VisionFeatures` with the config's `vision_dim` and `num_levels`."""
     if not isinstance(features, VisionFeatures):
         raise ValueError(
             f"{name} takes VisionFeatures, not {type(features).__name__}; make them of an encoder's hidden states with"
             " VisionFeatures.from_hidden_states, or as VisionFeatures(query, levels, patch_grid)"
         )
+    for field in ("vision_dim", "num_levels"):
+        given, expected = getattr(features, field), getattr(config, field)
+        if given != expected:
+            raise ValueError(f"features have {field}={given} but {name} was built for {field}={expected}")
 
 
 def require_positive(name: str, value: Any) -> None:
