@@ -15,6 +15,8 @@ from torch.nn import functional as F
 
 GridList = Literal["all", "released"]
 ThumbnailSource = Literal["image", "canvas"]
+Box = tuple[float, float, float, float]
+"""(top, left, bottom, right) in pixels."""
 
 # Released weights need this: the original's lists for 16 and 25 tiles hold no longer row or column than its list for 9.
 LONGEST_RELEASED_LINE = 9
@@ -57,10 +59,16 @@ class TileView:
     scale: tuple[float, float]
     offset: tuple[float, float]
 
-    def to_image(self, box: tuple[float, float, float, float], image_size: tuple[int, int]) -> tuple[float, ...] | None:
-        """A (top, left, bottom, right) box of the tile in image pixels, clipped to the image; None if all padding."""
-        top, bottom = (min(max(y * self.scale[0] + self.offset[0], 0.0), float(image_size[0])) for y in box[::2])
-        left, right = (min(max(x * self.scale[1] + self.offset[1], 0.0), float(image_size[1])) for x in box[1::2])
+    def unclipped(self, box: Box) -> Box:
+        """Returns a box of the tile in image pixels; it may reach beyond the image."""
+        top, bottom = (y * self.scale[0] + self.offset[0] for y in box[::2])
+        left, right = (x * self.scale[1] + self.offset[1] for x in box[1::2])
+        return top, left, bottom, right
+
+    def to_image(self, box: Box, image_size: tuple[int, int]) -> Box | None:
+        """Returns a box of the tile in image pixels, clipped to the image; None if only padding is there."""
+        edges = zip(self.unclipped(box), image_size * 2, strict=True)
+        top, left, bottom, right = (min(max(place, 0.0), float(length)) for place, length in edges)
         return (top, left, bottom, right) if bottom > top and right > left else None
 
     def spans(self, axis: int, starts: Tensor, length: float) -> Tensor:

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tokenpacker.hub import fetch
-from tokenpacker.known_models import is_released
+from tokenpacker.hub import fetch, is_released
 
 if TYPE_CHECKING:
     from tokenpacker.projectors import ProjectorConfig

@@ -166,7 +166,7 @@ def coarse_query(tokens: Tensor, patch_grid: tuple[int, int], scale: int) -> Ten
 
     Samples lie on window centres: an odd s reads the central patch, an even s the mean of the central four.
     """
-    below, right = _extension(patch_grid, scale)
+    below, right = extension(patch_grid, scale)
     image = to_image(tokens, patch_grid).float()  # (N, C, h, w)
     if below or right:
         image = F.pad(image, (0, right, 0, below), mode="replicate")
@@ -176,7 +176,7 @@ def coarse_query(tokens: Tensor, patch_grid: tuple[int, int], scale: int) -> Ten
 
 def split_windows(tokens: Tensor, patch_grid: tuple[int, int], scale: int) -> Tensor:
     """(N, L, C) -> (N, rows, s, cols, s, C), zeros where the grid is extended."""
-    below, right = _extension(patch_grid, scale)
+    below, right = extension(patch_grid, scale)
     image = tokens.unflatten(1, patch_grid)  # (N, h, w, C)
     if below or right:
         image = F.pad(image, (0, 0, 0, right, 0, below))
@@ -191,13 +191,13 @@ def windows(tokens: Tensor, patch_grid: tuple[int, int], scale: int) -> Tensor:
 
 def window_mask(patch_grid: tuple[int, int], scale: int, device: torch.device) -> Tensor | None:
     """(T, W), True where a window's place holds a patch; None if every place does."""
-    if not any(_extension(patch_grid, scale)):
+    if not any(extension(patch_grid, scale)):
         return None
     exists = torch.ones(1, patch_grid[0] * patch_grid[1], 1, dtype=torch.bool, device=device)
     return windows(exists, patch_grid, scale)[:, 0, :, 0].T
 
 
-def _extension(patch_grid: tuple[int, int], scale: int) -> tuple[int, int]:
+def extension(patch_grid: tuple[int, int], scale: int) -> tuple[int, int]:
     """How many rows below and columns to the right make s divide the grid."""
-    height, width = patch_grid
-    return -height % scale, -width % scale
+    rows, cols = ceil_grid(patch_grid, scale)
+    return rows * scale - patch_grid[0], cols * scale - patch_grid[1]

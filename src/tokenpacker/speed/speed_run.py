@@ -156,16 +156,22 @@ class Runner:
     def row(self, shapes: Shapes) -> Row:
         """The result of all runs."""
         counted, folded = self.counted, self.watch.wall.get("folded")
-        num_tiles, num_output = self.layout.tile_grid.num_tiles, counted["output_tokens"]
         return {
             "projector": self.candidate.name,
             "scale_factor": self.candidate.packs,
             "trained": self.candidate.trained,
             "batch_size": self.batch_size,
             "counted": counted,
-            "milliseconds": summarize(self.watch.wall, num_output),
+            "milliseconds": summarize(self.watch.wall, counted["output_tokens"]),
             "folded_projector_milliseconds": folded and spread(folded),
-            "flops": shapes.table.of(self.candidate, num_tiles, counted["prompt_tokens"], num_output, self.batch_size),
+            "flops": shapes.table.of(
+                self.candidate.config,
+                self.candidate.scale_factor,
+                num_tiles=self.layout.tile_grid.num_tiles,
+                num_prompt=counted["prompt_tokens"],
+                num_output=counted["output_tokens"],
+                batch_size=self.batch_size,
+            ),
         }
 
     def _vision(self) -> Any:

@@ -153,7 +153,7 @@ class Session:
 
     def _draw(self, path: str) -> None:
         """Draws images, marks and words so far as one picture."""
-        from tokenpacker.visualize_regions import draw_conversation
+        from tokenpacker.visualize import draw_conversation
 
         if not self.conversation.messages:
             raise ValueError("nothing was said yet that /picture could draw; ask a question first")

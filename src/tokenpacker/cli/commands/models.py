@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from tokenpacker.cli import options
 from tokenpacker.cli.model_files import Geometry, read_json
 from tokenpacker.cli.output import print_json
-from tokenpacker.known_models import carried_model_path, carried_models
+from tokenpacker.hub import carried_model_path, carried_models
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -13,8 +13,7 @@ from tokenpacker.cli.loading import load_model, placement_of, quiet
 from tokenpacker.cli.model_files import CARRIED, CONFIG_FILES, find_model
 from tokenpacker.cli.options import flag, number, value
 from tokenpacker.cli.output import print_note, print_result
-from tokenpacker.hub import fetch
-from tokenpacker.known_models import SHAPES
+from tokenpacker.hub import SHAPES, fetch
 from tokenpacker.text import did_you_mean
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from tokenpacker.cli.errors import UNFINISHED, keeping
 from tokenpacker.cli.known_names import recipe_name
 from tokenpacker.cli.options import flag, value
 from tokenpacker.cli.output import print_result
-from tokenpacker.known_models import resolve
+from tokenpacker.hub import resolve
 
 ENGINES = Path(tokenpacker.__file__).parent / "train" / "accelerate"
 KEPT = "{} keeps what is done so far, and the same command goes on from there"
