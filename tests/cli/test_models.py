@@ -7,7 +7,8 @@ import shutil
 
 import pytest
 
-from tokenpacker.cli.loading import find_model, load_model
+from tokenpacker.cli.loading import load_model
+from tokenpacker.cli.model_files import find_model
 from tokenpacker.hub import carried_model_path
 
 

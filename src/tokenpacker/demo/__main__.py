@@ -12,16 +12,16 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table as ConsoleTable
 
-from tokenpacker.cli.arguments import check_arguments
-from tokenpacker.cli.errors import EXIT_CODE, INTERRUPTED, mistake
+from tokenpacker.cli.errors import INTERRUPTED, mistakes_in_one_line
 from tokenpacker.cli.loading import load_model
-from tokenpacker.cli.output import print_error, print_note, survive_any_encoding
+from tokenpacker.cli.output import print_note, survive_any_encoding
 from tokenpacker.demo.examples import Example, ask_example, draw_examples
 from tokenpacker.demo.page import Table, write_report
 from tokenpacker.evaluate import evaluate, find_task
 from tokenpacker.scenes import Sample
 from tokenpacker.speed.machine import describe_machine, machine_text, versions_text
 from tokenpacker.speed.question import Setting, measure_speed
+from tokenpacker.text import check_text
 
 SCALE_FACTORS = (2, 3, 4)
 NUM_EXAMPLES = {"easy-vqa": 2, "fine-print": 3}
@@ -44,18 +44,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--full-model", help="an MLP model to compare with (default: the carried one)")
     survive_any_encoding()
     options = parser.parse_args(arguments)
-    try:
-        check_arguments(vars(options))
-        run_demo(load_settings(options.model, options.full_model), options.output, Console())
-    except KeyboardInterrupt:
-        print_note("stopped; no report was written: call it again to start anew")
-        sys.exit(INTERRUPTED)
-    except Exception as error:
-        line = mistake(error)
-        if line is None:
-            raise
-        print_error(line)
-        sys.exit(EXIT_CODE)
+    with mistakes_in_one_line():
+        for value in filter(None, vars(options).values()):
+            check_text(str(value), repr(str(value)))
+        try:
+            run_demo(load_settings(options.model, options.full_model), options.output, Console())
+        except KeyboardInterrupt:
+            print_note("stopped; no report was written: call it again to start anew")
+            sys.exit(INTERRUPTED)
 
 
 def load_settings(packed_model: str | None = None, full_model: str | None = None) -> list[Setting]:
