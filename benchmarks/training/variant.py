@@ -79,7 +79,7 @@ def run_package(model: TokenPackerForConditionalGeneration, config: TrainingConf
             config,
             model,
             batches,
-            _arguments(folder),
+            _arguments(f"{folder}/checkpoints"),
             forward_options={"use_cache": False, "only_learned": True},
             callbacks=[_Timing(meter)],
         )

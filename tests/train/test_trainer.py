@@ -13,10 +13,9 @@ from torch.nn.utils.rnn import pad_sequence
 
 from tokenpacker.data.rejects import TooManyRejects
 from tokenpacker.data.sources import look_through
-from tokenpacker.train.assemble import assemble
+from tokenpacker.train.assemble import assemble, starts_raw
 from tokenpacker.train.config import ModelConfig
 from tokenpacker.train.optimizer import part_of
-from tokenpacker.train.run import _starts_raw
 from tokenpacker.train.run_folder import COMPLETE, mark_whole, remove_leftovers, whole_checkpoints
 from tokenpacker.train.trainer import WorkerError, clear_worker_errors, warn_of_other_engine
 from train_runs import Start, history, seen, start
@@ -151,6 +150,6 @@ def test_the_end_of_another_process_is_told_in_one_line(monkeypatch):
 
 
 def test_a_new_projector_beside_a_language_model_that_learns_is_told_loudly(run_config):
-    assert not _starts_raw(run_config)
-    assert _starts_raw(replace(run_config, model=ModelConfig()))
-    assert not _starts_raw(replace(run_config, model=ModelConfig(), train=("projector",)))  # as stage 1 does
+    assert not starts_raw(run_config)
+    assert starts_raw(replace(run_config, model=ModelConfig()))
+    assert not starts_raw(replace(run_config, model=ModelConfig(), train=("projector",)))  # as stage 1 does

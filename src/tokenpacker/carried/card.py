@@ -1,4 +1,4 @@
-"""The model card that lies beside the tiny model: what it is, how it was made, what was measured."""
+"""The model card of a carried model: what it is, how it was made, what was measured."""
 
 import json
 from pathlib import Path
@@ -26,15 +26,22 @@ REGIONS = (
     " It takes regions: masks and boxes that a user marks, each one token where the prompt says `<mask>`. Its start,"
     " the carried model without them, had the first four phases."
 )
+LIMITS = (
+    "## Limits\n\nIt answers the kinds of questions it was trained on, in English, in a word or two. Photographs, other"
+    " fonts and other questions are outside its world: its answers there mean nothing. It exists to show, test and"
+    " measure the projector without downloading anything."
+)
 LEVELS = "▁▂▃▄▅▆▇█"
 
 
 def add_accuracies(folder: Path | str, accuracies: list[dict[str, Any]]) -> None:
-    """Puts evaluation results into a model's record and card, replacing earlier ones.
+    """Replaces the evaluation results in a model's record and card.
 
-    Each has the keys `task`, `scale_factor`, `correct`, `questions` and `image_tokens` (mean per image).
+    Args:
+        accuracies: each with `task`, `scale_factor`, `correct`, `questions` and `image_tokens` (mean per image).
 
-    Raises: ValueError when the folder holds no training record.
+    Raises:
+        ValueError: if the folder holds no training record.
     """
     path = Path(folder) / RECORD
     if not path.is_file():
@@ -62,7 +69,7 @@ def write_card(folder: Path | str, record: dict[str, Any]) -> None:
         f"## Made by\n\n```sh\n{command}\n```\n\n{_circumstances(record)}",
         _accuracy_table(record["accuracies"], BASELINES + (REGION_BASELINES if takes_regions else "")),
         _phase_table(record["phases"]),
-        _limits(),
+        LIMITS,
     ]
     (Path(folder) / CARD).write_text("\n\n".join(section for section in sections if section) + "\n")
 
@@ -122,11 +129,3 @@ def _sparkline(values: list[float], width: int = 24) -> str:
     values = values[::stride]
     low, high = min(values), max(values)
     return "".join(LEVELS[round((value - low) / ((high - low) or 1) * (len(LEVELS) - 1))] for value in values)
-
-
-def _limits() -> str:
-    return (
-        "## Limits\n\nIt answers the kinds of questions it was trained on, in English, in a word or two. Photographs,"
-        " other fonts and other questions are outside its world: its answers there mean nothing. It exists to show,"
-        " test and measure the projector without downloading anything."
-    )

@@ -16,22 +16,20 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import AutoTokenizer
 
 import tokenpacker
 from tokenpacker.carried.card import RECORD, write_card
-from tokenpacker.carried.encoder import IMAGE_MEAN, IMAGE_STD
 from tokenpacker.carried.foundation import ENCODER, LANGUAGE, make_encoder, make_language_model, train_encoder
 from tokenpacker.carried.recipes import TOKEN_PACKER, region_instruct_tiny, region_tiny, tiny
-from tokenpacker.hf.configuration import TokenPackerConfig
 from tokenpacker.hf.model import TokenPackerForConditionalGeneration
 from tokenpacker.hf.processing.processor import TokenPackerProcessor
-from tokenpacker.known_models import carried_model_path
+from tokenpacker.hub import carried_model_path
 from tokenpacker.train.config import TrainingConfig
 from tokenpacker.train.run import train
 from tokenpacker.train.run_folder import HISTORY
 
 STATE_FOLDER = "state"
+FOUNDATION, STAGES = (ENCODER, LANGUAGE), ("align", "instruct")  # names in the recipe, and of folders
 MAX_CURVE_POINTS = 60
 
 
@@ -60,27 +58,22 @@ def train_tiny(
     """
     _check(steps_fraction)
     recipe, output_dir = tiny(projector, seed=seed), Path(output_dir)
-    phases = {
-        name: _shortened(getattr(recipe, name), steps_fraction) for name in ("encoder", "language", "align", "instruct")
-    }
-    recipe = replace(recipe, **phases)
+    recipe = replace(
+        recipe, **{name: _shortened(getattr(recipe, name), steps_fraction) for name in (*FOUNDATION, *STAGES)}
+    )
     state_dir = output_dir / STATE_FOLDER
     foundation = state_dir if foundation_dir is None else Path(foundation_dir)
-    folders = {"encoder": foundation / ENCODER, "language": foundation / LANGUAGE}
-    folders |= {stage: state_dir / stage for stage in ("align", "instruct")}
-    encoder = make_encoder(folders["encoder"], partial(train_encoder, recipe, folders["encoder"]))
-    language_model = encoder and make_language_model(folders["language"], recipe)
-    parts = {"vision_tower": str(encoder), "language_model": str(language_model)}
-    aligned = language_model and train(_with_models(recipe.align, parts), folders["align"])
-    final = aligned and train(_with_models(recipe.instruct, {"start": str(aligned)}), folders["instruct"])
-    if final is None:
+    encoder = make_encoder(foundation / ENCODER, partial(train_encoder, recipe, foundation / ENCODER))
+    language_model = encoder and make_language_model(foundation / LANGUAGE, recipe)
+    if language_model is None:
         return None
-    config, tokenizer = _write_weights(final, output_dir), AutoTokenizer.from_pretrained(final)
-    pixels: dict[str, Any] = {"image_mean": [IMAGE_MEAN] * 3, "image_std": [IMAGE_STD] * 3}
-    processor = TokenPackerProcessor.from_config(config, tokenizer, image_mode="slice", max_tiles=9, **pixels)
-    processor.save_pretrained(output_dir)
-    _write_record({"recipe": asdict(recipe)}, {name: _history(path) for name, path in folders.items()}, output_dir)
-    return output_dir
+    models = {"vision_tower": str(encoder), "language_model": str(language_model)}
+    trained = _train_stages({name: getattr(recipe, name) for name in STAGES}, models, state_dir)
+    if trained is None:
+        return None
+    phases = {name: _history(foundation / name) for name in FOUNDATION}
+    phases |= {name: _history(state_dir / name) for name in STAGES}
+    return _publish(trained, {"recipe": asdict(recipe)}, phases, output_dir)
 
 
 def train_tiny_regions(
@@ -104,21 +97,14 @@ def train_tiny_regions(
     if not (start / RECORD).is_file():
         raise ValueError(f"start={start} holds no {RECORD}; give a folder that `tokenpacker train tiny` wrote")
     before = json.loads((start / RECORD).read_text())
-    stages = [
-        _shortened(config, steps_fraction) for config in (region_tiny(seed=seed), region_instruct_tiny(seed=seed))
-    ]
-    folders = {config.name: output_dir / STATE_FOLDER / config.name for config in stages}
-    model: Path | None = start
-    for config in stages:
-        model = model and train(_with_models(config, {"start": str(model)}), folders[config.name])
-    if model is None:
+    configs = (region_tiny(seed=seed), region_instruct_tiny(seed=seed))
+    stages = {config.name: _shortened(config, steps_fraction) for config in configs}
+    trained = _train_stages(stages, {"start": str(start)}, output_dir / STATE_FOLDER)
+    if trained is None:
         return None
-    _write_weights(model, output_dir)
-    TokenPackerProcessor.from_pretrained(model).save_pretrained(output_dir)
-    phases = before["phases"] | {name: _history(path) for name, path in folders.items()}
-    decided = {"recipe": before["recipe"], "regions": {config.name: config.to_dict() for config in stages}}
-    _write_record(decided, phases, output_dir)
-    return output_dir
+    decided = {"recipe": before["recipe"], "regions": {name: config.to_dict() for name, config in stages.items()}}
+    phases = before["phases"] | {name: _history(output_dir / STATE_FOLDER / name) for name in stages}
+    return _publish(trained, decided, phases, output_dir)
 
 
 def _check(steps_fraction: float) -> None:
@@ -132,19 +118,19 @@ def _shortened(config: Any, fraction: float) -> Any:
     return replace(config, max_steps=max(1, round(config.max_steps * fraction)))
 
 
-def _with_models(config: TrainingConfig, models: dict[str, Any]) -> TrainingConfig:
-    return replace(config, model=replace(config.model, **models))
+def _train_stages(stages: dict[str, TrainingConfig], models: dict[str, Any], state_dir: Path) -> Path | None:
+    """Trains stage by stage, each from the model before, and returns the last; None if a signal stopped one.
 
-
-def _write_weights(trained: Path, output_dir: Path) -> TokenPackerConfig:
-    """Writes the model of a finished run with weights rounded to float16, and returns its config."""
-    model = TokenPackerForConditionalGeneration.from_pretrained(trained)
-    config = model.config
-    for part in (config, config.vision_config, config.text_config):
-        part.dtype, part._name_or_path = torch.float32, ""  # loaded as float32 again, wherever it was trained
-    half = {name: tensor.half() for name, tensor in model.state_dict().items()}
-    model.save_pretrained(output_dir, state_dict=half)
-    return config
+    Args:
+        models: what the first stage begins with, as fields of its `ModelConfig`.
+    """
+    trained: Path | None = None
+    for name, config in stages.items():
+        trained = train(replace(config, model=replace(config.model, **models)), state_dir / name)
+        if trained is None:
+            return None
+        models = {"start": str(trained)}
+    return trained
 
 
 def _history(folder: Path) -> dict[str, Any]:
@@ -157,8 +143,14 @@ def _history(folder: Path) -> dict[str, Any]:
     return history | {"loss": history["loss"][::stride]}
 
 
-def _write_record(decided: dict[str, Any], phases: dict[str, Any], output_dir: Path) -> None:
-    """Writes `training.json` and the card: everything that was decided and measured. Evaluation adds accuracies."""
+def _publish(trained: Path, decided: dict[str, Any], phases: dict[str, Any], output_dir: Path) -> Path:
+    """Writes the model with weights rounded to float16, the record of what was decided and measured, and the card."""
+    model = TokenPackerForConditionalGeneration.from_pretrained(trained)
+    for part in (model.config, model.config.vision_config, model.config.text_config):
+        part.dtype, part._name_or_path = torch.float32, ""  # loads as float32 again; the run's paths go
+    half = {name: tensor.half() for name, tensor in model.state_dict().items()}
+    model.save_pretrained(output_dir, state_dict=half)
+    TokenPackerProcessor.from_pretrained(trained).save_pretrained(output_dir)
     record: dict[str, Any] = {
         **decided,
         "phases": phases,
@@ -176,3 +168,4 @@ def _write_record(decided: dict[str, Any], phases: dict[str, Any], output_dir: P
     }
     (output_dir / RECORD).write_text(json.dumps(record, indent=1) + "\n")
     write_card(output_dir, record)
+    return output_dir

@@ -1,1 +1,11 @@
-"""Training: a config, a trainer, a run that resumes, and what it leaves behind."""
+"""Training of TokenPacker models. Read in this order:
+
+config         a run as a value, and how it is read from files and settings
+paper_recipes  the paper's runs as configs
+run            from the config to the finished model; what follows are its stations
+run_folder     what a folder holds of a run, and whether a config may continue it
+assemble       the model and its processor
+trainer        steps and checkpoints, with optimizer and callbacks
+finish         model folder, model card
+preview        what a run would do
+"""

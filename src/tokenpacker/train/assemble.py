@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -245,6 +246,24 @@ def unfreeze(
     if config.liger:
         _use_liger(model)
     return model if config.lora is None else _with_lora(model, config.lora)
+
+
+def starts_raw(config: TrainingConfig) -> bool:
+    """Whether a run trains a new projector together with the language model, without a stage 1 before."""
+    trains_language = "language_model" in config.train or config.lora is not None
+    return trains_language and config.model.start is None and config.model.projector_weights is None
+
+
+def fingerprint(model: torch.nn.Module, settings: ModelConfig) -> str:
+    """Digest of some numbers of each weight that was loaded. New weights, of a projector or of LoRA, are left out."""
+    digest = hashlib.sha256()
+    loaded = settings.start or settings.projector_weights
+    new = (".lora_",) if loaded else (".lora_", ".multi_modal_projector.")
+    for name, parameter in model.named_parameters():
+        if not any(mark in name for mark in new):
+            some = parameter.detach().flatten()[:: max(1, parameter.numel() // 64)]
+            digest.update(name.encode() + some.float().cpu().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def merged_model(config: TrainingConfig, learned: Mapping[str, torch.Tensor]) -> TokenPackerForConditionalGeneration:

@@ -25,9 +25,7 @@ WIDTH, HEIGHT, MARGIN = 720, 280, 44
 INK, PALE, LINE = "#1f2933", "#d6dbe1", "#2563eb"
 
 
-def finish(
-    trainer: PartTrainer, config: TrainingConfig, processor: TokenPackerProcessor, source: Source, folder: RunFolder
-) -> Path:
+def finish(trainer: PartTrainer, folder: RunFolder, processor: TokenPackerProcessor, source: Source) -> Path:
     """Writes what a run leaves and returns the folder of the model. All processes call it.
 
     Raises:
@@ -38,7 +36,7 @@ def finish(
         shutil.rmtree(part)
     trainer.accelerator.wait_for_everyone()
     try:
-        _write(trainer, config, processor, source, folder, part)
+        _write(trainer, folder, processor, source, part)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(part, ignore_errors=True)  # makes room on a full disk
         raise CheckpointError(
@@ -50,14 +48,10 @@ def finish(
 
 
 def _write(
-    trainer: PartTrainer,
-    config: TrainingConfig,
-    processor: TokenPackerProcessor,
-    source: Source,
-    folder: RunFolder,
-    part: Path,
+    trainer: PartTrainer, folder: RunFolder, processor: TokenPackerProcessor, source: Source, part: Path
 ) -> None:
-    """Writes the model into `part`, and puts that into its place when it is whole."""
+    """Writes the model into `part`, and moves that into its place when it is whole."""
+    config = folder.config
     weights = trainer.accelerator.get_state_dict(trainer.model_wrapped) if trainer.is_sharded else None  # all take part
     if trainer.is_fsdp_enabled:
         trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")  # else nothing is written

@@ -69,7 +69,7 @@ def part_of(name: str) -> Part:
 
 
 class MuonAdamW(torch.optim.Optimizer):
-    """Two kinds of parameter groups: those with `muon=True` hold matrices only."""
+    """Muon for parameter groups with `muon=True`, which hold matrices only, and AdamW for the others."""
 
     def __init__(
         self,
@@ -90,53 +90,46 @@ class MuonAdamW(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """One update; `closure` recomputes the loss, as torch's optimizers have it."""
+        """Updates the parameters. `closure`, as in torch's optimizers, recomputes the loss before."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
+            trained = [(parameter, parameter.grad) for parameter in group["params"] if parameter.grad is not None]
             update = self._muon_step if group["muon"] else self._adam_step
-            update(parameters, group["lr"], group["weight_decay"])
+            update(trained, group["lr"], group["weight_decay"])
         return loss
 
-    def _muon_step(self, parameters: list[Tensor], learning_rate: float, weight_decay: float) -> None:
-        by_shape: dict[torch.Size, list[Tensor]] = defaultdict(list)
-        for parameter in parameters:
-            by_shape[parameter.shape].append(parameter)
+    def _muon_step(self, trained: list[tuple[Tensor, Tensor]], learning_rate: float, weight_decay: float) -> None:
+        by_shape: dict[torch.Size, list[tuple[Tensor, Tensor]]] = defaultdict(list)
+        for parameter, gradient in trained:
+            by_shape[parameter.shape].append((parameter, gradient))
         for shape, same in by_shape.items():
             directions = []
-            for parameter in same:
+            for parameter, gradient in same:
                 state = self.state[parameter]
                 momentum = state.setdefault("momentum", torch.zeros_like(parameter))
-                gradient = _gradient(parameter)
                 momentum.lerp_(gradient, 1 - MUON_MOMENTUM)
                 directions.append(gradient.lerp(momentum, MUON_MOMENTUM))  # Nesterov
             size = RMS_OF_ADAM * max(shape) ** 0.5
-            for parameter, update in zip(same, orthogonalised(torch.stack(directions)), strict=True):
+            for (parameter, _), update in zip(same, orthogonalised(torch.stack(directions)), strict=True):
                 parameter.mul_(1 - learning_rate * weight_decay).add_(update, alpha=-learning_rate * size)
 
-    def _adam_step(self, parameters: list[Tensor], learning_rate: float, weight_decay: float) -> None:
+    def _adam_step(self, trained: list[tuple[Tensor, Tensor]], learning_rate: float, weight_decay: float) -> None:
         first_decay, second_decay = self.betas
-        for parameter in parameters:
+        for parameter, gradient in trained:
             state = self.state[parameter]
             if not state:
                 state |= {"step": 0, "first": torch.zeros_like(parameter), "second": torch.zeros_like(parameter)}
             state["step"] += 1
             first, second = state["first"], state["second"]
-            gradient = _gradient(parameter)
             first.lerp_(gradient, 1 - first_decay)
             second.mul_(second_decay).addcmul_(gradient, gradient, value=1 - second_decay)
             scale = (second / (1 - second_decay ** state["step"])).sqrt_().add_(ADAM_EPS)
             decay = weight_decay if parameter.ndim > 1 else 0.0
             parameter.mul_(1 - learning_rate * decay)
             parameter.addcdiv_(first, scale, value=-learning_rate / (1 - first_decay ** state["step"]))
-
-
-def _gradient(parameter: Tensor) -> Tensor:
-    assert parameter.grad is not None, "parameters without a gradient are left out before"
-    return parameter.grad
 
 
 def split_parameters(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:

@@ -8,7 +8,6 @@ config.optimizer  ->  trainer.PartTrainer    ->  steps, checkpoints
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import os
 import sys
@@ -17,11 +16,10 @@ from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
-import torch
 from transformers import TrainingArguments, set_seed
 
 from tokenpacker.data.sources import Source, check_source, open_source, same_beginning
-from tokenpacker.train.assemble import ModelBuilder, whole_weights
+from tokenpacker.train.assemble import ModelBuilder, fingerprint, starts_raw, whole_weights
 from tokenpacker.train.config import TrainingConfig
 from tokenpacker.train.finish import finish
 from tokenpacker.train.run_folder import RunFolder, locked, position_in, step_of
@@ -55,7 +53,7 @@ def train(config: TrainingConfig, output: Path) -> Path | None:
         if opened is None:
             return _finished_before(folder, leads)
         source, checkpoint, note = opened
-        if leads and _starts_raw(config):
+        if leads and starts_raw(config):
             warnings.warn(
                 "THE PROJECTOR IS NEW and is trained together with the language model; to begin with the one of stage"
                 " 1, give its model with --start",
@@ -64,7 +62,7 @@ def train(config: TrainingConfig, output: Path) -> Path | None:
         set_seed(config.seed)
         with whole_weights(arguments):
             model = builder.build(config)
-        start = _fingerprint(model, is_new=not (config.model.start or config.model.projector_weights))
+        start = fingerprint(model, config.model)
         folder.require_same_start(start)
         arguments.distributed_state.wait_for_everyone()  # all have compared before anything is replaced
         if leads:
@@ -76,10 +74,10 @@ def train(config: TrainingConfig, output: Path) -> Path | None:
             source.batches,
             arguments,
             processor=builder.processor if config.lora is None else None,
-            # How many places are learned is no shape that can be compiled.
+            # `only_learned` computes logits at labelled positions alone, whose number is no shape to compile for.
             forward_options={"use_cache": False, "only_learned": not config.compile},
         )
-        return finish(trainer, config, builder.processor, source, folder) if trainer.run(checkpoint) else None
+        return finish(trainer, folder, builder.processor, source) if trainer.run(checkpoint) else None
 
 
 def check(config: TrainingConfig, *, with_data: bool = True) -> ModelBuilder:
@@ -147,19 +145,3 @@ def _finished_before(folder: RunFolder, leads: bool) -> Path:
     if leads:
         print(f"finished before: {folder.model}; a higher max_steps or more epochs go on from there", file=sys.stderr)
     return folder.model
-
-
-def _starts_raw(config: TrainingConfig) -> bool:
-    trains_language = "language_model" in config.train or config.lora is not None
-    return trains_language and config.model.start is None and config.model.projector_weights is None
-
-
-def _fingerprint(model: torch.nn.Module, is_new: bool) -> str:
-    """Digest of some numbers of each weight that was loaded; those of a new projector and of LoRA are left out."""
-    digest = hashlib.sha256()
-    new = (".lora_", ".multi_modal_projector.") if is_new else (".lora_",)
-    for name, parameter in model.named_parameters():
-        if not any(mark in name for mark in new):
-            some = parameter.detach().flatten()[:: max(1, parameter.numel() // 64)]
-            digest.update(name.encode() + some.float().cpu().numpy().tobytes())
-    return digest.hexdigest()

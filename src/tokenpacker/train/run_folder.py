@@ -51,7 +51,7 @@ MAY_CHANGE = (
     "data.max_reject_share",
     "data.num_workers",
 )
-LENGTH = ("epochs", "max_steps")  # may change too: the run is then continued to its new length
+LENGTH = ("epochs", "max_steps")  # these may change too: the run then continues to its new length
 
 
 class CheckpointError(ValueError):
