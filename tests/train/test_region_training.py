@@ -14,7 +14,7 @@ from golden_pictures import synthetic
 from golden_regions import drawn
 from tar_shards import write_tar
 from tokenpacker.data.batches import IDS
-from tokenpacker.data.check import check_data, describe
+from tokenpacker.data.check import check_data, describe, draw_record
 from tokenpacker.data.collate import collate_packed, collate_padded
 from tokenpacker.data.records import open_records
 from tokenpacker.data.rows import Record, RecordError, read_row
@@ -30,7 +30,6 @@ from tokenpacker.train.config import LoraConfig, ModelConfig
 from tokenpacker.train.optimizer import part_of
 from tokenpacker.train.preview import preview
 from tokenpacker.train.run import train
-from tokenpacker.visualize.data_pages import draw_record
 from train_runs import Start, history, start
 
 BOX, POLYGON = {"box": [5, 8, 50, 30]}, {"polygon": [[60, 5, 85, 5, 70, 30]]}

@@ -1,8 +1,7 @@
 """Pictures of what the language model reads: tiles, packed tokens, one token's attention, and marked regions.
 
 `packed_image` says where tiles and tokens lie in an image, `packing_page` draws that, and `conversation_page` draws
-images with regions and what is said about them. They need Pillow and NumPy. `data_pages` draws training data, and needs
-torch.
+images with regions and what is said about them. Needs Pillow and NumPy.
 """
 
 from tokenpacker.visualize.conversation_page import draw_conversation

@@ -58,10 +58,9 @@ def check(
         tokenpacker data check stage2.jsonl --images data --regions --model runs/instruct-7b-hd9/model
     """
     processor = _processor(model, released, max_tiles, with_regions)
-    from tokenpacker.data.check import check_data, describe
+    from tokenpacker.data.check import check_data, describe, draw_report
     from tokenpacker.data.samples import SampleMaker
     from tokenpacker.data.sources import open_data
-    from tokenpacker.visualize.data_pages import draw_report
 
     maker = SampleMaker(processor, "plain" if captions else "v1", max_length, max_image_tokens=max_image_tokens)
     with keeping("nothing but the rejects so far is kept; call it again, with --sample N for a quicker look"):
@@ -190,8 +189,8 @@ def show(
     Examples:
         tokenpacker data show coco.jsonl --images data --row 7 --out row.png
     """
+    from tokenpacker.data.check import draw_record
     from tokenpacker.data.records import open_records
-    from tokenpacker.visualize.data_pages import draw_record
 
     records = open_records(data, images)
     if row > len(records):
