@@ -1,4 +1,4 @@
-"""A report on a data set: what it holds, and what a run would leave out of it. Also a picture of a row. Loads no weights."""
+"""A report on a data set: what it holds, and what a run would leave out. Also draws a row. Loads no weights."""
 
 from __future__ import annotations
 
