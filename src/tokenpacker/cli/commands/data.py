@@ -58,8 +58,7 @@ def check(
         tokenpacker data check stage2.jsonl --images data --regions --model runs/instruct-7b-hd9/model
     """
     processor = _processor(model, released, max_tiles, with_regions)
-    from tokenpacker.data.check import check_data, describe
-    from tokenpacker.data.data_pages import draw_report
+    from tokenpacker.data.check import check_data, describe, draw_report
     from tokenpacker.data.samples import SampleMaker
     from tokenpacker.data.sources import open_data
 
@@ -190,7 +189,7 @@ def show(
     Examples:
         tokenpacker data show coco.jsonl --images data --row 7 --out row.png
     """
-    from tokenpacker.data.data_pages import draw_record
+    from tokenpacker.data.check import draw_record
     from tokenpacker.data.records import open_records
 
     records = open_records(data, images)
