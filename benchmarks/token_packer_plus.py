@@ -19,6 +19,7 @@ from tokenpacker.projectors.token_packer import (
     TokenPacker,
     TokenPackerProjectorConfig,
     coarse_query,
+    extension,
     window_mask,
     windows,
 )
@@ -110,8 +111,8 @@ class TokenPackerPlus(TokenPacker):
         margin = self.config.window_margin
         if margin == 0:
             return windows(tokens, patch_grid, scale)
-        height, width = patch_grid
-        beyond = (margin, -width % scale + margin, margin, -height % scale + margin)
+        below, right = extension(patch_grid, scale)
+        beyond = (margin, right + margin, margin, below + margin)
         image = F.pad(tokens.unflatten(1, patch_grid), (0, 0, *beyond))  # (N, h', w', C)
         side = scale + 2 * margin
         around = image.unfold(1, side, scale).unfold(2, side, scale)  # (N, rows, cols, C, side, side)

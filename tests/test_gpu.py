@@ -14,7 +14,7 @@ import torch
 
 from tokenpacker import TokenPacker, TokenPackerProjectorConfig, VisionFeatures, projectors
 from tokenpacker.hf import TokenPackerForConditionalGeneration, TokenPackerProcessor, four_bit_config
-from tokenpacker.known_models import carried_model_path
+from tokenpacker.hub import carried_model_path
 from tokenpacker.scenes import FinePrint
 
 DEVICE = torch.device(os.environ.get("GPU_TESTS_DEVICE", "cuda"))

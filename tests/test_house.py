@@ -15,11 +15,11 @@ MAX_LINES, MAX_FILES = 400, 14
 LAYERS = (
     {"", "projectors"},
     {"hf"},
-    {"checkpoints", "scenes"},
+    {"checkpoints", "scenes", "visualize"},
     {"data"},
     {"train"},
     {"carried"},
-    {"evaluate", "speed", "visualize"},
+    {"evaluate", "speed"},
     {"compare"},
     {"cli", "demo"},
 )

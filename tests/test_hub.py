@@ -1,4 +1,4 @@
-"""A hub that cannot be reached is found out once, soon, and said in one line; what is here is looked at before."""
+"""One way to find a model for all commands: names that stand for models, and a hub that may not be reached."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import huggingface_hub.utils  # noqa: F401 - takes its time when it is imported 
 import pytest
 
 from tokenpacker import hub
+from tokenpacker.hub import carried_model_path, is_released, resolve
 
 REMEDY = "give a folder"
 
@@ -67,3 +68,31 @@ def test_a_name_that_can_be_no_repository_is_refused_without_the_hub(online, tmp
     assert error_of(str(tmp_path / "file")) == f"model {tmp_path / 'file'} is a file; {REMEDY}"
     assert error_of("./a/b") == f"model ./a/b does not exist; {REMEDY}"
     assert hub.fetch(str(tmp_path), [], REMEDY) == tmp_path
+
+
+def test_a_carried_model_goes_by_its_name_unless_a_folder_has_that_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert resolve("tiny") == str(carried_model_path("tiny"))
+    (tmp_path / "tiny").mkdir()
+    assert resolve("tiny") == "tiny"
+
+
+def test_a_released_checkpoint_goes_by_its_name_without_the_owner():
+    assert resolve("TokenPacker-HD-7b-9patch-144token") == "sunshine-lwt/TokenPacker-HD-7b-9patch-144token"
+    assert is_released("TokenPacker-7b-144token")
+    assert is_released("sunshine-lwt/TokenPacker-7b-144token")
+    assert not is_released("tiny")
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [("tinny", "tiny"), ("tiny_regions", "tiny-regions"), ("TokenPacker-7b-144tokens", "TokenPacker-7b-144token")],
+)
+def test_a_slip_is_told_with_the_name_that_was_meant(name, meant):
+    with pytest.raises(ValueError, match=f"^model {name} does not exist; did you mean {meant}\\?$"):
+        resolve(name)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "bert-base-uncased", "lmsys/vicuna-7b-v1.5", "somebody/tinny", "a/b/c"])
+def test_any_other_name_stays_as_it_is(name):
+    assert resolve(name) == name

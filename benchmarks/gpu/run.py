@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from benchmarks.side_by_side import MIB, peak_tensor_mib
-from tokenpacker.known_models import carried_model_path
+from tokenpacker.hub import carried_model_path
 from tokenpacker.speed.machine import describe_machine
 from tokenpacker.speed.memory import PeakMemory
 from tokenpacker.speed.model_sizes import Shapes, named_shapes, shapes_of_folder

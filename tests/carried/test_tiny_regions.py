@@ -50,7 +50,7 @@ def test_training_leaves_a_model_that_answers_about_masks_and_without(trained):
     from PIL import Image
 
     from tokenpacker.hf import TokenPackerForConditionalGeneration, TokenPackerProcessor
-    from tokenpacker.known_models import carried_model_path
+    from tokenpacker.hub import carried_model_path
 
     model = TokenPackerForConditionalGeneration.from_pretrained(trained)
     processor = TokenPackerProcessor.from_pretrained(trained)

@@ -32,11 +32,9 @@ def test_help_loads_neither_torch_nor_transformers_nor_pillow():
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
-def test_every_command_has_an_example_and_a_json_option(run, command):
+def test_every_command_has_a_json_option(run, command):
     result = run(*command, "--help")
     assert result.exit_code == 0
-    assert "Example" in result.stdout
-    assert f"tokenpacker {' '.join(command)}" in result.stdout
     assert "--json" in result.stdout
 
 

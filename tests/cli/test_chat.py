@@ -9,7 +9,7 @@ from PIL import Image
 from tokenpacker.cli.commands import chat as chat_module
 from tokenpacker.cli.commands.chat import Session
 from tokenpacker.cli.conversation import Conversation
-from tokenpacker.visualize_regions import LINE
+from tokenpacker.visualize.conversation_page import LINE
 
 
 @pytest.fixture

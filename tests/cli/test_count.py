@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tokenpacker.cli.commands.count import Geometry
+from tokenpacker.cli.model_files import Geometry
 
 
 def test_counts_equal_the_length_that_the_processor_really_uses(run_json, tiny_model_dir, tiny_processor, picture):
@@ -62,7 +62,7 @@ def test_a_limit_that_the_original_does_not_know_is_counted_and_said(run):
 
 def test_a_limit_below_one_is_an_error_and_nothing_more(one_line_error):
     message = one_line_error("count", "--released", "--max-tiles", 0, "--size", "5x5")
-    assert message == "max_tiles=0 must be an integer of at least 1"
+    assert message == "--max-tiles 0 must be at least 1"
 
 
 def test_a_model_folder_is_counted_with_its_own_list_of_grids(run_json, tiny_model_dir, tmp_path):
@@ -101,9 +101,9 @@ def test_a_rotated_photograph_is_counted_upright(run_json, tmp_path, image_of):
         ((), "there is nothing to count; give image files, or --size HxW"),
         (("--size", "640"), "--size: '640' is no size; write HEIGHTxWIDTH in pixels, for example 480x640"),
         (("--size", "0x5"), "--size: '0x5' is no size; write HEIGHTxWIDTH in pixels, for example 480x640"),
-        (("--size", "5x5", "--scale-factor", "0"), "scale_factor=0 must be an integer of at least 1"),
+        (("--size", "5x5", "--scale-factor", "0"), "--scale-factor 0 must be at least 1"),
         (("--size", "5x5", "--scale-factor", "99"), "scale_factor=99 exceeds patch_grid=24x24; use at most 24"),
-        (("--size", "5x5", "--max-tiles", "0"), "max_tiles=0 must be an integer of at least 1"),
+        (("--size", "5x5", "--max-tiles", "0"), "--max-tiles 0 must be at least 1"),
         (("--size", "5x5", "--model", "x"), "--paper and --model exclude each other; leave one out"),
         (("--size", "5x5", "--released"), "--paper and --released exclude each other; leave one out"),
     ],

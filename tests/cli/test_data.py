@@ -83,20 +83,14 @@ def test_captions_need_the_plain_format(run_json, data):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("no.json",), "no.json does not exist"),
+        (("no.json",), "'no.json' does not exist"),
         (("data.jsonl", "--images", "nowhere"), "images_root=nowhere is no folder"),
         (("data.jsonl", "--released", "--model", "x"), "--released and --model exclude each other"),
-        (("data.jsonl", "--max-tiles", 0), "max_tiles=0"),
-        (("data.jsonl", "--scale-factor", 0), "scale_factor=0"),
+        (("data.jsonl", "--max-tiles", 0), "--max-tiles 0 must be at least 1"),
+        (("data.jsonl", "--scale-factor", 0), "--scale-factor 0 must be at least 1"),
         (("data.jsonl", "--max-rejects", 2), "--max-rejects 2.0 must lie between 0 and 1"),
         (("data.jsonl", "--model", "nowhere/at-all/x"), "does not exist"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(one_line_error, data, arguments, words):
     assert words in one_line_error("data", "check", *arguments)
-
-
-def test_help_has_an_example_and_a_json_option(run):
-    shown = run("data", "check", "--help").stdout
-    assert "tokenpacker data check" in shown
-    assert "--json" in shown

@@ -45,7 +45,7 @@ def test_a_model_without_regions_says_why_it_cannot_be_asked_about_them(one_line
     [
         (("--tasks", "other"), "task 'other' is unknown; use one of: small"),
         (("--tasks", ","), "--tasks names no task; write for example --tasks easy-vqa,fine-print"),
-        (("--tasks", "small", "--limit", "0"), "limit=0 must be an integer of at least 1"),
+        (("--tasks", "small", "--limit", "0"), "--limit 0 must be at least 1"),
     ],
 )
 def test_mistakes(one_line_error, tiny_model_dir, arguments, message):

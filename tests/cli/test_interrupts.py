@@ -25,7 +25,7 @@ STOPPED = [  # command, where Ctrl-C comes, what is said
     ),
     (
         ("speed", "--shapes", "small"),
-        "tokenpacker.speed.speed_run.measure_rows",
+        "tokenpacker.speed.speed_run.measure",
         "stopped; nothing was measured to its end; call it again, with a smaller --rounds to be sooner done",
     ),
     (

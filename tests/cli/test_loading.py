@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tokenpacker.known_models import carried_models
+from tokenpacker.hub import carried_models
 
 MODEL_COMMANDS = [
     ("ask", "picture.png", "what?"),

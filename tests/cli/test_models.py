@@ -7,8 +7,9 @@ import shutil
 
 import pytest
 
-from tokenpacker.cli.loading import find_model, load_model
-from tokenpacker.known_models import carried_model_path
+from tokenpacker.cli.loading import load_model
+from tokenpacker.cli.model_files import find_model
+from tokenpacker.hub import carried_model_path
 
 
 @pytest.fixture

@@ -29,7 +29,6 @@ def test_a_type_is_given_to_all_weights(tiny_model_dir):
         ({"device": "gpu"}, "--device gpu is unknown; use one of cpu, cuda, mps, auto, or cuda:1"),
         ({"device": "cuda:x"}, "--device cuda:x is unknown"),
         ({"device": "cuda:77"}, "--device cuda:77 is not there"),
-        ({"dtype": "int8"}, "--dtype int8 is unknown; use one of float32, float16, bfloat16, 4bit"),
     ],
 )
 def test_what_is_not_to_be_had_is_told(tiny_model_dir, options, message):

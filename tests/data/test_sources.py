@@ -120,3 +120,12 @@ def test_a_call_that_never_began_does_not_block_its_folder(run_config, tmp_path)
     (tmp_path / "config.json").write_text(replace(run_config, seed=7).to_json())
     train(replace(run_config, max_steps=1), tmp_path)
     assert json.loads((tmp_path / "config.json").read_text())["seed"] == run_config.seed
+
+
+def test_a_sample_with_more_tiles_than_a_batch_may_hold_is_rejected_before_the_plan(run_config, tmp_path):
+    config = replace(run_config, data=replace(run_config.data, max_tiles_per_batch=3, max_reject_share=1.0))
+    source = open_source(config, load_processor(config.model), tmp_path)
+    rejects = [json.loads(line) for line in (tmp_path / "rejects.jsonl").read_text().splitlines()]
+    assert rejects
+    assert all("tiles, more than max_tiles_per_batch=3; raise it" in row["reason"] for row in rejects)
+    assert source.facts["samples used"] == f"{26 - len(rejects)} of 26"

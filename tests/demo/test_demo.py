@@ -5,8 +5,8 @@ import io
 import re
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
-import torch
 from PIL import Image
 from rich.console import Console
 
@@ -118,9 +118,9 @@ def test_the_grid_picture_has_a_line_on_every_border_of_tiles_and_tokens(tiny_pr
 
 def test_the_shade_leaves_the_strongest_patch_of_each_window_bright(tiny_processor, image_of):
     packed = PackedImage.plan(tiny_processor, image_of(32, 64), scale_factor=2)  # 1 x 2 tiles of 8 x 8 patches
-    weights = torch.zeros(3, 16, 4, 4)  # two tiles and the thumbnail, 16 tokens, 4 heads, windows of 2 x 2
-    weights[0, :, :, 1] = 1.0  # top right patch of each window of the first tile
-    weights[1, :, :, 2] = 1.0  # bottom left patch of each window of the second
+    weights = np.zeros((3, 16, 4, 2, 2), np.float32)  # two tiles and the thumbnail, 16 tokens, 4 heads
+    weights[0, :, :, 0, 1] = 1.0  # top right patch of each window of the first tile
+    weights[1, :, :, 1, 0] = 1.0  # bottom left patch of each window of the second
     weights[2] = 0.25
     shade = shade_map(packed, weights)
     assert shade.shape == (8, 16)
@@ -133,7 +133,7 @@ def test_the_shade_leaves_the_strongest_patch_of_each_window_bright(tiny_process
 
 def test_the_shade_cuts_edge_windows_where_the_patches_end(tiny_processor, image_of):
     packed = PackedImage.plan(tiny_processor, image_of(32, 32), scale_factor=3)  # 8 patches in windows of 3
-    weights = torch.rand(1, 9, 4, 9)
+    weights = np.random.default_rng(0).random((1, 9, 4, 3, 3), np.float32)
     assert shade_map(packed, weights).shape == (8, 8)
 
 

@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForImageTextToText, AutoProcessor
 
 from tokenpacker.hf import TokenPackerConfig, carried_model_path
-from tokenpacker.known_models import carried_models
+from tokenpacker.hub import carried_models
 
 # config.json and processor_config.json as 0.1.0 wrote them; the weights have only changed their names since.
 OLD_FILES = Path(__file__).parent / "saved_by_0_1_0"

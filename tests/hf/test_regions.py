@@ -124,7 +124,7 @@ def test_a_cached_image_can_be_asked_about_with_region_tokens_alone(region_model
     inputs = processor(image_of(64, 96), "<image>\nwhat is <mask>?", region_masks=[[(0, 0, 9, 9)]], return_tensors="pt")
     expected = model(**inputs).logits
     ids, regions = inputs["input_ids"], {name: inputs[name] for name in ("region_cells", "region_first_tile")}
-    tokens = model.get_region_features(inputs["pixel_values"], **regions)
+    tokens = model.get_image_features(inputs["pixel_values"], **regions).region_tokens
     prefix = int((ids == processor.image_token_id).nonzero()[-1, 1]) + 1
     cache = model(input_ids=ids[:, :prefix], pixel_values=inputs["pixel_values"], use_cache=True)[CACHE]
     later = {"mm_encoder_outputs": {"image": ImageFeatures(region_tokens=tokens)}, CACHE: cache}

@@ -89,7 +89,7 @@ def test_training_tiles_are_those_of_the_processor(tokenizer):
 def region_processor():
     """Of the carried model, taught the `<mask>` token."""
     from tokenpacker.hf import TokenPackerForConditionalGeneration, TokenPackerProcessor, add_regions
-    from tokenpacker.known_models import carried_model_path
+    from tokenpacker.hub import carried_model_path
 
     folder = carried_model_path()
     processor = TokenPackerProcessor.from_pretrained(folder)

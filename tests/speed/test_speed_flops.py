@@ -20,7 +20,8 @@ def vicuna():
 
 def projector_flops(name, scale_factor=None, size="7b"):
     shapes = named_shapes(size)
-    return count_projector(shapes.config, candidates(shapes, [name], scale_factor)[0])
+    one = candidates(shapes, [name], scale_factor)[0]
+    return count_projector(one.config, shapes.config.patch_grid, one.scale_factor)
 
 
 def test_layers_of_llama_come_to_the_formula_that_is_named(vicuna):
@@ -94,7 +95,10 @@ def test_token_packer_costs_what_was_worked_out_for_it(scale_factor, multiplicat
 def test_an_image_costs_its_tiles_and_its_prompt():
     shapes = named_shapes("7b")
     table, (packer, *_) = FlopTable(shapes.config), candidates(shapes, ["token-packer"], 2)
-    one, seven = table.of(packer, 1, 209), table.of(packer, 7, 1079)
+    one, seven = (
+        table.of(packer.config, packer.scale_factor, num_tiles=tiles, num_prompt=prompt)
+        for tiles, prompt in ((1, 209), (7, 1079))
+    )
     assert seven["vision"] == 7 * one["vision"]
     assert seven["projector"] == 7 * one["projector"]
     assert one["language"] == table.language.prefill(209)

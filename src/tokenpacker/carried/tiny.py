@@ -23,7 +23,7 @@ from tokenpacker.carried.foundation import ENCODER, LANGUAGE, make_encoder, make
 from tokenpacker.carried.recipes import TOKEN_PACKER, region_instruct_tiny, region_tiny, tiny
 from tokenpacker.hf.model import TokenPackerForConditionalGeneration
 from tokenpacker.hf.processing.processor import TokenPackerProcessor
-from tokenpacker.known_models import carried_model_path
+from tokenpacker.hub import carried_model_path
 from tokenpacker.train.config import TrainingConfig
 from tokenpacker.train.run import train
 from tokenpacker.train.run_folder import HISTORY

@@ -82,7 +82,7 @@ class Parts:
 def find_parts(
     src: str, base: str | None, vision_tower: str | None, max_tiles: int | None, revision: str | None
 ) -> Parts:
-    """The parts of the checkpoint `src`; for arguments and errors see `open_checkpoint`."""
+    """The parts of the checkpoint `src`; for arguments and errors see `load_released`."""
     folder = fetch(src, CHECKPOINT_FILES, SRC_REMEDY, revision)
     if revision is not None and Path(src).expanduser().is_dir():
         raise ValueError(f"{src} is a folder here and has no revision {revision!r}; leave it out")

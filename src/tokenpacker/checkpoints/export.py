@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -14,7 +14,6 @@ from torch import Tensor
 from transformers import GenerationConfig
 
 from tokenpacker.checkpoints import tensor_names as names
-from tokenpacker.checkpoints.accounts import shapes_of
 from tokenpacker.checkpoints.conversion import as_dtype
 from tokenpacker.checkpoints.discovery import STAGE_1_FILE
 from tokenpacker.checkpoints.model_folder import (
@@ -210,7 +209,7 @@ def _entries(folder: Path, config: TokenPackerConfig, layout: Layout) -> list[En
     """The stored tensors that the layout takes, with our names in them."""
     stored = stored_entries(weight_files(folder)).values()
     found = {ours: replace(entry, ours=(ours,)) for entry in stored for ours in [re.sub(*OLD_NAMES, entry.name)]}
-    expected = shapes_of(config)
+    expected = names.shapes_of(config)
     wrong = [name for name in expected if name not in found or found[name].shape != expected[name]]
     unknown = set(found) - set(expected)
     if wrong or unknown:
@@ -229,12 +228,13 @@ def _released_tensors(
 ) -> Iterator[tuple[str, Tensor]]:
     """Released names and tensors, file by file, then the buffers that the libraries of 2023 stored."""
     released, num_layers = config.released or {}, config.num_vision_layers
+    dtypes = {re.sub(*OLD_NAMES, part): TYPES_BY_NAME.get(name) for part, name in released.get("dtypes", {}).items()}
     waiting: dict[str, Tensor] = {}  # by our names, until all parts of the released tensor are there
     for entry, tensor in read(entries, progress):
         (ours,) = entry.ours
         name = names.to_released(ours, num_layers)
         assert name is not None, f"{ours} is a name of our model"
-        waiting[ours] = tensor.to(dtype) if dtype else _as_stored(tensor, _stored_dtype(ours, released))
+        waiting[ours] = tensor.to(dtype) if dtype else _as_it_came(ours, tensor, dtypes)
         parts = names.from_released(name, num_layers)
         if all(part in waiting for part in parts):
             tensors = [waiting.pop(part) for part in parts]
@@ -250,15 +250,10 @@ def _released_tensors(
         yield f"{names.RELEASED_TOWER}vision_model.embeddings.position_ids", ids
 
 
-def _stored_dtype(name: str, released: dict[str, Any]) -> torch.dtype | None:
-    """The type that a tensor of ours came in; see `accounts.dtypes_by_part`."""
-    dtypes = {re.sub(*OLD_NAMES, part): dtype for part, dtype in released.get("dtypes", {}).items()}
-    prefix = next((prefix for prefix in dtypes if prefix.endswith(".") and name.startswith(prefix)), "")
-    return TYPES_BY_NAME.get(dtypes.get(name, dtypes.get(prefix, "")))
-
-
-def _as_stored(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
-    """The tensor in its former type if that is no larger and loses nothing."""
+def _as_it_came(name: str, tensor: Tensor, dtypes: Mapping[str, torch.dtype | None]) -> Tensor:
+    """The tensor in the type that it came in, if that is no larger and loses nothing; see `storage_record`."""
+    part = next((part for part in dtypes if part.endswith(".") and name.startswith(part)), "")
+    dtype = dtypes.get(name, dtypes.get(part))
     if dtype is None or dtype == tensor.dtype or dtype.itemsize > tensor.dtype.itemsize:
         return tensor
     cast = tensor.to(dtype)

@@ -76,9 +76,9 @@ def new_folder(
 
 
 def _check_place(path: Path, overwrite: bool, sources: Iterable[str | Path | None]) -> None:
-    for source in sources:
-        place = path if source is None else Path(source).expanduser().resolve()
-        if source is not None and place.exists() and (place == path or path in place.parents):
+    for source in (source for source in sources if source is not None):
+        place = Path(source).expanduser().resolve()
+        if place.exists() and (place == path or path in place.parents):
             raise ValueError(f"{path} holds {source}, which is read; choose another folder to write")
     if os.path.ismount(path):
         raise ValueError(f"{path} is where a disk is mounted and cannot be replaced; choose a folder within it")

@@ -10,12 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedTokenizerFast
-from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from tokenpacker.checkpoints.accounts import account, dtypes_by_part, position_ids_shape, rotary_frequencies, shapes_of
 from tokenpacker.checkpoints.discovery import EMBEDDING, Parts, find_parts
 from tokenpacker.checkpoints.lora import Adapter
 from tokenpacker.checkpoints.settings import KEY_VALUE_LEVELS
+from tokenpacker.checkpoints.tensor_names import account, shapes_of, storage_record
 from tokenpacker.checkpoints.weight_files import Entry, Progress, check_finite, read, read_json, refused_as
 from tokenpacker.hf.configuration import TokenPackerConfig
 from tokenpacker.hf.processing.chat import chat_template
@@ -100,12 +99,7 @@ def open_checkpoint(
     entries = account(parts.found, expected, config)
     if parts.adapter is not None:
         parts.adapter.check(expected)
-    frequencies = LlamaRotaryEmbedding(parts.text_config).inv_freq
-    config.released = (config.released or {}) | {
-        "dtypes": dtypes_by_part(entries),
-        "rotary_frequencies": rotary_frequencies(parts.found, frequencies, parts.text_config.num_hidden_layers),
-        "position_ids": position_ids_shape(parts.found) if parts.tower_inside else None,
-    }
+    config.released = (config.released or {}) | storage_record(parts.found, entries, parts.text_config)
     config.dtype = parts.found[EMBEDDING].dtype
     return ReleasedCheckpoint(
         parts=parts,

@@ -95,31 +95,28 @@ class ReleasedSettings:
         Raises:
             ValueError: for another kind of model and for values that the original cannot have been trained with.
         """
-        _check_model_type(config, where)
-        aspect_ratio: Any = config.get("image_aspect_ratio") or "square"
-        if aspect_ratio not in ("slice", "pad", "square"):
+        model_type = config.get("model_type")
+        if model_type == "tokenpacker":
             raise ValueError(
-                f"{where} has image_aspect_ratio={aspect_ratio!r}; released models have slice, pad or square"
+                f"{where} is a converted model already: load it with from_pretrained or --model, or write it back with"
+                " convert --to original"
             )
-        feature = config.get("mm_vision_select_feature") or "patch"
-        if feature != "patch":
-            raise ValueError(f"{where} has mm_vision_select_feature={feature!r}; the projector takes 'patch' only")
+        if model_type not in MODEL_TYPES:
+            raise ValueError(f"{where} has model_type={model_type!r}; a released TokenPacker model has 'llava'")
+        _choice(config, "mm_vision_select_feature", ("patch",), where)  # all that the projector takes
         max_tiles = _integer(config, "patch_num", DEFAULT_TILE_LIMIT, where)
         vision_tower = config.get("mm_vision_tower") or config.get("vision_tower")
         if vision_tower is not None and not isinstance(vision_tower, str):
             raise ValueError(f"{where} has mm_vision_tower={vision_tower!r}; it must be a folder or hub id")
-        start_end = config.get("mm_use_im_start_end") or False
-        if not isinstance(start_end, bool):
-            raise ValueError(f"{where} has mm_use_im_start_end={start_end!r}; it must be true or false")
         scale_key = "scale_factor" if config.get("scale_factor") is not None else OLD_SCALE_KEY
         known = WITHOUT_EFFECT | USED | LANGUAGE_MODEL_KEYS
         return cls(
-            image_mode=aspect_ratio,
+            image_mode=_choice(config, "image_aspect_ratio", ("square", "pad", "slice"), where),
             max_tiles=check_tile_limit(max_tiles, f"{where} has patch_num"),
             scale_factor=_integer(config, scale_key, DEFAULT_SCALE_FACTOR, where, minimum=1),
             query_level=_integer(config, "mm_vision_select_layer", DEFAULT_QUERY_LEVEL, where),
             vision_tower=vision_tower,
-            image_start_end=start_end,
+            image_start_end=_choice(config, "mm_use_im_start_end", (False, True), where),
             context_length=_integer(config, "max_sequence_length", 0, where, minimum=1) or None,
             unknown=tuple(sorted(set(config) - known)),
         )
@@ -141,18 +138,6 @@ def check_sizes(config: dict[str, Any], where: str) -> None:
             raise ValueError(f"{where} has {key}={value!r}; it must be a whole number from 1 to {largest:,}")
 
 
-def _check_model_type(config: dict[str, Any], where: str) -> None:
-    """Raises ValueError unless the config is that of a released model."""
-    model_type = config.get("model_type")
-    if model_type == "tokenpacker":
-        raise ValueError(
-            f"{where} is a converted model already: load it with from_pretrained or --model, or write it back with"
-            " convert --to original"
-        )
-    if model_type not in MODEL_TYPES:
-        raise ValueError(f"{where} has model_type={model_type!r}; a released TokenPacker model has 'llava'")
-
-
 def language_model_config(config: dict[str, Any], where: str) -> LlamaConfig:
     """The language model's config in that of a released model or of a LLaMA. Raises ValueError if it is wrong."""
     missing = [
@@ -164,6 +149,14 @@ def language_model_config(config: dict[str, Any], where: str) -> LlamaConfig:
     known = LANGUAGE_MODEL_KEYS - {"dtype", "torch_dtype"}  # the tensors' own types count
     with refused_as(f"{where} is no config of a LLaMA"):
         return LlamaConfig(**{key: value for key, value in config.items() if key in known})
+
+
+def _choice(config: dict[str, Any], key: str, choices: tuple[Any, ...], where: str) -> Any:
+    """The value of a key, the first of the choices if it is missing. Raises ValueError for any other value."""
+    value = config.get(key) or choices[0]
+    if not any(type(value) is type(choice) and value == choice for choice in choices):
+        raise ValueError(f"{where} has {key}={value!r}; released models have {' or '.join(map(str, choices))}")
+    return value
 
 
 def _integer(config: dict[str, Any], key: str, default: int, where: str, minimum: int | None = None) -> int:

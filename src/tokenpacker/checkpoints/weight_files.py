@@ -256,7 +256,7 @@ def _is_plain(value: Any) -> bool:
     return (
         isinstance(value, Tensor)
         and value.layout == torch.strided
-        and not (value.is_nested or value.is_quantized)
+        and not value.is_nested
         and value.device.type == "cpu"
         and value.dtype in STORED_TYPES.values()
     )

@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from tokenpacker import __version__
+from tokenpacker.cli.command_group import CommandGroup
 from tokenpacker.cli.commands.ask import ask
 from tokenpacker.cli.commands.chat import chat
 from tokenpacker.cli.commands.compare import compare
@@ -16,12 +17,11 @@ from tokenpacker.cli.commands.models import models
 from tokenpacker.cli.commands.show import show
 from tokenpacker.cli.commands.speed import speed
 from tokenpacker.cli.commands.train import train_app
-from tokenpacker.cli.errors import reports_mistakes
 from tokenpacker.cli.output import survive_any_encoding
 
 app = typer.Typer(
     name="tokenpacker",
-    help="Ask images with a quarter of the visual tokens.",
+    cls=CommandGroup,
     no_args_is_help=True,
     pretty_exceptions_enable=False,  # a bug's plain traceback is what a report needs
 )
@@ -39,13 +39,18 @@ def _options(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and leave.")
     ] = False,
 ) -> None:
-    """Ask images with a quarter of the visual tokens."""
+    """Ask images with a quarter of the visual tokens: tokenpacker ask photo.jpg "what color is the box?\""""
 
 
-for _command in (ask, chat, count, show, evaluate, speed, compare, convert, models):
-    app.command()(reports_mistakes(_command))
-app.add_typer(train_app, name="train")
-app.add_typer(data_app, name="data")
+PANELS = {
+    "Use a model": (ask, chat, count, show, models, convert),
+    "Measure": (evaluate, speed, compare),
+}
+for _panel, _commands in PANELS.items():
+    for _command in _commands:
+        app.command(rich_help_panel=_panel)(_command)
+app.add_typer(data_app, name="data", rich_help_panel="Train")
+app.add_typer(train_app, name="train", rich_help_panel="Train")
 
 
 def main() -> None:

@@ -1,53 +1,35 @@
-"""What is wrong with options by themselves, told before anything is imported, read or loaded."""
+"""Checks of single options. They run while the command line is read, before anything is imported or loaded."""
 
-from collections.abc import Iterable, Iterator
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
-from tokenpacker.text import check_text, did_you_mean
+import typer
 
-AT_LEAST_1 = ("scale_factor", "max_image_tokens", "max_tiles", "limit", "max_regions", "max_length", "sample")
+from tokenpacker.text import did_you_mean
+
 DEVICES = ("cpu", "cuda", "mps", "auto")
-DTYPES = ("float32", "float16", "bfloat16", "4bit")
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
 
-def check_arguments(options: dict[str, Any]) -> None:
-    """Raises ValueError for options of any command that no model and no data could make right."""
-    for value in options.values():
-        for text in _texts(value):
-            check_text(text, repr(text))  # of bytes that are no UTF-8; a file's name may hold them, too
-    for name in AT_LEAST_1:
-        value = options.get(name)
-        if value is not None and value < 1:
-            raise ValueError(f"{name}={value} must be an integer of at least 1")
-    if options.get("device") is not None:
-        split_device(options["device"])
-    if type(options.get("dtype")) is str:
-        check_dtype(options["dtype"])
+def in_range(least: float, most: float = math.inf) -> Callable[..., float | None]:
+    """A typer callback that takes these numbers alone; typer's own message does not name the value."""
+
+    def check(param: typer.CallbackParam, value: float | None) -> float | None:
+        if value is not None and not least <= value <= most:
+            rule = f"be at least {least}" if most == math.inf else f"lie between {least} and {most}"
+            raise ValueError(f"{param.opts[0]} {value} must {rule}")
+        return value
+
+    return check
 
 
-def require_existing(what: str, paths: Iterable[Path]) -> None:
-    """Raises ValueError for a file or folder that is not there."""
-    for path in paths:
-        if not path.exists():
-            raise ValueError(f"{what} {path} does not exist; check the path")
-
-
-def require_projectors(names: Iterable[str]) -> None:
-    """Raises ValueError for a projector that is not registered; settings may stand behind a name and a colon."""
-    from tokenpacker.projectors import available
-
-    known = available()
-    for name in (name.partition(":")[0] for name in names):
-        if name not in known:
-            meant = did_you_mean(name, known)
-            raise ValueError(f"projector {name!r} is unknown; use some of {', '.join(known)}{meant}")
-
-
-def check_dtype(dtype: str) -> None:
-    """Raises ValueError for a type that no weights are loaded as."""
-    if dtype not in DTYPES:
-        raise ValueError(f"--dtype {dtype} is unknown; use one of {', '.join(DTYPES)}")
+def device_name(value: str | None) -> str | None:
+    """A typer callback for `--device`."""
+    if value is not None:
+        split_device(value)
+    return value
 
 
 def split_device(device: str) -> tuple[str, int | None]:
@@ -58,8 +40,67 @@ def split_device(device: str) -> tuple[str, int | None]:
     return kind, int(index) if index else None
 
 
-def _texts(value: Any) -> Iterator[str]:
-    """All texts and paths of an option's value."""
-    for one in value if isinstance(value, (list, tuple)) else [value]:
-        if one is not None and not isinstance(one, (bool, int, float)):
-            yield str(one)
+def picture_file(param: typer.CallbackParam, value: Path | None) -> Path | None:
+    """A typer callback for the file of a picture that is to be written."""
+    if value is not None:
+        check_picture(value, param.opts[0])
+    return value
+
+
+def check_picture(path: Path, option: str, *, in_folder: bool = False) -> None:
+    """Raises ValueError if no picture can be written to `path`.
+
+    Args:
+        option: the name for the message.
+        in_folder: whether the folder must be there already.
+    """
+    if path.suffix.lower() not in PICTURE_SUFFIXES:
+        raise ValueError(f"{option} {path} must end in {', '.join(PICTURE_SUFFIXES)}")
+    if in_folder and not path.parent.is_dir():
+        raise ValueError(f"{option} {path}: the folder {path.parent} does not exist; create it first")
+
+
+def names(text: str) -> tuple[str, ...]:
+    """The names in a text such as `mlp, ldp-v2`; commas in brackets belong to a name: `resampler:query_grid=[3,3]`."""
+    return tuple(name.strip() for name in re.split(r",(?![^\[\]]*\])", text) if name.strip())
+
+
+def whole_numbers(option: str, text: str, least: int = 1) -> tuple[int, ...]:
+    """The numbers in a text such as `2,4`. Raises ValueError for anything else, and for numbers below `least`."""
+    parts = names(text)
+    if not parts or not all(part.isdigit() and int(part) >= least for part in parts):
+        raise ValueError(f"{option} {text!r} must be whole numbers of at least {least} with commas between, as in 2,4")
+    return tuple(map(int, parts))
+
+
+def image_size(option: str, text: str) -> tuple[int, int]:
+    """(height, width) of a text such as `2000x3000`. Raises ValueError for anything else."""
+    match = re.fullmatch(r"([1-9]\d{0,8})\s*[xX×]\s*([1-9]\d{0,8})", text)
+    if not match:
+        raise ValueError(f"{option}: {text!r} is no size; write HEIGHTxWIDTH in pixels, for example 480x640")
+    return int(match[1]), int(match[2])
+
+
+def exclude(options: Mapping[str, object]) -> None:
+    """Raises ValueError if more than one of the options was given."""
+    given = [name for name, value in options.items() if value not in (None, False)]
+    if len(given) > 1:
+        raise ValueError(f"{given[0]} and {given[1]} exclude each other; leave one out")
+
+
+def refuse(options: Mapping[str, object], reason: str) -> None:
+    """Raises ValueError for the first of the options that was given; `reason` goes on after its name."""
+    for name, value in options.items():
+        if value not in (None, False):
+            raise ValueError(f"{name} {reason}")
+
+
+def require_projectors(projectors: Iterable[str]) -> None:
+    """Raises ValueError for a projector that is not registered; settings may follow a name and a colon."""
+    from tokenpacker.projectors import available
+
+    known = available()
+    for name in (name.partition(":")[0] for name in projectors):
+        if name not in known:
+            meant = did_you_mean(name, known)
+            raise ValueError(f"projector {name!r} is unknown; use some of {', '.join(known)}{meant}")

@@ -1,4 +1,4 @@
-"""A conversation with a model: history, streaming, counts and times. Imported only by commands that load a model."""
+"""A conversation with a model: history, streaming, counts and times. Only commands that load a model import it."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ class Answer:
     """One answer and what it cost.
 
     Args:
-        image_tokens: exact tokens of all images in the prompt, separators included.
-        full_image_tokens: what the same tiles would cost at one token per patch.
-        prompt_tokens: the whole prompt, images included.
+        image_tokens: tokens of all images in the prompt, separators included.
+        full_image_tokens: tokens of the same tiles at one token per patch.
+        prompt_tokens: tokens of the whole prompt, images included.
         new_tokens: generated tokens, the end token included.
         first_token_ms: from the question to the first token: image preparation, vision, projector and prefill.
-        interrupted: whether the user stopped it.
+        interrupted: whether the user stopped the answer.
     """
 
     text: str
@@ -62,8 +62,8 @@ class Conversation:
 
     Args:
         scale_factor: for every image; None takes the model's own.
-        max_image_tokens: budget per image.
-        max_new_tokens: longest answer.
+        max_image_tokens: limit per image.
+        max_new_tokens: limit per answer.
     """
 
     def __init__(
@@ -87,19 +87,19 @@ class Conversation:
         self.regions: list[Region] = []  # in the order of their marks
 
     def pack(self, image: Image.Image) -> PackedImage:
-        """What an RGB image will cost. Raises ValueError as `TokenPackerProcessor.image_layout`."""
+        """Plans the tiles and tokens of an RGB image. Raises ValueError if it cannot meet the limits."""
         return PackedImage.plan(self.processor, image, **self.plan)
 
     def said(self) -> list[tuple[bool, str]]:
-        """All messages in order: whether it is a question, and its text."""
+        """For each message, whether it is a question, and its text."""
         texts = ["".join(part.get("text", "") for part in message["content"]) for message in self.messages]
         return [(message["role"] == "user", text) for message, text in zip(self.messages, texts, strict=True)]
 
     def check_region(self, region: Region, image: PackedImage, number: int) -> None:
-        """Raises ValueError for a region that the model would not see in its image, and for a model that knows none.
+        """Raises ValueError for a region outside of what the model sees, and for a model without regions.
 
         Args:
-            number: of the region in its question, counted from 1; the message names it so.
+            number: the region's place in its question, counted from 1, for the message.
         """
         if self.processor.region_token_id is None:
             raise ValueError(NO_REGIONS)
@@ -116,17 +116,17 @@ class Conversation:
         on_text: Callable[[str], None],
         regions: Sequence[Region] = (),
     ) -> Answer:
-        """The model's greedy answer, given to `on_text` piece by piece; the turn joins the history.
+        """The model's greedy answer. The question and the answer join the history.
 
-        Images stand before the question, unless it says `<image>` itself where each belongs. Ctrl-C stops the answer;
-        what was said so far stays, and a question without any answer is taken back.
+        Images stand before the question, unless it says `<image>` itself where each belongs. Ctrl-C stops the answer
+        and keeps what was said so far; a question without any answer is dropped.
 
         Args:
+            on_text: gets the answer piece by piece.
             regions: what each `<mask>` of the question stands for, in any of the images so far.
 
         Raises:
-            ValueError: when markers and images or regions differ in number, and when the prompt is too long for the
-                model.
+            ValueError: if the markers differ in number from the images or regions, or the prompt is too long.
         """
         start = time.perf_counter()
         self._check_marks(question, len(images), len(regions))
@@ -141,7 +141,7 @@ class Conversation:
             self._generate(inputs, streamer)
         except KeyboardInterrupt:
             interrupted = True
-            streamer.end()  # says what was held back until its word would be whole
+            streamer.end()  # passes on the last word, which was held back until it is complete
         end = time.perf_counter()
         if streamer.text or not interrupted:
             reply = {"role": "assistant", "content": [{"type": "text", "text": streamer.text}]}
@@ -158,9 +158,9 @@ class Conversation:
         )
 
     def _check_marks(self, question: str, num_images: int, num_regions: int) -> None:
-        """Raises ValueError where one question's markers differ in number from what they stand for.
+        """Raises ValueError if a question's markers differ in number from the images or regions that it comes with.
 
-        The processor would count those of earlier questions, too, which are right by then.
+        The processor counts the markers of all questions together.
         """
         places = []
         if self.processor.image_token in question:
@@ -183,7 +183,7 @@ class Conversation:
         pictures = [[packed.image for packed in images]]
         masks = [[region.form for region in regions if region.image == number] for number in range(len(images))]
         inputs = self.processor(images=pictures, text=[prompt], region_masks=masks, return_tensors="pt", **self.plan)
-        if regions:  # the processor has them by image, marks in the order in which they were made
+        if regions:  # the processor orders regions by image; the prompt's markers are in the order of `regions`
             by_image = sorted(range(len(regions)), key=lambda place: regions[place].image)
             as_marked = torch.tensor(by_image).argsort()
             inputs |= {name: inputs[name][as_marked] for name in ("region_cells", "region_first_tile")}
@@ -199,19 +199,13 @@ class Conversation:
 
     def _generate(self, inputs: dict[str, Any], streamer: TextStreamer) -> None:
         tokenizer = self.processor.tokenizer
-        pad_token_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+        pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
         with torch.inference_mode():
-            self.model.generate(
-                **inputs,
-                do_sample=False,
-                num_beams=1,
-                pad_token_id=pad_token_id,
-                streamer=streamer,
-            )
+            self.model.generate(**inputs, do_sample=False, num_beams=1, pad_token_id=pad, streamer=streamer)
 
 
 class _AnswerStreamer(TextStreamer):
-    """Passes text on as soon as it is certain, and notes when the first token came."""
+    """Passes text on as soon as a word is complete, and notes when the first token came."""
 
     def __init__(self, tokenizer: Any, on_text: Callable[[str], None]):
         super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)

@@ -1,62 +1,58 @@
-"""Which failures are the user's mistakes, and how they are told: one line on standard error, exit code 2.
+"""How a user's mistake is reported: one line on standard error, exit code 2, and `{"error": ...}` with `--json`.
 
-A mistake is an `OSError` (files, network, a full disk), or a `ValueError` or `ImportError` that this package raised on
-purpose. Anything else is a bug, of ours or of a library, and keeps its traceback.
+A mistake is a wrong command line, an `OSError` (files, network, a full disk), or a `ValueError` or `ImportError` that
+this package raised on purpose. Anything else is a bug, of ours or of a library, and keeps its traceback.
 
-Ctrl-C ends a command with one line, too, and exit code 130: what is kept, and how to go on.
+Ctrl-C ends a command with exit code 130 and one line that says what is kept and how to go on.
 """
 
-import functools
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import typer
 
-from tokenpacker.cli.arguments import check_arguments
 from tokenpacker.cli.output import print_error, print_json, print_note
 
-EXIT_CODE, INTERRUPTED = 2, 130
-
-
-def reports_mistakes(command: Callable[..., None]) -> Callable[..., None]:
-    """The command, telling the user's mistakes in one line; `--json` adds `{"error": ...}` on standard output.
-
-    What can be checked of the options by themselves is checked before the command runs, and imports what it needs.
-    """
-
-    @functools.wraps(command)
-    def run(**options: Any) -> None:
-        try:
-            check_arguments(options)
-            command(**options)
-        except KeyboardInterrupt as stop:
-            print_note(str(stop) or "stopped; nothing is kept: call it again to start anew")
-            raise typer.Exit(INTERRUPTED) from None
-        except Exception as error:
-            line = mistake(error)
-            if line is None:
-                raise
-            print_error(line)
-            if options.get("as_json"):
-                print_json({"error": line})
-            raise typer.Exit(EXIT_CODE) from None
-
-    return run
+EXIT_CODE, UNFINISHED, INTERRUPTED = 2, 75, 130  # 75 is "try again" in sysexits.h: the same command goes on
+UsageError = typer.BadParameter.__mro__[1]  # click's, or that of typer's own copy of click; typer does not export it
 
 
 @contextmanager
-def keeping(kept: str) -> Iterator[None]:
+def mistakes_in_one_line(as_json: bool = False) -> Iterator[None]:
+    """Within the context, a mistake ends the program with one line.
+
+    Args:
+        as_json: also print the mistake as a JSON object on standard output.
+    """
+    try:
+        yield
+    except Exception as error:
+        line = mistake(error)
+        if line is None:
+            raise
+        if line:  # without arguments typer prints the help, and raises an error without words
+            print_error(line)
+            if as_json:
+                print_json({"error": line})
+        sys.exit(EXIT_CODE)
+
+
+@contextmanager
+def keeping(kept: str, code: int = INTERRUPTED) -> Iterator[None]:
     """Within the context, Ctrl-C ends the command with a line that says what is kept and how to go on."""
     try:
         yield
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"stopped; {kept}") from None
+        print_note(f"stopped; {kept}")
+        raise typer.Exit(code) from None
 
 
 def mistake(error: Exception) -> str | None:
-    """The line to tell the user, or None where the failure is a bug."""
-    if isinstance(error, BrokenPipeError):  # the reader left, as `head` does: not worth a word
+    """Returns the line that reports a mistake, or None for a bug."""
+    if isinstance(error, UsageError):
+        return _usage_line(error)
+    if isinstance(error, BrokenPipeError):  # the reader left, as `head` does: nothing to report
         return None
     if isinstance(error, OSError):
         place = f"{error.filename}: " if error.filename else ""
@@ -64,6 +60,14 @@ def mistake(error: Exception) -> str | None:
     if isinstance(error, (ValueError, ImportError)) and _raised_by_this_package(error):
         return _one_line(str(error))
     return None
+
+
+def _usage_line(error: Exception) -> str:
+    message = _one_line(error.format_message()).rstrip(".")  # type: ignore[attr-defined]
+    message = message.replace("Value error, ", "")  # pydantic's, in newer versions of typer
+    context = getattr(error, "ctx", None)
+    hint = f"; {context.command_path} --help shows how" if message and context else ""
+    return message[:1].lower() + message[1:] + hint
 
 
 def _raised_by_this_package(error: Exception) -> bool:

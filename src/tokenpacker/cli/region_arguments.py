@@ -2,28 +2,14 @@
 
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
+if TYPE_CHECKING:
+    from PIL import Image
 
 REGION_FORMS = "a mask's file, a box x0,y0,x1,y1 or a polygon x,y,x,y,x,y,..."
-
-# One option under three names: so the order on the command line is the order of the regions.
-RegionOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--mask",
-        "--box",
-        "--polygon",
-        metavar="[N:]REGION",
-        help="A region that the question calls <mask>: a black-and-white picture, a box x0,y0,x1,y1 or a polygon"
-        " x,y,x,y,x,y,... in pixels of the image as shown. The three names are one option, which sees what it is given."
-        " May be repeated: the first one is the first <mask>, whatever"
-        " image it is in. N: before it names the image by its number.",
-        show_default="none, in the last image",
-    ),
-]
 
 
 @dataclass(frozen=True)
@@ -45,36 +31,41 @@ class Region:
         return {"image": self.image + 1, "region": self.text}
 
 
-def read_region(text: str, num_images: int) -> Region:
-    """The region that a text names, in the last image unless a number and a colon stand before it.
+def read_region(text: str, images: Sequence["Image.Image"]) -> Region:
+    """The region that a text describes, in the last image unless a number and a colon stand before it.
 
     Raises:
         ValueError: for an image that is not there, a file that is not there or no mask, and numbers that are no box or
-            polygon.
+            polygon in pixels.
     """
     match = re.fullmatch(r"(?:(\d+):)?\s*(['\"]?)(.*)\2", text.strip(), re.DOTALL)
     assert match is not None, "the pattern fits every text"
-    number = num_images if match[1] is None else int(match[1])
-    if not num_images:
+    number = len(images) if match[1] is None else int(match[1])
+    if not images:
         raise ValueError(f"region {text} has no image to lie in; add the image first")
-    if not 1 <= number <= num_images:
-        raise ValueError(f"region {text} is of image {number}, but there are {num_images}; number them from 1")
-    return Region(number - 1, match[3], _form(match[3], text))
-
-
-def _form(value: str, text: str) -> dict[str, Any]:
+    if not 1 <= number <= len(images):
+        raise ValueError(f"region {text} is of image {number}, but there are {len(images)}; number them from 1")
+    value, image = match[3], images[number - 1]
     try:
         numbers = [float(part) for part in value.split(",")]
     except ValueError:
-        if not os.path.isfile(value):
-            if re.search(r"\.[a-zA-Z]+$", value) and not os.path.exists(value):
-                raise ValueError(f"region {text} does not exist; check the path, or give {REGION_FORMS}") from None
-            raise ValueError(f"region {text} is no file, nor numbers; give {REGION_FORMS}") from None
-        from tokenpacker.hf.regions.masks import read_mask
-
-        return {"mask": read_mask(value)}  # now and never again: a chat may outlive the file
-    if len(numbers) == 4:
-        return {"box": numbers}
-    if len(numbers) < 6 or len(numbers) % 2:
+        return Region(number - 1, value, {"mask": _read_mask(value, text)})
+    if len(numbers) != 4 and (len(numbers) < 6 or len(numbers) % 2):
         raise ValueError(f"region {text} has {len(numbers)} numbers; give {REGION_FORMS}")
-    return {"polygon": [numbers]}
+    if image.size != (1, 1) and all(0 <= coordinate <= 1 for coordinate in numbers):  # before the model is loaded
+        raise ValueError(
+            f"region {text} has all coordinates between 0 and 1; give pixels: multiply x by the width {image.width} and"
+            f" y by the height {image.height}"
+        )
+    return Region(number - 1, value, {"box": numbers} if len(numbers) == 4 else {"polygon": [numbers]})
+
+
+def _read_mask(path: str, text: str) -> Any:
+    """(H, W) boolean mask in a file. It is read now, since a chat may outlive the file."""
+    if not os.path.isfile(path):
+        if re.search(r"\.[a-zA-Z]+$", path) and not os.path.exists(path):
+            raise ValueError(f"region {text} does not exist; check the path, or give {REGION_FORMS}") from None
+        raise ValueError(f"region {text} is no file, nor numbers; give {REGION_FORMS}") from None
+    from tokenpacker.hf.regions.masks import read_mask
+
+    return read_mask(path)

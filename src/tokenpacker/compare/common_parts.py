@@ -15,7 +15,7 @@ from transformers import CLIPVisionModel
 from tokenpacker.carried.foundation import ENCODER, LANGUAGE, RESULT, make_encoder, make_language_model
 from tokenpacker.carried.recipes import tiny
 from tokenpacker.hf.model import TokenPackerForConditionalGeneration
-from tokenpacker.known_models import carried_model_path
+from tokenpacker.hub import carried_model_path
 
 WEIGHTS = "model.safetensors"
 

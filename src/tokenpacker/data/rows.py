@@ -212,9 +212,9 @@ def _region(entry: Any, images_root: Path) -> Mapping[str, Any]:
     """A region as a dict of its one form. A struct of Parquet has all forms, one of them set. Raises _BadEntry."""
     given = {key: value for key, value in entry.items() if value is not None} if isinstance(entry, Mapping) else {}
     if len(given) != 1 or next(iter(given)) not in REGION_FORMS:
-        shown = f"{', '.join(map(repr, given)) or 'nothing'}" if isinstance(entry, Mapping) else type(entry).__name__
+        forms = f"{', '.join(map(repr, given)) or 'nothing'}" if isinstance(entry, Mapping) else type(entry).__name__
         raise _BadEntry(
-            f"a region has {shown}; write an object with one of {', '.join(map(repr, REGION_FORMS))}",
+            f"a region has {forms}; write an object with one of {', '.join(map(repr, REGION_FORMS))}",
             "malformed region",
         )
     if "mask" in given:

@@ -23,7 +23,7 @@ from tokenpacker.data.plan import Planner, RunPlan, plan_run
 from tokenpacker.data.records import Format, Records, check_files, open_records
 from tokenpacker.data.rejects import Rejects
 from tokenpacker.data.samples import SampleMaker
-from tokenpacker.data.streams import Stream, is_tar, open_hub_dataset, open_shards
+from tokenpacker.data.streams import TAR_ENDINGS, Stream, open_hub_dataset, open_shards
 from tokenpacker.hf.processing.processor import TokenPackerProcessor
 from tokenpacker.scenes.steps import Steps, StepSpec
 
@@ -31,8 +31,6 @@ if TYPE_CHECKING:
     from tokenpacker.train.config import TrainingConfig
 
 INDEX, REJECTS = "index", "rejects.jsonl"
-STREAM_HAS_NO_END = "a stream does not tell its length"
-SCENES_HAVE_NO_END = "generated scenes have no end"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,11 +116,11 @@ def check_source(config: TrainingConfig) -> None:
                 )
         if config.batch_size != 1 or not config.scale_factors:
             raise ValueError("data.scenes needs batch_size=1 (a batch is a step) and scale_factors")
-        _num_steps(config, SCENES_HAVE_NO_END)
+        _require_steps(config, "generated scenes have no end")
     elif data.path is None:
         raise ValueError("data.path is missing; give the data file, shards or a hub id with --data")
     elif is_stream(config):
-        _num_steps(config, STREAM_HAS_NO_END)
+        _require_steps(config, "a stream does not tell its length")
         if data.format != "hub":
             open_data(data.path, data.images, format=data.format)
     else:
@@ -166,7 +164,7 @@ def is_stream(config: TrainingConfig) -> bool:
     """Whether the data can only be read in order."""
     if config.data.format is not None:
         return config.data.format in ("webdataset", "hub")
-    return config.data.path is not None and is_tar(config.data.path)
+    return config.data.path is not None and _is_tar(config.data.path)
 
 
 def open_data(
@@ -187,7 +185,7 @@ def open_data(
     if format == "hub":
         return open_hub_dataset(str(data), images_root, seed=seed)
     paths = [data] if isinstance(data, (str, Path)) else data
-    if format == "webdataset" or (format is None and all(is_tar(path) for path in paths)):
+    if format == "webdataset" or (format is None and all(_is_tar(path) for path in paths)):
         if images_root is not None:
             raise ValueError(
                 f"images_root={images_root} has no use with tar shards, which hold their images; leave --images out"
@@ -196,12 +194,20 @@ def open_data(
     return open_records(data, images_root, format=cast(Format | None, format))
 
 
+def _is_tar(path: str | Path) -> bool:
+    """Whether a file is a tar shard by its name, or a folder holds one."""
+    path = Path(path)
+    names = [entry.name for entry in path.iterdir()] if path.is_dir() else [path.name]
+    return any(name.endswith(TAR_ENDINGS) for name in names)
+
+
 def _stream(
     config: TrainingConfig, processor: TokenPackerProcessor, output: Path, position: dict[str, Any] | None
 ) -> Source:
-    data, num_steps = config.data, _num_steps(config, STREAM_HAS_NO_END)
+    data, num_steps = config.data, config.max_steps
     stream = open_data(data.path or "", data.images, format=data.format, seed=config.seed)
     assert isinstance(stream, Stream)
+    assert num_steps is not None, "check_source requires it"
     planner, maker = _planner(config), _batch_maker(config, processor, output)
     return Source(
         batches=StreamBatches(stream, maker, planner, num_steps * planner.batches_per_step, position),
@@ -212,8 +218,9 @@ def _stream(
 
 
 def _scenes(config: TrainingConfig, processor: TokenPackerProcessor) -> Source:
-    images, scenes = processor.image_processor, config.data.scenes
+    images, scenes, num_steps = processor.image_processor, config.data.scenes, config.max_steps
     assert scenes is not None
+    assert num_steps is not None, "check_source requires it"
     spec = StepSpec(
         show="pixels",
         captions=scenes.captions,
@@ -225,7 +232,6 @@ def _scenes(config: TrainingConfig, processor: TokenPackerProcessor) -> Source:
         patch_size=images.tile_size[0] // processor.patch_grid[0],
         regions=scenes.regions,
     )
-    num_steps = _num_steps(config, SCENES_HAVE_NO_END)
     decisive = dataclasses.asdict(spec)
     if spec.regions is None:
         del decisive["regions"]  # so that runs resume that began before there were regions
@@ -237,10 +243,9 @@ def _scenes(config: TrainingConfig, processor: TokenPackerProcessor) -> Source:
     )
 
 
-def _num_steps(config: TrainingConfig, why: str) -> int:
+def _require_steps(config: TrainingConfig, why: str) -> None:
     if config.max_steps is None:
         raise ValueError(f"max_steps is missing, and {why}; give it with --set max_steps=1000")
-    return config.max_steps
 
 
 def _planner(config: TrainingConfig) -> Planner:

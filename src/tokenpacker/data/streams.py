@@ -122,13 +122,6 @@ def open_shards(paths: str | Path | Sequence[str | Path], *, seed: int | None = 
     return Stream([_TarShard(path) for entry in given for path in _tar_files(Path(entry))], seed)
 
 
-def is_tar(path: str | Path) -> bool:
-    """Whether a file is a tar shard by its name, or a folder holds any."""
-    path = Path(path)
-    names = [entry.name for entry in path.iterdir()] if path.is_dir() else [path.name]
-    return any(name.endswith(TAR_ENDINGS) for name in names)
-
-
 def open_dataset(dataset: Any, images_root: str | Path | None = None, *, seed: int | None = 0) -> Stream:
     """The stream of a `datasets.IterableDataset`, such as `load_dataset(..., streaming=True)` returns.
 

@@ -1,6 +1,6 @@
-"""Pictures of the report, as SVG over the embedded image: where tiles and tokens lie, and what each token looked at.
+"""Pictures of the report, as SVG over the embedded image: where tiles and tokens lie, and what each token attends to.
 
-Shapes: N tiles, (h, w) patch grid, (rows, cols) token grid, s scale factor, T = rows*cols, H heads, W = s*s.
+Shapes: N tiles, (h, w) patch grid, (rows, cols) token grid, s scale factor, T = rows*cols, H heads.
 """
 
 from __future__ import annotations
@@ -8,18 +8,18 @@ from __future__ import annotations
 import base64
 import io
 
+import numpy as np
 import torch
 from markupsafe import Markup
 from PIL import Image
-from torch import Tensor
 
 from tokenpacker.visualize import Box, PackedImage
 
-SHADE_ALPHA = 215  # of 255, over patches that a token took nothing from
+SHADE_ALPHA = 215  # of 255, over patches with the weight 0
 
 
 def grid_picture(packed: PackedImage) -> Markup:
-    """The image under its packed tokens (thin lines) and its tiles (thick lines); the thumbnail is not drawn."""
+    """Returns the image under its packed tokens (thin lines) and its tiles (thick lines), without the thumbnail."""
     grid, cells = packed.layout.tile_grid, packed.layout.token_grid
     boxes = [packed.tile_box(tile) for tile in range(grid.rows * grid.cols)]
     overlay = Markup('<path class="tokens" d="{}"/><path class="tiles" d="{}"/>').format(
@@ -29,13 +29,13 @@ def grid_picture(packed: PackedImage) -> Markup:
     return _svg(packed.image, overlay, description)
 
 
-def attention_picture(packed: PackedImage, weights: Tensor) -> Markup:
-    """The image under a shade that is the darker, the less a patch gave to its token.
+def attention_picture(packed: PackedImage, weights: np.ndarray) -> Markup:
+    """Returns the image under a shade: the less a patch gave to its token, the darker.
 
     Args:
-        weights: (N, T, H, W) as `TokenPacker.attention_weights` gives them.
+        weights: (N, T, H, s, s) as `PackedImage.attention` gives them.
     """
-    shade = Image.fromarray(shade_map(packed, weights).numpy())
+    shade = Image.fromarray(shade_map(packed, weights))
     black = Image.new("LA", shade.size)
     black.putalpha(shade)
     last_tile = packed.layout.tile_grid.rows * packed.layout.tile_grid.cols - 1
@@ -48,19 +48,18 @@ def attention_picture(packed: PackedImage, weights: Tensor) -> Markup:
     return _svg(packed.image, overlay, "The image with those patches bright that gave most to their token")
 
 
-def shade_map(packed: PackedImage, weights: Tensor) -> Tensor:
-    """(height, width) bytes, one for each patch of the tiles in place; the thumbnail is left out.
+def shade_map(packed: PackedImage, weights: np.ndarray) -> np.ndarray:
+    """Returns (height, width) bytes, one for each patch of the tiles, without the thumbnail.
 
-    0 stands at the largest weight of each window, `SHADE_ALPHA` where a weight is 0.
+    The largest weight of each window gives 0, a weight of 0 gives `SHADE_ALPHA`.
     """
-    grid, scale = packed.layout.tile_grid, packed.scale_factor
-    mean = weights[: grid.rows * grid.cols].mean(dim=2)  # (N, T, H, W) -> (N, T, W)
-    relative = mean / mean.amax(dim=-1, keepdim=True)
-    windows = relative.unflatten(2, (scale, scale)).unflatten(1, packed.layout.token_grid)  # (N, rows, cols, s, s)
-    tiles = windows.transpose(2, 3).flatten(3, 4).flatten(1, 2)  # (N, rows*s, cols*s)
+    grid, (rows, cols) = packed.layout.tile_grid, packed.layout.token_grid
+    mean = torch.from_numpy(weights[: grid.rows * grid.cols]).mean(dim=2)  # (N, T, H, s, s) -> (N, T, s, s)
+    relative = mean / mean.amax(dim=(-2, -1), keepdim=True)
+    tiles = relative.unflatten(1, (rows, cols)).transpose(2, 3).flatten(3, 4).flatten(1, 2)  # (N, rows*s, cols*s)
     tiles = tiles[:, : packed.patch_grid[0], : packed.patch_grid[1]]  # (N, h, w): edge windows reach beyond the grid
     canvas = tiles.unflatten(0, (grid.rows, grid.cols)).transpose(1, 2).flatten(2, 3).flatten(0, 1)
-    return ((1 - canvas) * SHADE_ALPHA).round().to(torch.uint8).cpu()
+    return ((1 - canvas) * SHADE_ALPHA).round().to(torch.uint8).numpy()
 
 
 def _lines(box: Box, cells: tuple[int, int]) -> str:

@@ -1,4 +1,4 @@
-"""A few questions about test images, asked of every setting, with pictures of the tokens behind the answers."""
+"""A few questions about test images: the answers of every setting, and pictures of the tokens behind them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import torch
 from markupsafe import Markup
 
 from tokenpacker.demo.drawings import attention_picture, grid_picture
@@ -21,7 +20,7 @@ MAX_NEW_TOKENS = 8
 
 @dataclass(frozen=True, kw_only=True)
 class Reply:
-    """What one setting answered, and how many image tokens it read for that."""
+    """The answer of one setting, and the number of image tokens that it read."""
 
     label: str
     answer: Answer
@@ -30,7 +29,7 @@ class Reply:
 
 @dataclass(frozen=True, kw_only=True)
 class Example:
-    """One question about one image; the first reply is the one that the pictures belong to."""
+    """One question about one image. The pictures belong to the first reply."""
 
     name: str
     question: str
@@ -43,15 +42,17 @@ class Example:
 
 
 def draw_examples(samples: Mapping[str, Sequence[Sample]], counts: Mapping[str, int], seed: int) -> list[Sample]:
-    """`counts[task]` samples of each task with one question each, at random but the same for the same seed."""
+    """Draws `counts[task]` samples of each task at random by the seed, each with one of its questions."""
     rng = random.Random(seed)
     drawn = [sample for task, count in counts.items() for sample in rng.sample(samples[task], count)]
     return [replace(sample, questions=(rng.choice(sample.questions),)) for sample in drawn]
 
 
 def ask_example(settings: Sequence[Setting], sample: Sample) -> Example:
-    """The sample's question asked of every setting; pictures are of the first, which must be a TokenPacker."""
+    """Asks every setting the sample's question, and draws the first setting, which must be a TokenPacker."""
     packed = PackedImage.plan(settings[0].processor, sample.image, scale_factor=settings[0].scale_factor)
+    weights = packed.attention(settings[0].model, settings[0].processor)
+    assert weights is not None
     grid = packed.layout.tile_grid
     tiles = f"{grid.rows} × {grid.cols} tiles and a thumbnail" if grid.has_thumbnail else "one tile"
     return Example(
@@ -62,7 +63,7 @@ def ask_example(settings: Sequence[Setting], sample: Sample) -> Example:
         is_sliced=grid.has_thumbnail,
         replies=tuple(_reply(setting, sample) for setting in settings),
         grid_picture=grid_picture(packed),
-        attention_picture=attention_picture(packed, _attention_weights(settings[0], sample)),
+        attention_picture=attention_picture(packed, weights),
     )
 
 
@@ -70,12 +71,3 @@ def _reply(setting: Setting, sample: Sample) -> Reply:
     asker = Asker(setting.model, setting.processor, scale_factor=setting.scale_factor)
     (answer,) = asker.answer([sample], MAX_NEW_TOKENS)
     return Reply(label=setting.label, answer=answer, num_image_tokens=asker.layout(sample).num_tokens)
-
-
-@torch.inference_mode()
-def _attention_weights(setting: Setting, sample: Sample) -> torch.Tensor:
-    """(N, T, H, W) of the setting's TokenPacker on the sample's tiles."""
-    model = setting.model.model
-    tiles = setting.processor.image_processor(sample.image, return_tensors="pt")["pixel_values"]
-    features = model.vision_features(tiles.to(model.device))
-    return model.multi_modal_projector.attention_weights(features, setting.scale_factor)

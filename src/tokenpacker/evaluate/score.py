@@ -99,6 +99,16 @@ class TaskResult:
         """Wall-clock time of the run per question."""
         return 1000 * self.seconds / max(1, self.score.num_questions)
 
+    def summary(self) -> str:
+        """One line: accuracy with its interval, and what an image and a question cost."""
+        asked, (low, high) = self.score.num_questions, self.score.interval
+        part = f" asked before it was stopped, {asked:,} of {asked + self.num_unasked:,}" if self.num_unasked else ""
+        return (
+            f"{self.task}: {'partial, ' if part else ''}{self.accuracy:.1%} of {asked} questions{part}"
+            f" (95 % interval {low:.1%} to {high:.1%}), {self.image_tokens:.0f} tokens an image,"
+            f" {self.milliseconds_per_question:.1f} ms a question"
+        )
+
     def to_row(self) -> dict[str, Any]:
         """The counts for a table of several results, JSON-ready."""
         return {

@@ -22,15 +22,7 @@ from tokenpacker.hf.processing.image_processor import RELEASED_OPTIONS, TokenPac
 from tokenpacker.hf.processing.llama_tokenizer import ReleasedLlamaTokenizer, load_llama_tokenizer
 from tokenpacker.hf.processing.processor import TokenPackerProcessor
 from tokenpacker.hf.regions.region_setup import add_regions
-from tokenpacker.known_models import carried_model_path
-
-CLASS_NAMES = {
-    "MODEL_MAPPING_NAMES": TokenPackerModel.__name__,
-    "MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES": TokenPackerForConditionalGeneration.__name__,
-    "MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES": TokenPackerForConditionalGeneration.__name__,
-}
-"""transformers' tables of class names, which its own `register` does not fill. `transformers serve`, pipelines and the
-model card look the kind of a model up there."""
+from tokenpacker.hub import carried_model_path
 
 
 def register() -> None:
@@ -47,8 +39,14 @@ def register() -> None:
     )
     AutoTokenizer.register(TokenPackerConfig, fast_tokenizer_class=ReleasedLlamaTokenizer, exist_ok=True)
     AutoProcessor.register(TokenPackerConfig, TokenPackerProcessor, exist_ok=True)
-    for table, class_name in CLASS_NAMES.items():
-        getattr(modeling_auto, table)[TokenPackerConfig.model_type] = class_name
+    # Tables of class names, which transformers' own `register` does not fill. `transformers serve`, pipelines and the
+    # model card look the kind of a model up there.
+    for table, model_class in (
+        (modeling_auto.MODEL_MAPPING_NAMES, TokenPackerModel),
+        (modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES, TokenPackerForConditionalGeneration),
+        (modeling_auto.MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES, TokenPackerForConditionalGeneration),
+    ):
+        table[TokenPackerConfig.model_type] = model_class.__name__
 
 
 register()

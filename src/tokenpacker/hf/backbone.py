@@ -28,7 +28,7 @@ from tokenpacker.regions import RegionEncoder, scatter_region_tokens
 from tokenpacker.sequence import scatter_image_tokens
 
 OLD_ARGUMENTS = {"packed_tokens", "region_tokens"}  # of version 0.1.0; language models ignore unknown arguments
-TEXT_TOKEN = -1  # stands for ids that are no placeholders, where only embeddings were given
+TEXT_TOKEN = -1  # the id of every token but placeholders, if only embeddings were given
 
 
 class TokenPackerModel(TokenPackerPreTrainedModel, LlavaModel):
@@ -106,8 +106,7 @@ class TokenPackerModel(TokenPackerPreTrainedModel, LlavaModel):
     def _image_features(self, images: ImageInputs, **kwargs: Any) -> ImageFeatures:
         assert images.pixel_values is not None
         pixel_values, num_tiles = images.pixel_values, images.pixel_values.shape[0]
-        if images.region_cells is not None:
-            self.require_region_encoder()
+        region_encoder = None if images.region_cells is None else self.require_region_encoder()
         projector = self.multi_modal_projector
         factors = images.resolve_scale_factors(getattr(getattr(projector, "config", None), "scale_factor", None))
         if num_tiles == 0:
@@ -119,27 +118,17 @@ class TokenPackerModel(TokenPackerPreTrainedModel, LlavaModel):
         else:
             features = self.vision_features(pixel_values)
         packed = pack_tiles(projector, _beside(projector, features), factors, images.tile_index)
+        regions = None
+        if region_encoder is not None:
+            beside, cells = _beside(region_encoder, features), images.region_cells
+            regions = region_encoder(beside, cells, images.region_first_tile, images.tile_index)
         return ImageFeatures(
             last_hidden_state=features.query[:num_tiles],
             pooler_output=packed if num_tiles else packed[:0],
             hidden_states=states.hidden_states,
             attentions=states.attentions,
-            region_tokens=None if images.region_cells is None else self._region_tokens(features, images),
+            region_tokens=regions,
         )
-
-    def get_region_features(
-        self, pixel_values: Tensor, region_cells: Tensor, region_first_tile: Tensor, tile_index: Tensor | None = None
-    ) -> Tensor:
-        """(R, D) region tokens alone, for images whose packed tokens are known. Arguments as `get_image_features`."""
-        images = ImageInputs(
-            pixel_values, tile_index=tile_index, region_cells=region_cells, region_first_tile=region_first_tile
-        )
-        self.require_region_encoder()
-        return self._region_tokens(self.vision_features(pixel_values), images)
-
-    def _region_tokens(self, features: VisionFeatures, images: ImageInputs) -> Tensor:
-        encoder = self.require_region_encoder()
-        return encoder(_beside(encoder, features), images.region_cells, images.region_first_tile, images.tile_index)
 
     def require_region_encoder(self) -> RegionEncoder:
         """The region encoder. Raises ValueError for a model that has none."""

@@ -1,4 +1,4 @@
-"""How images and regions pass through `generate`: encoded once, then handed to the model with the prompt.
+"""`generate` for prompts with images and regions, which are encoded once and then passed on with the prompt.
 
 Shapes: B samples, S sequence length, K packed tokens of all samples, D language width.
 """
@@ -20,7 +20,7 @@ class ImageGenerationMixin(GenerationMixin):
     """`generate` for a model whose prompts hold images and regions."""
 
     def generate(self, inputs: Tensor | None = None, **kwargs: Any) -> Any:
-        """As of every model in transformers; images are encoded first, once for all beams and answers.
+        """Encodes the images, once for all beams and answers, and calls transformers' `generate`.
 
         Raises:
             ValueError: for inputs about images that contradict each other, for image tokens without images, and for a
@@ -75,7 +75,7 @@ class ImageGenerationMixin(GenerationMixin):
         input_ids: Tensor | None = None,
         **model_kwargs: Any,
     ) -> tuple[Any, dict[str, Any]]:
-        """Repeats each sample for beams and multiple answers, its images and regions as a group.
+        """Repeats each sample for beams and multiple answers, together with its images and regions.
 
         transformers has no public hook here, and its own expansion repeats images without their regions.
         """
@@ -105,7 +105,7 @@ def _repeat(tokens: Tensor, places: Tensor, times: int, kind: str) -> Tensor:
     """Repeats the tokens of each sample; (K, D) tokens of all samples in order, `places` (B, S) where they belong.
 
     Raises:
-        ValueError: for another number of tokens than places. Afterwards a multiple might fit the beams by chance.
+        ValueError: if tokens and places differ in number. After the repetition they might agree by chance.
     """
     counts = places.sum(dim=1).tolist()
     if sum(counts) != tokens.shape[0]:

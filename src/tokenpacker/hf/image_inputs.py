@@ -1,4 +1,4 @@
-"""What a call of the model is given about images, as one bundle.
+"""The inputs of a model call that are about images, in one bundle.
 
 Shapes: N tiles of all images in order of use, U different tiles (U = N without `tile_index`), (h, w) tile size, R
 regions, P tiles of an image at most, L patches of a tile.

@@ -1,6 +1,6 @@
 """The complete model: images, regions and text to logits, with the behaviour of a transformers model.
 
-Shapes: B samples, S sequence length, K places that are learned from.
+Shapes: B samples, S sequence length, K places whose label is learned.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class TokenPackerForConditionalGeneration(
             config_kwargs: further arguments of `TokenPackerConfig`.
 
         Raises:
-            ValueError: as `TokenPackerConfig`, and for a head with a bias, which the model has no place for.
+            ValueError: as `TokenPackerConfig`, and for a head with a bias, which the model does not have.
         """
         head = language_model.get_output_embeddings()
         if head.bias is not None:
@@ -89,12 +89,8 @@ class TokenPackerForConditionalGeneration(
         return model
 
     def get_image_features(self, pixel_values: Tensor, *args: Any, **kwargs: Any) -> ImageFeatures:
-        """As `TokenPackerModel.get_image_features`."""
+        """Calls `TokenPackerModel.get_image_features`."""
         return self.model.get_image_features(pixel_values, *args, **kwargs)
-
-    def get_region_features(self, pixel_values: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """As `TokenPackerModel.get_region_features`."""
-        return self.model.get_region_features(pixel_values, *args, **kwargs)
 
     @can_return_tuple
     @_with_arguments_of(TokenPackerModel.forward)
@@ -106,11 +102,11 @@ class TokenPackerForConditionalGeneration(
         only_learned: bool = False,
         **kwargs: Any,
     ) -> TokenPackerCausalLMOutput:
-        """As `TokenPackerModel.forward`, with logits, and a loss if `labels` (B, S) are given (-100 is ignored).
+        """Runs `TokenPackerModel.forward` and makes logits, and a loss if `labels` (B, S) are given (-100 is ignored).
 
         Args:
-            only_learned: makes logits (K, vocabulary) at the K places from which a label is learned and nowhere else:
-                the same loss for a fraction of the memory, as images and questions are most of a sequence.
+            only_learned: make logits (K, vocabulary) only at the K places from which a label is learned. The loss is
+                the same and needs a fraction of the memory, as images and questions are most of a sequence.
 
         Raises:
             ValueError: as `TokenPackerModel.forward`, and for `only_learned` without labels.

@@ -52,7 +52,7 @@ def cut_tower(tower: PreTrainedModel, num_layers: int) -> PreTrainedModel:
 
 
 def build_spare_layers(config: TokenPackerConfig) -> nn.ModuleList:
-    """The freshly initialised layers above the last level that is used, frozen."""
+    """The tower's layers above the last level that is used, freshly initialised and frozen."""
     vision_config = copy.deepcopy(config.vision_config)
     vision_config.num_hidden_layers -= config.num_vision_layers
     return encoder_layers(AutoModel.from_config(vision_config)).requires_grad_(False)

@@ -27,12 +27,12 @@ LAYER_NORM_EPS = 1e-6  # released weights need this; torch's default is 1e-5
 
 @dataclass(frozen=True, kw_only=True)
 class TokenPackerProjectorConfig(ScaledConfig):
-    """Config of `TokenPacker`. No weight's shape depends on `scale_factor`: it is a default, not a limit.
+    """Config of `TokenPacker`.
 
     Args:
-        num_levels: M, the paper uses four (12, 16, 22, 23 of CLIP-L/336).
-        num_heads: heads of the window attention; the released weights have 8 of width 128.
-        scale_factor: s, how many patches per side one packed token stands for.
+        num_levels: M. The paper uses four: 12, 16, 22 and 23 of CLIP-L/336.
+        num_heads: heads of the window attention. The released weights have 8 heads of width 128.
+        scale_factor: s, the default patches per side behind one packed token; the weights work with any.
     """
 
     name: ClassVar[str] = "token-packer"
@@ -65,16 +65,16 @@ class WindowAttention(nn.Module):
         self.output_proj = nn.Linear(dim, dim)
 
     def forward(self, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
-        """(N, T, C) from queries (N, T, C), keys and values (W, N, T, C).
+        """Returns (N, T, C) from queries (N, T, C), and keys and values (W, N, T, C).
 
-        `mask` (T, W) is True where a patch exists; None where all do.
+        `mask` (T, W) is True where a patch exists; None if all do.
         """
         weights = self.weights(queries, keys, mask).flatten(0, 2).unsqueeze(1)  # (N*T*H, 1, W)
         attended = weights @ self._split_heads(self.value_proj(values))  # (N*T*H, 1, C/H)
         return self.output_proj(attended.view_as(queries))
 
     def weights(self, queries: Tensor, keys: Tensor, mask: Tensor | None) -> Tensor:
-        """(N, T, H, W), the share that each patch of its window has in each head of a packed token."""
+        """Returns (N, T, H, W), the share of each patch of a window in each head of a packed token."""
         query = self.query_proj(queries).unflatten(-1, (self.num_heads, -1))  # (N, T, H, C/H)
         query = query * query.shape[-1] ** -0.5
         key = self._split_heads(self.key_proj(keys))  # (N*T*H, W, C/H)
@@ -83,7 +83,7 @@ class WindowAttention(nn.Module):
         return (scores if mask is None else scores.masked_fill(~mask[:, None], float("-inf"))).softmax(dim=-1)
 
     def _split_heads(self, tokens: Tensor) -> Tensor:
-        """(W, N, T, C) -> (N*T*H, W, C/H), a view: with the window's axis in front, all others are one batch."""
+        """(W, N, T, C) -> (N*T*H, W, C/H), a view: all axes after the window's are one batch."""
         return tokens.unflatten(-1, (self.num_heads, -1)).flatten(1, 3).transpose(0, 1)
 
 
@@ -166,7 +166,7 @@ def coarse_query(tokens: Tensor, patch_grid: tuple[int, int], scale: int) -> Ten
 
     Samples lie on window centres: an odd s reads the central patch, an even s the mean of the central four.
     """
-    below, right = _extension(patch_grid, scale)
+    below, right = extension(patch_grid, scale)
     image = to_image(tokens, patch_grid).float()  # (N, C, h, w)
     if below or right:
         image = F.pad(image, (0, right, 0, below), mode="replicate")
@@ -176,7 +176,7 @@ def coarse_query(tokens: Tensor, patch_grid: tuple[int, int], scale: int) -> Ten
 
 def split_windows(tokens: Tensor, patch_grid: tuple[int, int], scale: int) -> Tensor:
     """(N, L, C) -> (N, rows, s, cols, s, C), zeros where the grid is extended."""
-    below, right = _extension(patch_grid, scale)
+    below, right = extension(patch_grid, scale)
     image = tokens.unflatten(1, patch_grid)  # (N, h, w, C)
     if below or right:
         image = F.pad(image, (0, 0, 0, right, 0, below))
@@ -191,13 +191,13 @@ def windows(tokens: Tensor, patch_grid: tuple[int, int], scale: int) -> Tensor:
 
 def window_mask(patch_grid: tuple[int, int], scale: int, device: torch.device) -> Tensor | None:
     """(T, W), True where a window's place holds a patch; None if every place does."""
-    if not any(_extension(patch_grid, scale)):
+    if not any(extension(patch_grid, scale)):
         return None
     exists = torch.ones(1, patch_grid[0] * patch_grid[1], 1, dtype=torch.bool, device=device)
     return windows(exists, patch_grid, scale)[:, 0, :, 0].T
 
 
-def _extension(patch_grid: tuple[int, int], scale: int) -> tuple[int, int]:
+def extension(patch_grid: tuple[int, int], scale: int) -> tuple[int, int]:
     """How many rows below and columns to the right make s divide the grid."""
-    height, width = patch_grid
-    return -height % scale, -width % scale
+    rows, cols = ceil_grid(patch_grid, scale)
+    return rows * scale - patch_grid[0], cols * scale - patch_grid[1]

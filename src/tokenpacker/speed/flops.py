@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -22,9 +22,7 @@ from tokenpacker.features import VisionFeatures
 from tokenpacker.hf.configuration import TokenPackerConfig
 from tokenpacker.hf.versions import CACHE
 from tokenpacker.hf.vision_encoder import build_vision_tower, encode_tiles
-
-if TYPE_CHECKING:
-    from tokenpacker.speed.model_sizes import Candidate
+from tokenpacker.projectors import ProjectorConfig
 
 FORMULA = "2n(2d^2+2d*d_kv+3dm)+4n^2d"  # what a layer of LLaMA's kind comes to; causal attention is counted whole
 COUNTED_LENGTH = 64  # tokens; counted at this length and at twice this length
@@ -96,7 +94,7 @@ class FlopTable:
 
     def __init__(self, config: TokenPackerConfig):
         self.config = config
-        self._projectors: dict[Candidate, int] = {}
+        self._projectors: dict[tuple[ProjectorConfig, int | None], int] = {}
 
     @cached_property
     def language(self) -> LanguageCost:
@@ -109,18 +107,26 @@ class FlopTable:
         return count_vision(self.config)
 
     def of(
-        self, candidate: Candidate, num_tiles: int, num_prompt: int, num_output: int = 1, batch_size: int = 1
+        self,
+        projector: ProjectorConfig,
+        scale_factor: int | None,
+        *,
+        num_tiles: int,
+        num_prompt: int,
+        num_output: int = 1,
+        batch_size: int = 1,
     ) -> dict[str, int]:
         """Operations by part, for images of `num_tiles` in prompts of `num_prompt` tokens, image tokens included.
 
         `prefill` is `language` and `head` together, `first_token` everything up to the first token, and `decode` all
         further tokens.
         """
-        if candidate not in self._projectors:
-            self._projectors[candidate] = count_projector(self.config, candidate)
+        key = projector, scale_factor
+        if key not in self._projectors:
+            self._projectors[key] = count_projector(projector, self.config.patch_grid, scale_factor)
         parts = {
             "vision": num_tiles * self.vision,
-            "projector": num_tiles * self._projectors[candidate],
+            "projector": num_tiles * self._projectors[key],
             "language": self.language.prefill(num_prompt),
             "head": self.language.head,
         }
@@ -140,16 +146,15 @@ def count_vision(config: TokenPackerConfig) -> int:
     return count(lambda: encode_tiles(tower, tile, config.patch_grid, *levels))
 
 
-def count_projector(config: TokenPackerConfig, candidate: Candidate) -> int:
+def count_projector(config: ProjectorConfig, patch_grid: tuple[int, int], scale_factor: int | None) -> int:
     """Counts a projector for one tile, not folded."""
-    rows, cols = config.patch_grid
-    sizes = candidate.config
+    num_patches = patch_grid[0] * patch_grid[1]
     with torch.device("meta"):
-        projector = projectors.build(sizes).eval()
-        query = torch.empty(1, rows * cols, sizes.vision_dim)  # (1, L, C)
-        levels = torch.empty(1, rows * cols, sizes.vision_dim * sizes.num_levels)  # (1, L, M*C)
-    features = VisionFeatures(query, levels, config.patch_grid)
-    return count(lambda: projector(features, candidate.scale_factor))
+        projector = projectors.build(config).eval()
+        query = torch.empty(1, num_patches, config.vision_dim)  # (1, L, C)
+        levels = torch.empty(1, num_patches, config.vision_dim * config.num_levels)  # (1, L, M*C)
+    features = VisionFeatures(query, levels, patch_grid)
+    return count(lambda: projector(features, scale_factor))
 
 
 def _count_prompt(model: Any, length: int) -> tuple[int, int]:

@@ -14,7 +14,7 @@ from tokenpacker import projectors
 from tokenpacker.checkpoints.settings import MODEL_TYPES, ReleasedSettings, language_model_config
 from tokenpacker.checkpoints.weight_files import read_json
 from tokenpacker.hf.configuration import TokenPackerConfig
-from tokenpacker.known_models import SHAPES as NAMED
+from tokenpacker.hub import SHAPES as NAMED
 from tokenpacker.projectors import ProjectorConfig, config_from_dict
 from tokenpacker.sequence import ImageLayout, plan_layout
 from tokenpacker.speed.flops import FlopTable

@@ -158,7 +158,13 @@ def _row(
         "image_tokens": layout.num_tokens,
         "prompt_tokens": prompt,
         "fits_context": shapes.context is None or prompt + output_tokens <= shapes.context,
-        "flops": shapes.table.of(candidate, grid.num_tiles, prompt, output_tokens),
+        "flops": shapes.table.of(
+            candidate.config,
+            candidate.scale_factor,
+            num_tiles=grid.num_tiles,
+            num_prompt=prompt,
+            num_output=output_tokens,
+        ),
         "cache_bytes": language.cache_bytes(prompt, bytes_per_number),
         "full_cache_bytes": language.cache_bytes(prompt + output_tokens - 1, bytes_per_number),
     }

@@ -83,14 +83,11 @@ def measure_rows(model: PreTrainedModel, shapes: Shapes, asked: Sequence[Candida
     """
     layouts = {one: shapes.layout(one, protocol.image_size) for one in asked}
     modules = {one: make_projector(model, one) for one in asked}
-    folded = {one: _fold(module) for one, module in modules.items()}
     rounds = protocol.warm_up + protocol.rounds
     rows, done = [], 0
     with Progress("speed", len(protocol.batch_sizes) * len(asked) * rounds) as shown:
         for batch_size in protocol.batch_sizes:
-            runners = [
-                Runner(model, modules[one], folded[one], one, layouts[one], protocol, batch_size) for one in asked
-            ]
+            runners = [Runner(model, modules[one], one, layouts[one], protocol, batch_size) for one in asked]
             for runner in take_turns(runners, rounds):
                 runner.run()
                 done += 1
@@ -122,13 +119,12 @@ class Runner:
         self,
         model: PreTrainedModel,
         projector: Projector,
-        folded: nn.Module | None,
         candidate: Candidate,
         layout: ImageLayout,
         protocol: Protocol,
         batch_size: int,
     ):
-        self.model, self.projector, self.folded, self.candidate = model, projector, folded, candidate
+        self.model, self.projector, self.candidate = model, projector, candidate
         self.layout, self.protocol, self.batch_size = layout, protocol, batch_size
         self.device = model.device
         self.watch = Stopwatch(self.device)
@@ -146,6 +142,7 @@ class Runner:
         self.pixel_values = torch.randn(tiles, device=self.device, dtype=self.model.model.vision_tower.dtype)
         if self.num_runs == 0:
             self.counted = self._count()
+            self.folded = _fold(self.projector)  # after the memory was measured
         else:
             self._time_parts()
         self.num_runs += 1
@@ -156,16 +153,22 @@ class Runner:
     def row(self, shapes: Shapes) -> Row:
         """The result of all runs."""
         counted, folded = self.counted, self.watch.wall.get("folded")
-        num_tiles, num_output = self.layout.tile_grid.num_tiles, counted["output_tokens"]
         return {
             "projector": self.candidate.name,
             "scale_factor": self.candidate.packs,
             "trained": self.candidate.trained,
             "batch_size": self.batch_size,
             "counted": counted,
-            "milliseconds": summarize(self.watch.wall, num_output),
+            "milliseconds": summarize(self.watch.wall, counted["output_tokens"]),
             "folded_projector_milliseconds": folded and spread(folded),
-            "flops": shapes.table.of(self.candidate, num_tiles, counted["prompt_tokens"], num_output, self.batch_size),
+            "flops": shapes.table.of(
+                self.candidate.config,
+                self.candidate.scale_factor,
+                num_tiles=self.layout.tile_grid.num_tiles,
+                num_prompt=counted["prompt_tokens"],
+                num_output=counted["output_tokens"],
+                batch_size=self.batch_size,
+            ),
         }
 
     def _vision(self) -> Any:

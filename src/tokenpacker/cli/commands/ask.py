@@ -4,49 +4,35 @@ import os
 from typing import Annotated
 
 import typer
+from typer import Argument
 
+from tokenpacker.cli import options
 from tokenpacker.cli.errors import INTERRUPTED
-from tokenpacker.cli.loading import REGION_MODEL, load_model
-from tokenpacker.cli.options import (
-    DeviceOption,
-    DtypeOption,
-    JsonOption,
-    MaxImageTokensOption,
-    MaxNewTokensOption,
-    ModelOption,
-    ScaleFactorOption,
-    VerboseOption,
-)
+from tokenpacker.cli.loading import load_model
+from tokenpacker.cli.model_files import CARRIED_REGIONS
 from tokenpacker.cli.output import image_notes_on_stderr, print_json, print_note, print_piece
-from tokenpacker.cli.region_arguments import RegionOption, read_region
+from tokenpacker.cli.region_arguments import read_region
 
 
 def ask(
-    images: Annotated[list[str], typer.Argument(metavar="IMAGE", help="Image files, in the order of the question.")],
-    question: Annotated[str, typer.Argument(metavar="QUESTION", help="The question, in quotes.")],
-    regions: RegionOption = None,
-    model: ModelOption = None,
-    scale_factor: ScaleFactorOption = None,
-    max_image_tokens: MaxImageTokensOption = None,
-    max_new_tokens: MaxNewTokensOption = 256,
-    device: DeviceOption = None,
-    dtype: DtypeOption = None,
-    as_json: JsonOption = False,
-    verbose: VerboseOption = False,
+    images: Annotated[list[str], Argument(metavar="IMAGE", help="Image files, in the order of the question.")],
+    question: Annotated[str, Argument(metavar="QUESTION", help="The question, in quotes.")],
+    model: options.Model = None,
+    scale_factor: options.ScaleFactor = None,
+    max_image_tokens: options.MaxImageTokens = None,
+    max_new_tokens: options.MaxNewTokens = 256,
+    regions: options.Regions = None,
+    device: options.Device = None,
+    dtype: options.Dtype = None,
+    as_json: options.Json = False,
+    verbose: options.Verbose = False,
 ) -> None:
-    """Ask a question about images; the answer is streamed, then its cost is told.
-
-    The cost counts image tokens with their separators, beside what the same tiles would take at one token per patch.
+    """Ask a question about images. The answer is streamed; then its cost is printed.
 
     Examples:
-
         tokenpacker ask sign.png "what number is in the red box?"
-
         tokenpacker ask before.png after.png "what changed?" --scale-factor 3 --json
-
         tokenpacker ask signs.png "what colors are <mask> and <mask>?" --box 10,10,60,40 --mask mask.png
-
-        tokenpacker ask before.png after.png "was <mask> here: <mask>?" --box 2:10,10,60,40 --box 1:12,10,62,40
     """
     if os.path.isfile(question):  # pathlib would raise on a long question
         raise ValueError(f"the last argument, {question}, is a file; write the images first and then the question")
@@ -56,9 +42,9 @@ def ask(
 
     with image_notes_on_stderr():
         pictures = [load_image(image) for image in images]
-    marked = [read_region(region, len(images)) for region in regions or []]
-    about_regions = bool(regions) or "<mask>" in question
-    model = model or (REGION_MODEL if about_regions else None)
+    marked = [read_region(region, pictures) for region in regions or []]
+    if marked or "<mask>" in question:
+        model = model or CARRIED_REGIONS
     budget = {"scale_factor": scale_factor, "max_image_tokens": max_image_tokens}
     loaded, processor = load_model(model, verbose, device, dtype, **budget)
     from tokenpacker.cli.conversation import Conversation

@@ -2,32 +2,18 @@
 
 import contextlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
+from tokenpacker.cli import options
+from tokenpacker.cli.arguments import check_picture
 from tokenpacker.cli.errors import EXIT_CODE, INTERRUPTED, mistake
-from tokenpacker.cli.loading import REGION_MODEL, load_model
-from tokenpacker.cli.options import (
-    DeviceOption,
-    DtypeOption,
-    JsonOption,
-    MaxImageTokensOption,
-    MaxNewTokensOption,
-    ModelOption,
-    ScaleFactorOption,
-    VerboseOption,
-)
-from tokenpacker.cli.output import (
-    check_picture,
-    image_notes_on_stderr,
-    print_error,
-    print_json,
-    print_note,
-    print_piece,
-)
+from tokenpacker.cli.loading import load_model
+from tokenpacker.cli.model_files import CARRIED_REGIONS
+from tokenpacker.cli.output import image_notes_on_stderr, print_error, print_json, print_note, print_piece
 from tokenpacker.cli.region_arguments import Region, read_region
 from tokenpacker.text import check_text, did_you_mean
 
@@ -40,45 +26,41 @@ HELP = (
     " what it calls <mask>, with N: before it in image N; /unmark forgets these marks; /picture FILE draws images,"
     " marks and words so far; /clear starts anew, /help says this again, /quit leaves; Ctrl-C stops an answer."
 )
-REGION_COMMANDS = ("/mask", "/box", "/polygon")
-COMMANDS = ("/image", *REGION_COMMANDS, "/unmark", "/picture", "/clear", "/help", "/quit", "/exit")
+QUIT, REGIONS = ("/quit", "/exit"), ("/mask", "/box", "/polygon")
+COMMANDS = ("/image", *REGIONS, "/unmark", "/picture", "/clear", "/help", *QUIT)
 
 
 def chat(
-    model: ModelOption = None,
-    scale_factor: ScaleFactorOption = None,
-    max_image_tokens: MaxImageTokensOption = None,
-    max_new_tokens: MaxNewTokensOption = 256,
-    device: DeviceOption = None,
-    dtype: DtypeOption = None,
-    as_json: JsonOption = False,
-    verbose: VerboseOption = False,
+    model: options.Model = None,
+    scale_factor: options.ScaleFactor = None,
+    max_image_tokens: options.MaxImageTokens = None,
+    max_new_tokens: options.MaxNewTokens = 256,
+    device: options.Device = None,
+    dtype: options.Dtype = None,
+    as_json: options.Json = False,
+    verbose: options.Verbose = False,
 ) -> None:
-    """Talk about images: /image PATH adds one, /clear starts anew, /quit leaves, Ctrl-C stops an answer.
+    """Talk about images, by keyboard or from a pipe.
 
-    /mask, /box and /polygon mark what the next question calls <mask>; /unmark forgets the marks.
-
-    From a pipe, or with --json, the exit code is 2 where a line could not be done.
+    /image PATH adds an image, /help lists all commands, /quit leaves, Ctrl-C stops an answer.
+    From a pipe, or with --json, the exit code is 2 if a line failed.
 
     Examples:
-
         tokenpacker chat --scale-factor 2
-
         printf '/image sign.png\\nwhat number is in the red box?\\n' | tokenpacker chat --json
     """
     budget = {"scale_factor": scale_factor, "max_image_tokens": max_image_tokens}
-    loaded, processor = load_model(model or REGION_MODEL, verbose, device, dtype, **budget)
+    loaded, processor = load_model(model or CARRIED_REGIONS, verbose, device, dtype, **budget)
     from tokenpacker.cli.conversation import Conversation
 
-    conversation = Conversation(loaded, processor, max_new_tokens=max_new_tokens, **budget)
+    session = Session(Conversation(loaded, processor, max_new_tokens=max_new_tokens, **budget), quiet=as_json)
     print_note(HELP)
-    session = Session(conversation, quiet=as_json)
     interrupted = False
     try:
         for line in _lines(quiet=as_json):
             if not session.handle(line):
                 break
-    except KeyboardInterrupt:  # while a pipe was waited for
+    except KeyboardInterrupt:  # while waiting for a pipe
         interrupted = True
     if as_json:
         print_json({"turns": session.turns})
@@ -92,7 +74,7 @@ class Session:
     """What the user types, line by line.
 
     Args:
-        quiet: answers are only collected in `turns`, not printed.
+        quiet: collect answers in `turns` and do not print them.
     """
 
     def __init__(self, conversation: "Conversation", quiet: bool = False):
@@ -100,38 +82,22 @@ class Session:
         self.quiet = quiet
         self.waiting: list[PackedImage] = []  # images for the next question
         self.marked: list[Region] = []  # regions for the next question
-        self.files: set[Path] = set()  # of the images, which are not to be overwritten
+        self.files: set[Path] = set()  # of the images, which must not be overwritten
         self.turns: list[dict[str, Any]] = []
-        self.failed = False  # whether any line could not be done
+        self.failed = False  # whether any line failed
 
     def handle(self, line: str) -> bool:
-        """Does what a line says; False when the user leaves. Mistakes are told and change nothing."""
+        """Does what a line says; False if the user leaves. A mistake is printed and changes nothing."""
         command, argument = [*line.strip().split(None, 1), "", ""][:2]
-        if command in ("/quit", "/exit"):
+        if command in QUIT:
             return False
         try:
             check_text(line, "the line")
-            if command == "/image":
-                self._add_image(argument.strip().strip("'\""))
-            elif command == "/clear":
-                self.conversation.clear()
-                self.waiting, self.marked = [], []
-                print_note("The conversation starts anew.")
-            elif command == "/unmark":
-                self.marked = []
-                print_note("No region is marked for the next question.")
-            elif command == "/picture":
-                self._draw(argument.strip().strip("'\""))
-            elif command in REGION_COMMANDS:
-                self._add_region(argument)
-            elif command == "/help":
-                print_note(HELP)
-            elif command.startswith("/"):
-                meant = did_you_mean(command, COMMANDS) or "; /help lists the commands"
-                raise ValueError(f"{command} is no command{meant}")
+            if command.startswith("/"):
+                self._run(command, argument)
             elif line.strip():
                 self._ask(line.strip())
-        except KeyboardInterrupt:  # while an image or a prompt was prepared; an answer is stopped further in
+        except KeyboardInterrupt:  # while an image or a prompt was prepared; `Conversation.ask` stops an answer
             print_note("stopped")
         except Exception as error:
             told = mistake(error)
@@ -141,6 +107,27 @@ class Session:
             print_error(told)
             self.turns.append({"input": line.strip(), "error": told})
         return True
+
+    def _run(self, command: str, argument: str) -> None:
+        path = argument.strip().strip("'\"")
+        if command == "/image":
+            self._add_image(path)
+        elif command in REGIONS:
+            self._add_region(argument)
+        elif command == "/unmark":
+            self.marked = []
+            print_note("No region is marked for the next question.")
+        elif command == "/picture":
+            self._draw(path)
+        elif command == "/clear":
+            self.conversation.clear()
+            self.waiting, self.marked = [], []
+            print_note("The conversation starts anew.")
+        elif command == "/help":
+            print_note(HELP)
+        else:
+            meant = did_you_mean(command, COMMANDS) or "; /help lists the commands"
+            raise ValueError(f"{command} is no command{meant}")
 
     def _add_image(self, path: str) -> None:
         from tokenpacker.images import load_image
@@ -155,23 +142,23 @@ class Session:
         print_note(f"{path}: {size}, {packed.layout.num_tokens} tokens; ask your question.")
 
     def _add_region(self, text: str) -> None:
-        """Marks a region of the last image, or of the one whose number stands before it; a bad one is told at once."""
+        """Marks a region in the last image, or in the one whose number stands before it."""
         if not text:
             raise ValueError("a region is missing; write for example /box 10,10,60,40")
         images, number = [*self.conversation.images, *self.waiting], len(self.marked) + 1
-        region = read_region(text, len(images))
+        region = read_region(text, [packed.image for packed in images])
         self.conversation.check_region(region, images[region.image], number)
         self.marked.append(region)
         print_note(f"region {number} is in image {region.image + 1}; it is <mask> number {number} of your question.")
 
     def _draw(self, path: str) -> None:
-        """Images, marks and words so far as one picture."""
-        from tokenpacker.visualize_regions import draw_conversation
+        """Draws images, marks and words so far as one picture."""
+        from tokenpacker.visualize import draw_conversation
 
         if not self.conversation.messages:
             raise ValueError("nothing was said yet that /picture could draw; ask a question first")
         out = Path(path)
-        check_picture(out, "/picture")
+        check_picture(out, "/picture", in_folder=True)
         if out.resolve() in self.files:
             raise ValueError(f"/picture {out} would overwrite an image of this conversation; choose another name")
         images = [packed.image for packed in self.conversation.images]
@@ -180,7 +167,7 @@ class Session:
         print_note(f"{out} shows the conversation so far.")
 
     def _ask(self, question: str) -> None:
-        on_text: Callable[[str], None] = (lambda _: None) if self.quiet else print_piece
+        on_text = (lambda _: None) if self.quiet else print_piece
         answer = self.conversation.ask(question, self.waiting, on_text, self.marked)
         told = [region.to_dict() for region in self.marked]
         if answer.text or not answer.interrupted:
@@ -200,19 +187,14 @@ def _lines(quiet: bool) -> Iterator[str]:
         import readline  # noqa: F401
     stops = 0
     while stops < 2:
-        line = _read_line()
-        stops = stops + 1 if line is None else 0
-        if line is not None:
-            yield line
-        elif stops == 1:
-            print_note("\nCtrl-C once more, or /quit, leaves.")
-
-
-def _read_line() -> str | None:
-    """A line from the keyboard, /quit at its end (Ctrl-D), None for Ctrl-C."""
-    try:
-        return input("> ")
-    except EOFError:
-        return "/quit"
-    except KeyboardInterrupt:
-        return None
+        try:
+            line = input("> ")
+        except EOFError:  # Ctrl-D
+            return
+        except KeyboardInterrupt:
+            stops += 1
+            if stops == 1:
+                print_note("\nCtrl-C once more, or /quit, leaves.")
+            continue
+        stops = 0
+        yield line

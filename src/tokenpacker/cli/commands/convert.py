@@ -3,216 +3,94 @@
 import contextlib
 import signal
 from collections.abc import Iterator
-from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-import typer
+from typer import Argument
 
+from tokenpacker.cli import options
+from tokenpacker.cli.arguments import in_range, refuse
 from tokenpacker.cli.errors import keeping
-from tokenpacker.cli.options import JsonOption
-from tokenpacker.cli.output import print_json, print_note
+from tokenpacker.cli.loading import quiet
+from tokenpacker.cli.options import flag, number, value
+from tokenpacker.cli.output import print_note, print_result
 from tokenpacker.hub import fetch
 from tokenpacker.progress import Progress
 
-
-class Target(str, Enum):
-    """What `--to` can be."""
-
-    tokenpacker = "tokenpacker"
-    original = "original"
-    stage_1 = "stage-1"
-
-
-class Dtype(str, Enum):
-    """What `--dtype` can be."""
-
-    float32 = "float32"
-    float16 = "float16"
-    bfloat16 = "bfloat16"
-
-
-class TokenizerVariant(str, Enum):
-    """What `--tokenizer-variant` can be."""
-
-    slow = "slow"
-    slow_legacy = "slow_legacy"
-    fast = "fast"
-
-
-class WeightFormat(str, Enum):
-    """What `--weights` can be."""
-
-    bin = "bin"
-    safetensors = "safetensors"
+Layout = Literal["tokenpacker", "original", "stage-1"]
+Dtype = Literal["float32", "float16", "bfloat16"]
+Variant = Literal["slow", "slow_legacy", "fast"]
+WeightFormat = Literal["bin", "safetensors"]
+FROM, TO = "From the original layout", "To the original layout"  # panels of `--help`
 
 
 def convert(
-    src: Annotated[str, typer.Argument(metavar="SRC", help="Folder or hub id of the checkpoint.")],
-    dst: Annotated[Path, typer.Argument(metavar="DST", help="Folder to write; it appears when it is complete.")],
-    to: Annotated[
-        Target,
-        typer.Option(
-            "--to",
-            help="tokenpacker: what transformers loads. original: the whole model in the original layout."
-            " stage-1: mm_projector.bin of the original's first stage.",
-        ),
-    ] = Target.tokenpacker,
-    base: Annotated[
-        str | None,
-        typer.Option(
-            "--base",
-            metavar="FOLDER|HUB-ID",
-            help="Language model that a stage-1 or LoRA checkpoint was trained from.",
-            show_default="none",
-        ),
-    ] = None,
-    vision_tower: Annotated[
-        str | None,
-        typer.Option(
-            "--vision-tower",
-            metavar="FOLDER|HUB-ID",
-            help="Vision tower to take; with --to original, the name that the config gets.",
-            show_default="the checkpoint's own",
-        ),
-    ] = None,
-    dtype: Annotated[
-        Dtype | None,
-        typer.Option("--dtype", help="Cast all weights on the way.", show_default="as they are, bit for bit"),
-    ] = None,
-    keep_adapter: Annotated[
-        bool, typer.Option("--keep-adapter", help="Keep a LoRA adapter for PEFT in DST/adapter instead of merging it.")
-    ] = False,
-    max_tiles: Annotated[
-        int | None,
-        typer.Option("--max-tiles", metavar="N", help="Limit of tiles.", show_default="patch_num of the config, or 9"),
-    ] = None,
+    src: Annotated[str, Argument(metavar="SRC", help="Folder or hub id of the checkpoint.")],
+    dst: Annotated[Path, Argument(metavar="DST", help="Folder to write; it appears when it is complete.")],
+    to: Annotated[Layout, value("FORMAT", "original, or stage-1 for mm_projector.bin.")] = "tokenpacker",
+    vision_tower: Annotated[str | None, value("MODEL", "Tower to take.", "the checkpoint's")] = None,
+    dtype: Annotated[Dtype | None, value("TYPE", "float32, float16 or bfloat16.", "as stored")] = None,
+    max_shard_gb: Annotated[float | None, value("GB", "Largest weight file.", "4.3", callback=in_range(0.001))] = None,
+    overwrite: Annotated[bool, flag("--overwrite", "Replace DST, once the new folder is complete.")] = False,
+    base: Annotated[str | None, value("MODEL", "Language model of a stage-1 or LoRA checkpoint.", panel=FROM)] = None,
+    keep_adapter: Annotated[bool, flag("--keep-adapter", "Keep a LoRA adapter, in DST/adapter.", FROM)] = False,
+    max_tiles: Annotated[int | None, number("Most tiles.", "patch_num, or 9", FROM)] = None,
     tokenizer_variant: Annotated[
-        TokenizerVariant | None,
-        typer.Option(
-            "--tokenizer-variant",
-            help="Which of the original's tokenizers to reproduce; they differ from the second turn on.",
-            show_default="the one it was trained with",
-        ),
+        Variant | None, value("NAME", "slow, slow_legacy or fast.", "as trained", FROM)
     ] = None,
-    weights: Annotated[
-        WeightFormat | None,
-        typer.Option("--weights", help="Format of the weights with --to original.", show_default="bin"),
-    ] = None,
-    tokenizer: Annotated[
-        Path | None,
-        typer.Option(
-            "--tokenizer",
-            metavar="FOLDER",
-            help="With --to original: folder with tokenizer.model.",
-            show_default="the one the model came with",
-        ),
-    ] = None,
-    revision: Annotated[
-        str | None, typer.Option("--revision", help="Branch, tag or commit of SRC on the hub.", show_default="main")
-    ] = None,
-    max_shard_gb: Annotated[
-        float | None,
-        typer.Option(
-            "--max-shard-gb",
-            metavar="GB",
-            min=0.001,
-            help="Largest file of weights; as much is in memory.",
-            show_default="4.3",
-        ),
-    ] = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace DST, once the new folder is complete.")
-    ] = False,
-    as_json: JsonOption = False,
+    revision: Annotated[str | None, value("NAME", "Branch, tag or commit on the hub.", "main", FROM)] = None,
+    weights: Annotated[WeightFormat | None, value("FORMAT", "bin or safetensors.", "bin", TO)] = None,
+    tokenizer: Annotated[Path | None, value("FOLDER", "Folder of tokenizer.model.", "the model's", TO)] = None,
+    as_json: options.Json = False,
 ) -> None:
-    """Convert a checkpoint of the original TokenPacker code, or write a model back in its layout.
-
-    Weights are read file by file, so that memory holds a few gigabytes at most. Every tensor is accounted for.
+    """Convert checkpoints of the original TokenPacker code, and write them back.
 
     Examples:
-
         tokenpacker convert sunshine-lwt/TokenPacker-HD-7b-9patch-144token packer-hd-7b --dtype bfloat16
-
         tokenpacker convert checkpoints/pretrain stage1 --base lmsys/vicuna-7b-v1.5
-
         tokenpacker convert packer-hd-7b back --to original
     """
-    from tokenpacker.cli.loading import quiet
-
-    shared: dict[str, Any] = {
-        "vision_tower": vision_tower,
-        "dtype": dtype.value if dtype else None,
-        "overwrite": overwrite,
-    }
-    if max_shard_gb is not None:
-        shared["shard_bytes"] = int(max_shard_gb * 1e9)
-    only_from_original = {
-        "--base": base,
-        "--keep-adapter": keep_adapter or None,
-        "--max-tiles": max_tiles,
-        "--tokenizer-variant": tokenizer_variant,
-        "--revision": revision,
-    }
-    only_to_original = {"--weights": weights, "--tokenizer": tokenizer}
-    if to is Target.tokenpacker:
-        _refuse(only_to_original, "--to tokenpacker")
-    else:
-        _refuse(only_from_original, f"--to {to.value}")
-    if to is Target.stage_1:
-        _refuse(only_to_original | {"--max-shard-gb": max_shard_gb}, "--to stage-1")
+    incoming = {"base": base, "max_tiles": max_tiles, "tokenizer_variant": tokenizer_variant, "revision": revision}
+    outgoing = {"weights": weights, "tokenizer": tokenizer}
+    useless: dict[str, Any] = outgoing if to == "tokenpacker" else incoming | {"keep_adapter": keep_adapter}
+    if to == "stage-1":
+        useless = useless | outgoing | {"max_shard_gb": max_shard_gb}
+    named = {f"--{name.replace('_', '-')}": value for name, value in useless.items()}
+    refuse(named, f"has no meaning with --to {to}; leave it out")
     _require_free(dst, overwrite, src)
     fetch(src, ["config.json"], "give the folder or hub id of a checkpoint", revision)  # before anything is imported
-    kept = keeping(f"nothing is kept, for {dst} appears when it is complete; call it again to start anew")
-    with quiet(), kept, _stopped_by_signals(), Progress(f"{src} to {dst}", written=_gigabytes) as shown:
-        from tokenpacker import checkpoints
-
-        if to is Target.tokenpacker:
-            done = checkpoints.convert(
-                src,
-                dst,
-                base=base,
-                merge=not keep_adapter,
-                max_tiles=max_tiles,
-                tokenizer_variant=tokenizer_variant.value if tokenizer_variant else None,
-                revision=revision,
-                progress=lambda done, total: shown.update(done, total=total),
-                **shared,
-            )
-        else:
-            done = checkpoints.export_original(
-                src,
-                dst,
-                layout="stage-1" if to is Target.stage_1 else "complete",
-                weights=weights.value if weights else "bin",
-                tokenizer=tokenizer,
-                progress=lambda done, total: shown.update(done, total=total),
-                **shared,
-            )
+    arguments: dict[str, Any] = {"vision_tower": vision_tower, "dtype": dtype, "overwrite": overwrite}
+    if max_shard_gb is not None:
+        arguments["shard_bytes"] = int(max_shard_gb * 1e9)
+    if to == "tokenpacker":
+        arguments |= incoming | {"merge": not keep_adapter}
+    else:
+        arguments |= {"layout": "stage-1" if to == "stage-1" else "complete", "tokenizer": tokenizer}
+        arguments["weights"] = weights or "bin"
+    done = _run(src, dst, to, arguments)
     for note in done["notes"]:
         print_note(f"note: {note}")
-    if as_json:
-        print_json({"src": src, "dst": str(dst), "to": to.value, **done})
-    else:
-        typer.echo(f"{dst}: {done['tensors']} tensors, {done['bytes'] / 1e9:.2f} GB, from a {done['kind']} checkpoint")
+    text = f"{dst}: {done['tensors']} tensors, {done['bytes'] / 1e9:.2f} GB, from a {done['kind']} checkpoint"
+    print_result(as_json, {"src": src, "dst": str(dst), "to": to, **done}, text)
 
 
 def _require_free(dst: Path, overwrite: bool, src: str) -> None:
-    """Raises ValueError for a place that is taken, before anything is imported; the conversion looks more closely."""
+    """Raises ValueError for a place that is taken. The conversion itself looks more closely."""
     holds_src = Path(src).expanduser().resolve().is_relative_to(dst.expanduser().resolve())  # which has its own error
     taken = dst.exists() and not (dst.is_dir() and not any(dst.iterdir()))
     if taken and not overwrite and not holds_src:
         raise ValueError(f"{dst} exists already; choose another folder, or pass --overwrite")
 
 
-def _gigabytes(count: int) -> str:
-    return f"{count / 1e9:.2f} GB"
+def _run(src: str, dst: Path, to: str, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Converts, with a progress bar; Ctrl-C and signals leave nothing behind."""
+    kept = keeping(f"nothing is kept, for {dst} appears when it is complete; call it again to start anew")
+    shown = Progress(f"{src} to {dst}", written=lambda count: f"{count / 1e9:.2f} GB")
+    with quiet(), kept, _stopped_by_signals(), shown:
+        from tokenpacker import checkpoints
 
-
-def _refuse(options: dict[str, Any], target: str) -> None:
-    given = [name for name, value in options.items() if value is not None]
-    if given:
-        raise ValueError(f"{given[0]} has no meaning with {target}; leave it out")
+        convert = checkpoints.convert if to == "tokenpacker" else checkpoints.export_original
+        return convert(src, dst, progress=lambda done, total: shown.update(done, total=total), **arguments)
 
 
 @contextlib.contextmanager

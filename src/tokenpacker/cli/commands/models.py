@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
-from tokenpacker.cli.commands.count import Geometry
-from tokenpacker.cli.loading import read_json
-from tokenpacker.cli.options import JsonOption
+from tokenpacker.cli import options
+from tokenpacker.cli.model_files import Geometry, read_json
 from tokenpacker.cli.output import print_json
-from tokenpacker.known_models import carried_model_path, carried_models
+from tokenpacker.hub import carried_model_path, carried_models
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from tokenpacker.released import ReleasedModel, Score
+    from tokenpacker.released import ReleasedModel
 
 UNKNOWN = "-"
 LEGEND = (
@@ -25,32 +24,31 @@ LEGEND = (
 )
 
 
-def models(as_json: JsonOption = False) -> None:
-    """List the models that have names: those that travel with the package, and the released checkpoints.
-
-    The released ones with hub id, resolution, tokens, tile limit, published scores and their source.
+def models(as_json: options.Json = False) -> None:
+    """List the carried models and the released checkpoints, with their scores.
 
     Examples:
-
         tokenpacker models
-
         tokenpacker models --json | jq -r '.models[] | .hub_id // empty'
     """
     from tokenpacker.released import RELEASED_MODELS
 
     carried = [_carried(name) for name in carried_models()]
     if as_json:
-        print_json({"carried": carried, "models": [_as_json(model) for model in RELEASED_MODELS]})
+        added = [{"tokens_per_tile": model.tokens_per_tile, "scores": dict(model.scores)} for model in RELEASED_MODELS]
+        released = [asdict(model) | more for model, more in zip(RELEASED_MODELS, added, strict=True)]
+        print_json({"carried": carried, "models": released})
         return
     from rich.console import Console
 
     console = Console(highlight=False, emoji=False, markup=False)
     console.print("Carried models: --model takes their names")
-    console.print(_carried_table(carried))
+    rows = [(*list(one.values())[:3], "yes" if one["regions"] else "no", one["megabytes"]) for one in carried]
+    console.print(_table(("name", "projector", "s", "regions", "MB"), rows))
     console.print("\nReleased checkpoints: convert one first")
-    console.print(_facts(RELEASED_MODELS))
+    console.print(_table(("hub id", "pixels", "s", "tokens", "tiles"), map(_facts, RELEASED_MODELS)))
     console.print(LEGEND)
-    for title, table in _scores(RELEASED_MODELS):
+    for title, table in _score_tables(RELEASED_MODELS):
         console.print(f"\n{title}", soft_wrap=True)
         console.print(table)
     console.print()
@@ -62,69 +60,45 @@ def models(as_json: JsonOption = False) -> None:
 
 
 def _carried(name: str) -> dict[str, Any]:
-    """What a carried model is, from its own files."""
+    """Facts about a carried model, from its own files."""
     folder = carried_model_path(name)
     projector = Geometry.of_model(folder).projector
-    weights = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     return {
         "name": name,
         "projector": projector.name,
         "scale_factor": getattr(projector, "scale_factor", None),
         "regions": read_json(folder / "config.json").get("region_config") is not None,
-        "megabytes": round(weights / 1e6, 1),
+        "megabytes": round(sum(path.stat().st_size for path in folder.glob("*.safetensors")) / 1e6, 1),
     }
 
 
-def _carried_table(carried: list[dict[str, Any]]) -> Table:
-    table = _table("name", "projector", "s", "regions", "MB")
-    for model in carried:
-        scale_factor = UNKNOWN if model["scale_factor"] is None else str(model["scale_factor"])
-        regions = "yes" if model["regions"] else "no"
-        table.add_row(model["name"], model["projector"], scale_factor, regions, str(model["megabytes"]))
-    return table
+def _facts(model: ReleasedModel) -> tuple[object, ...]:
+    """Facts about a released model. They fit 80 columns: a hub id that is broken in two cannot be copied."""
+    pixels = "x".join(map(str, model.resolution)) if model.resolution else None
+    tokens = f"{'~' if model.max_tiles else ''}{model.mean_tokens}" if model.mean_tokens else None
+    return model.hub_id or f"none ({model.name})", pixels, model.scale_factor, tokens, model.max_tiles or 1
 
 
-def _as_json(model: ReleasedModel) -> dict[str, Any]:
-    return {**asdict(model), "tokens_per_tile": model.tokens_per_tile, "scores": dict(model.scores)}
-
-
-def _facts(models: tuple[ReleasedModel, ...]) -> Table:
-    """What the models are. Narrow enough for 80 columns, for a hub id that is broken in two cannot be copied."""
-    table = _table("hub id", "pixels", "s", "tokens", "tiles")
-    for model in models:
-        tokens = f"{'~' if model.max_tiles else ''}{model.mean_tokens}" if model.mean_tokens else UNKNOWN
-        table.add_row(
-            model.hub_id or f"none ({model.name})",
-            "x".join(map(str, model.resolution)) if model.resolution else UNKNOWN,
-            str(model.scale_factor),
-            tokens,
-            str(model.max_tiles or 1),
-        )
-    return table
-
-
-def _scores(models: tuple[ReleasedModel, ...]) -> Iterator[tuple[str, Table]]:
-    """A title and a table for the models that were trained alike and tested on the same benchmarks."""
+def _score_tables(models: Sequence[ReleasedModel]) -> Iterator[tuple[str, Table]]:
+    """Title and table for the models with the same training data and the same benchmarks."""
     with_scores = (model for model in models if model.scores)
     for (data, source), group in groupby(with_scores, key=lambda model: (model.training_data, model.scores_from)):
-        rows = list(group)
-        table = _table("", *dict(rows[0].scores))
-        for model in rows:
-            table.add_row(model.name.removeprefix("TokenPacker-"), *(_written(score) for _, score in model.scores))
-        yield f"Scores of those trained on {data}. Source: {source}", table
+        same = list(group)
+        rows = []
+        for model in same:
+            scores = ["/".join(map(str, score)) if isinstance(score, tuple) else score for _, score in model.scores]
+            rows.append((model.name.removeprefix("TokenPacker-"), *scores))
+        yield f"Scores of those trained on {data}. Source: {source}", _table(("", *dict(same[0].scores)), rows)
 
 
-def _written(score: Score) -> str:
-    return "/".join(map(str, score)) if isinstance(score, tuple) else str(score)
-
-
-def _table(first: str, *numbers: str) -> Table:
-    """An empty table of a text and of numbers; nothing in it is ever broken."""
+def _table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> Table:
+    """A column of texts and columns of numbers, whose cells are never broken."""
     from rich import box
     from rich.table import Table
 
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=0)
-    table.add_column(first, no_wrap=True)
-    for column in numbers:
-        table.add_column(column, justify="right", no_wrap=True)
+    for number, column in enumerate(head):
+        table.add_column(column, justify="right" if number else "left", no_wrap=True)
+    for row in rows:
+        table.add_row(*(UNKNOWN if cell is None else str(cell) for cell in row))
     return table

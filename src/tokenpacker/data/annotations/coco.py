@@ -70,7 +70,7 @@ class CocoFile:
 
 
 def read_instances(source: Source) -> Rows:
-    """A row for each image: regions chosen by chance are named in turn."""
+    """A row for each image: regions chosen at random are named in turn."""
     content = CocoFile.read(source.annotations)
     yield from coco_rows(source, content, content.category, NAME)
 

@@ -38,26 +38,19 @@ def read_entries(path: Path) -> Iterator[tuple[str, Any]]:
                 for _ in text.members("[", "]"):
                     yield "", text.value()
             elif text.next() == "{":
-                yield from _object_entries(text)
+                for _ in text.members("{", "}"):
+                    key = text.key()
+                    if text.next() == "[":
+                        for _ in text.members("[", "]"):
+                            yield key, text.value()
+                    else:
+                        yield key, text.value()
             else:
                 text.fail("a list or an object is due")
             if text.next():
                 text.fail("something follows the end")
         except UnicodeDecodeError as error:
             raise ValueError(f"{path} is no UTF-8 text ({error.reason}); fetch it again") from None
-
-
-def _object_entries(text: _Text) -> Iterator[tuple[str, Any]]:
-    for _ in text.members("{", "}"):
-        key = text.value()
-        if not isinstance(key, str):
-            text.fail("a key is no text")
-        text.take(":")
-        if text.next() == "[":
-            for _ in text.members("[", "]"):
-                yield key, text.value()
-        else:
-            yield key, text.value()
 
 
 def is_list(path: Path) -> bool:
@@ -120,6 +113,14 @@ class _Text:
                 if self.next() == closing:
                     self.fail("a comma stands before the end")
         self.take(closing)
+
+    def key(self) -> str:
+        """The next key, with its colon."""
+        key = self.value()
+        if not isinstance(key, str):
+            self.fail("a key is no text")
+        self.take(":")
+        return key
 
     def value(self) -> Any:
         """The next value, whole."""

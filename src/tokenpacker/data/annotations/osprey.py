@@ -76,7 +76,7 @@ def read_positive_negative(source: Source) -> Rows:
 
 
 def read_descriptions(source: Source) -> Rows:
-    """A row for each image: regions chosen by chance are described in turn."""
+    """A row for each image: regions chosen at random are described in turn."""
 
     def ask(id: str, entry: Entry, specs: Sequence[Spec]) -> Asked:
         chance = source.chance(id)

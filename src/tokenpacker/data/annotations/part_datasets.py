@@ -46,12 +46,12 @@ Part = tuple[str, str, Any]  # name of the object, name of the part, mask
 
 
 def read_part_imagenet(source: Source) -> Rows:
-    """A row for each image: parts chosen by chance are named in turn."""
+    """A row for each image: parts chosen at random are named in turn."""
     yield from _read_file(source, " ", CORRECTED)
 
 
 def read_pascal_part(source: Source) -> Rows:
-    """A row for each image: parts chosen by chance are named in turn."""
+    """A row for each image: parts chosen at random are named in turn."""
     if source.annotations.is_dir():
         yield from _read_folder(source)
     else:

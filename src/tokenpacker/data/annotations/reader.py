@@ -71,8 +71,17 @@ class Source:
             RecordError: if there is no such file, and for an image of another size, whose regions would lie elsewhere.
         """
         path = self.find(id, *names)
-        if size is not None:
-            _require_size(id, path, size)
+        try:
+            found = None if size is None else image_size(path)
+        except ImageError as error:
+            raise RecordError(id, str(error), "unreadable image") from None
+        if size is not None and found is not None and found != size:
+            turned = "; its EXIF orientation turns it, and the annotations ignore that" if found[::-1] == size else ""
+            reason = (
+                f"the annotations are of an image of {size[1]}x{size[0]} (width x height), and {path.name} is"
+                f" {found[1]}x{found[0]}{turned}; give the images that were annotated"
+            )
+            raise RecordError(id, reason, "other size")
         return Path(os.path.relpath(path, self.root)).as_posix()
 
     def find(self, id: str, *names: str) -> Path:
@@ -92,21 +101,6 @@ class Source:
     def chosen(self, entries: Sequence[Entry], chance: random.Random) -> list[Entry]:
         """At most `max_regions` of them, in random order, as the original showed them."""
         return chance.sample(entries, min(len(entries), self.max_regions))
-
-
-def _require_size(id: str, path: Path, size: Size) -> None:
-    try:
-        found = image_size(path)
-    except ImageError as error:
-        raise RecordError(id, str(error), "unreadable image") from None
-    if found != size:
-        turned = "; its EXIF orientation turns it, and the annotations ignore that" if found[::-1] == size else ""
-        raise RecordError(
-            id,
-            f"the annotations are of an image of {size[1]}x{size[0]} (width x height), and {path.name} is"
-            f" {found[1]}x{found[0]}{turned}; give the images that were annotated",
-            "other size",
-        )
 
 
 @dataclass(frozen=True)

@@ -54,7 +54,14 @@ def _row(source: Source, place: str, line: Any) -> Row:
     question, answer, reason = (plain_text(id, _text(words, numbers), "a sentence") for words in sentences)
     introduction = list_regions(len(listed), chance)
     turns = [(f"{introduction} {question}", answer), (chance.choice(WHY), reason)]
-    boxes, shapes, size = _metadata(source, id, line, len(objects))
+    metadata = source.find(id, str(line.get("metadata_fn")))
+    try:
+        boxes, shapes, size = _read_metadata(metadata)
+    except ValueError as error:
+        raise RecordError(id, str(error), KIND) from None
+    if min(len(boxes), len(shapes)) < len(objects):
+        reason = f"the metadata has {len(boxes)} boxes and {len(shapes)} segms for {len(objects)} objects"
+        raise RecordError(id, reason, KIND)
     image = source.image(id, str(line.get("img_fn")), size=size)
     return make_row(id, image, turns, [_spec(f"{id}, object {at}", boxes[at], shapes[at]) for at in listed])
 
@@ -89,24 +96,9 @@ def _text(words: Sequence[Any], numbers: Mapping[int, int]) -> str:
     return _CLOSING.sub("", _APOSTROPHE.sub(r"'\1", " ".join(parts)))
 
 
-def _metadata(
-    source: Source, id: str, line: Mapping[str, Any], num_objects: int
-) -> tuple[list[Any], list[Any], Size | None]:
-    """Boxes and polygons of the objects, and the image's size. Raises RecordError."""
-    try:
-        boxes, shapes, size = _read_metadata(source.find(id, str(line.get("metadata_fn"))))
-    except RecordError:
-        raise
-    except ValueError as error:
-        raise RecordError(id, str(error), KIND) from None
-    if min(len(boxes), len(shapes)) < num_objects:
-        reason = f"the metadata has {len(boxes)} boxes and {len(shapes)} segms for {num_objects} objects"
-        raise RecordError(id, reason, KIND)
-    return boxes, shapes, size
-
-
 @lru_cache(maxsize=8)  # questions about the same image follow each other
 def _read_metadata(path: Path) -> tuple[list[Any], list[Any], Size | None]:
+    """Boxes and polygons of an image's objects, and its size. Raises ValueError for another form."""
     content: dict[str, list[Any]] = {"boxes": [], "segms": []}
     single = {}
     for key, entry in read_entries(path):

@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import Any
 
 from tokenpacker.data.annotations import coco, osprey, part_datasets, refcoco, vcr, visual_genome, wording
-from tokenpacker.data.annotations.reader import Row, Rows, Source
+from tokenpacker.data.annotations.reader import Rows, Source
 from tokenpacker.data.rejects import Rejects
 from tokenpacker.data.rows import RecordError
 
@@ -145,10 +145,14 @@ def write_rows(
     try:
         with unfinished.open("w", encoding="utf-8", errors="replace") as file:
             for row in FORMATS[format].read(source):
-                _count(row, result, rejects)
-                if not isinstance(row, RecordError):
+                if isinstance(row, RecordError):
+                    rejects.reject(row)
+                    result.rejected = dict(rejects.counts.most_common())
+                else:
                     row = {**row, "id": f"{format}/{row['id']}"}  # ids differ between formats in one file
                     file.write(json.dumps(row, ensure_ascii=False) + "\n")
+                    result.rows += 1
+                    result.regions += sum(len(regions) for regions in row["regions"])
                 if not (result.rows + rejects.num_rejected) % TOLD_EVERY:
                     progress(result)
         if not result.rows:
@@ -159,16 +163,6 @@ def write_rows(
     if not rejects.num_rejected:
         result.rejects = None
     return result
-
-
-def _count(row: Row | RecordError, result: Conversion, rejects: Rejects) -> None:
-    if isinstance(row, RecordError):
-        rejects.reject(row)
-        result.rejected = dict(rejects.counts.most_common())
-        return
-    rejects.accept()
-    result.rows += 1
-    result.regions += sum(len(regions) for regions in row["regions"])
 
 
 def _nothing(source: Source, format: str, rejects: Rejects) -> str:

@@ -31,9 +31,9 @@ BARE = "bare"
 """Vicuna's format without a system text."""
 
 PART_TYPES = ("text", "image", "image_url")
-"""What a message's content may be made of, as transformers and OpenAI's API write it."""
+"""Types of the parts of a message, in the notation of transformers and of OpenAI's API."""
 IMAGE_SOURCES = ("image", "path", "url", "base64")
-"""Where the image of an image part may be."""
+"""Keys of an image part that may hold its image."""
 
 AFTER_END_MARK = "USER:"  # what follows the end mark of an answer
 
@@ -154,5 +154,5 @@ def _check_image(part: Any, needs_image: bool) -> None:
 
 
 def _value(thing: Any, name: str) -> Any:
-    """Of a dict or of an object, both of which transformers takes."""
+    """An entry of a dict or an attribute of an object; transformers takes both."""
     return thing.get(name) if isinstance(thing, Mapping) else getattr(thing, name, None)

@@ -127,7 +127,7 @@ class TokenPackerImageProcessor(BaseImageProcessor):
 
     @classmethod
     def from_dict(cls, image_processor_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """As in transformers. Attributes that a user had set, and that were saved with the options, are set again."""
+        """The saved image processor, with attributes that a user had set beside the options."""
         known = (*OPTIONS, *SAVED_BESIDE)
         options = {name: value for name, value in image_processor_dict.items() if name in known}
         built = super().from_dict(options, **kwargs)

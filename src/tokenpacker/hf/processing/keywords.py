@@ -35,7 +35,7 @@ class TokenPackerImageProcessorKwargs(TypedDict, total=False):
 
 
 class TokenPackerImagesKwargs(TokenPackerImageProcessorKwargs, total=False):
-    """What a processor decides about images: the image processor's options, and how many tokens they get."""
+    """Options of a processor about images: those of the image processor, and two about the number of tokens."""
 
     scale_factor: Any  # int, or one per image, or one per tile: see `TokenPackerProcessor.__call__`
     max_image_tokens: int | None

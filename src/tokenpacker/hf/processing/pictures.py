@@ -1,4 +1,4 @@
-"""Whatever users pass as an image, to an RGB picture: Pillow images, paths, bytes, addresses, base64, arrays.
+"""Reads an image in any form that users pass it: Pillow image, path, bytes, address, base64, array.
 
 transformers' own `load_image` is not used: it downloads without a limit, and knows no `images.no_files`. Messages name
 an address or a path, shortened, and of everything else only its length, so that what was sent is not repeated.

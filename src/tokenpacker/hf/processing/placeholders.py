@@ -15,7 +15,7 @@ QUOTE = "\U000f0000"  # transformers writes it before a mark in a user's text, w
 
 
 def count_marks(mark: str, prompt: str) -> int:
-    """How many marks of images or regions a prompt has."""
+    """The number of marks of images or regions in a prompt."""
     return len(re.findall(f"(?<!{QUOTE}){re.escape(mark)}", prompt))
 
 

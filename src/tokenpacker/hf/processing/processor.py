@@ -79,7 +79,13 @@ class TokenPackerProcessor(ProcessorMixin):
             raise ValueError(f"the tokenizer has no token {image_token!r}; add it as a special token first")
         self.patch_grid = list(patch_grid)
         self.projector_config = projector_config or {"name": "token-packer", "vision_dim": 1024, "language_dim": 4096}
-        self.row_separator = _check_row_separator(row_separator, tokenizer)
+        if row_separator not in get_args(RowSeparator):
+            raise ValueError(f"row_separator={row_separator!r} is unknown; use 'newline' or 'unknown'")
+        if row_separator == "unknown" and tokenizer.unk_token_id is None:
+            raise ValueError(
+                "row_separator='unknown' needs a tokenizer with an unknown token; use row_separator='newline'"
+            )
+        self.row_separator = row_separator
         self.region_rule = check_rule(region_rule)
         super().__init__(image_processor, tokenizer, chat_template=chat_template or default_chat_template())
 
@@ -242,7 +248,7 @@ class TokenPackerProcessor(ProcessorMixin):
         return BatchFeature(data, tensor_type=tensors, skip_tensor_conversion=self.skip_tensor_conversion)
 
     def apply_chat_template(self, conversation: Any, *args: Any, **kwargs: Any) -> Any:
-        """As in transformers, with the checks below.
+        """Checks the conversation and calls transformers' method.
 
         Raises:
             ValueError: for a part of a message that the model does not read, for tools if the template has no place for
@@ -282,14 +288,14 @@ class TokenPackerProcessor(ProcessorMixin):
         """The tokens of an image as text, for engines that ask for one; a call gives the exact ids.
 
         Args:
-            image_inputs: what `_process_images` or the image processor gives.
-            kwargs: as for `image_layout`, where the image processor alone was called.
+            image_inputs: output of `_process_images` or of the image processor.
+            kwargs: arguments of `image_layout`, needed with the output of the image processor.
         """
         if "image_layouts" in image_inputs:
             layout = image_inputs["image_layouts"][image_idx]
         else:
             layout = self.image_layout(image_inputs["image_sizes"][image_idx].tolist(), **kwargs)
-        return "".join(layout.token_ids(*self._image_token_texts))
+        return "".join(self._image_tokens(layout).texts)
 
     def _get_num_multimodal_tokens(self, image_sizes: Any = None, **kwargs: Any) -> MultiModalData:
         """For each image of (height, width) the number of its tokens, and of its rows in `pixel_values`."""
@@ -362,9 +368,7 @@ class TokenPackerProcessor(ProcessorMixin):
         )
         if "padding" not in options:
             options["padding"] = options.get("return_tensors") is not None and len(text) > 1
-        ids = (self.image_token_id, self.tile_separator_id, self.row_separator_id)
-        tokens = [ImageTokens(layout.token_ids(*ids), layout.token_ids(*self._image_token_texts)) for layout in layouts]
-        remaining = iter(tokens)
+        remaining = map(self._image_tokens, layouts)
         images = [[next(remaining) for _ in range(count_marks(self.image_token, prompt))] for prompt in text]
         data = encode_prompts(
             self.tokenizer, text, images, self.image_token_id, options, offsets_in_expanded_text=wants_offsets
@@ -379,22 +383,14 @@ class TokenPackerProcessor(ProcessorMixin):
             data["text_replacement_offsets"] = offsets
         return data
 
-    @property
-    def _image_token_texts(self) -> tuple[str, str, str]:
+    def _image_tokens(self, layout: ImageLayout) -> ImageTokens:
+        ids = layout.token_ids(self.image_token_id, self.tile_separator_id, self.row_separator_id)
         row_separator = self.tokenizer.unk_token if self.row_separator == "unknown" else "\n"
-        return self.image_token, ",", row_separator
-
-
-def _check_row_separator(name: RowSeparator, tokenizer: PreTrainedTokenizerBase) -> RowSeparator:
-    if name not in get_args(RowSeparator):
-        raise ValueError(f"row_separator={name!r} is unknown; use 'newline' or 'unknown'")
-    if name == "unknown" and tokenizer.unk_token_id is None:
-        raise ValueError("row_separator='unknown' needs a tokenizer with an unknown token; use row_separator='newline'")
-    return name
+        return ImageTokens(ids, layout.token_ids(self.image_token, ",", row_separator))
 
 
 def _token_id(tokenizer: PreTrainedTokenizerBase, text: str) -> int:
-    """Id of a one-character token: the piece itself where the vocabulary has it, else what encoding ends with."""
+    """Id of a one-character token: of that piece if the vocabulary has it, else the last id of its encoding."""
     piece = tokenizer.convert_tokens_to_ids(text)
     if piece not in (None, tokenizer.unk_token_id):
         return piece

@@ -1,4 +1,4 @@
-"""Whatever users mark a region with, to the pixels it marks: arrays, pictures, COCO RLE, polygons, boxes.
+"""Reads a region in any form that users give it: array, picture, COCO RLE, polygon, box.
 
 Coordinates are those of the image as shown, after EXIF rotation, x to the right and y down, (0, 0) the upper left
 corner of its first pixel. What lies beyond the image is cut off. Coordinates that all lie within 0..1 are refused: they
@@ -62,7 +62,7 @@ def split_regions(entry: Any) -> list[Any]:
 
 
 def is_lone_region(value: Any) -> bool:
-    """Whether this is by its type a region, or an array of several, but no list of regions."""
+    """Whether the type is that of a region, or of an array of several, and not of a list of regions."""
     lone = (np.ndarray, Tensor, Mapping, Image.Image, str, Path)
     return isinstance(value, lone) or (_is_flat(value) and len(value) > 0)
 

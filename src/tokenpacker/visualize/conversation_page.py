@@ -1,4 +1,4 @@
-"""Pictures of conversations about regions: the images, regions numbered in the order of their marks, and the words."""
+"""Pages with images, their regions numbered in the order of their marks, and the conversation about them."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from itertools import count
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFilter, ImageFont
+from PIL import Image, ImageDraw, ImageFilter
+from PIL.ImageFont import load_default
 
 from tokenpacker.hf.processing.llama_tokenizer import REGION_TOKEN
 from tokenpacker.hf.regions.masks import to_mask
-from tokenpacker.visualize import FAINT_INK, INK, MARGIN, PAPER
+from tokenpacker.visualize.page_style import FAINT_INK, INK, MARGIN, PAPER
 
 SIDE = 640  # pixels, the longer side of an image on the page
 LINE, LINE_LENGTH, TEXT_SIZE = 22, 74, 16  # height in pixels, characters
@@ -24,15 +25,16 @@ COLORS = ((217, 72, 15), (28, 126, 214), (47, 158, 68), (156, 54, 181), (224, 15
 def draw_conversation(
     images: Sequence[Image.Image], regions: Sequence[tuple[int, Any]], messages: Iterable[tuple[bool, str]]
 ) -> Image.Image:
-    """A page with the images below each other, regions tinted and numbered, and what is said about them.
+    """Returns a page with the images below each other, the regions tinted and numbered, and the conversation.
 
     Args:
         images: in RGB.
-        regions: in the order of their marks, each the index of its image and a form that the processor takes.
+        regions: in the order of their marks in the texts: the index of the image, and a region as the processor takes
+            it.
         messages: whether it is a question, and its text.
 
     Raises:
-        ValueError: for a region that cannot be used, with its number.
+        ValueError: for a region that cannot be used; the message has its number.
     """
     numbered = [(number, place, region) for number, (place, region) in enumerate(regions, 1)]
     pictures = [
@@ -47,7 +49,7 @@ def draw_conversation(
         page.paste(picture, (MARGIN, top))
         top += picture.height + MARGIN // 2
     for text, color in lines:
-        draw.text((MARGIN, top), text, color, ImageFont.load_default(TEXT_SIZE))
+        draw.text((MARGIN, top), text, color, load_default(TEXT_SIZE))
         top += LINE
     return page
 
@@ -66,7 +68,7 @@ def _draw_regions(picture: Image.Image, regions: Sequence[tuple[int, Any]]) -> I
         shown.paste(color, mask=mask.filter(ImageFilter.FIND_EDGES))
         left, top = (mask.getbbox() or (0, 0))[:2]  # shrinking may have left nothing
         numbers.setdefault((left, top), []).append(number)
-    draw, font = ImageDraw.Draw(shown), ImageFont.load_default(TEXT_SIZE)
+    draw, font = ImageDraw.Draw(shown), load_default(TEXT_SIZE)
     for (left, top), some in numbers.items():
         label, color = ", ".join(map(str, some)), COLORS[(some[0] - 1) % len(COLORS)]
         place = (max(left, round(font.getlength(label)) + STROKE), max(top, TEXT_SIZE))

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from tokenpacker.visualize_regions import LINE, SIDE, draw_conversation
+from tokenpacker.visualize.conversation_page import LINE, SIDE, draw_conversation
 
 
 def differing(one, other) -> int:
