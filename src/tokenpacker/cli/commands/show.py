@@ -37,12 +37,16 @@ def show(
         picture = load_image(image)
     budget = {"scale_factor": scale_factor, "max_image_tokens": max_image_tokens}
     loaded, processor = load_model(model, verbose, device, dtype, **budget)
-    from tokenpacker.token_attention import explain_token
     from tokenpacker.visualize import PackedImage, draw_page
+    from tokenpacker.visualize.explained_token import check_token, clearest_token, token_weights
 
     packed = PackedImage.plan(processor, picture, **budget)
-    chosen, attention = explain_token(loaded, processor, packed, token, scale_factor)
-    if attention is None:
+    if token is not None:
+        check_token(packed, token)
+    weights = packed.attention(loaded, processor)
+    chosen = clearest_token(packed, weights) if token is None and weights is not None else token
+    attention = None if weights is None or chosen is None else token_weights(packed, weights, chosen)
+    if weights is None:
         print_note(f"note: the {loaded.config.projector.name} projector has no window attention; the page shows none")
     draw_page(packed, Path(image).name, chosen, attention).save(out)
     grid = packed.layout.tile_grid
