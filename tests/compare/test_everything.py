@@ -83,7 +83,7 @@ def test_rows_are_carried_on_elsewhere(finished, comparison_of, tmp_path, monkey
     monkeypatch.setattr(everything, "run_one", run_one)
     assert compare(comparison, tmp_path)
     assert [run.projector for run in trained] == ["average-pool"]
-    assert capsys.readouterr().err.startswith("8 of 8: average-pool, 4 tokens, seed 0: easy-vqa one-tile ")
+    assert "8 of 8: average-pool, 4 tokens, seed 0: easy-vqa hd 0" in capsys.readouterr().err
     table = (tmp_path / "compare.md").read_text()
     assert table == (output / "compare.md").read_text()
 

@@ -5,6 +5,7 @@ import time
 import pytest
 import torch
 
+from tokenpacker import projectors
 from tokenpacker.speed.machine import attention_kernels, describe_machine
 from tokenpacker.speed.memory import needed_memory, random_model, require_memory
 from tokenpacker.speed.model_sizes import candidates, named_shapes, shapes_of_folder
@@ -53,6 +54,14 @@ def test_tokens_tiles_and_cache_are_counted_in_the_tensors(rows, tiny_processor)
 def test_operations_are_those_of_the_whole_batch(rows):
     single, double = rows[0]["flops"], rows[3]["flops"]
     assert all(double[part] == 2 * single[part] > 0 for part in single)
+
+
+def test_any_projector_is_measured_and_counted(tiny_model, shapes):
+    names = projectors.available()
+    asked = candidates(shapes, names, 2)
+    rows = measure_rows(tiny_model, shapes, asked, Protocol(batch_sizes=(1,), rounds=1, warm_up=1, output_tokens=1))
+    assert [row["projector"] for row in rows] == list(names)
+    assert all(row["flops"]["projector"] > 0 for row in rows)
 
 
 def test_every_part_has_its_time(rows):

@@ -75,7 +75,6 @@ def measure(
     )
 
 
-@torch.inference_mode()
 def measure_rows(model: PreTrainedModel, shapes: Shapes, asked: Sequence[Candidate], protocol: Protocol) -> list[Row]:
     """One row per batch size and projector, in the order in which they were given; see `speed_report`.
 
@@ -132,6 +131,7 @@ class Runner:
         # Two ids that are no image token: one stands for all text, one for all separators.
         self.text_id, self.separator_id, *_ = (id_ for id_ in range(3) if id_ != model.config.image_token_id)
 
+    @torch.inference_mode()
     def run(self) -> None:
         """One run; its batch is freed at the end, before other runners make theirs."""
         image = self.layout.token_ids(self.model.config.image_token_id, self.separator_id, self.separator_id)
