@@ -45,27 +45,30 @@ def test_short_work_says_nothing(capsys, clock):
     assert lines(capsys) == []
 
 
-def test_a_log_step_is_told_at_once_with_its_note(capsys, clock):
+def test_a_line_ends_with_the_note(capsys, clock):
     shown = Progress("align-7b", 20, done=10).start()
     clock["seconds"] = 10
-    shown.update(12, "loss 1.234", now=True)
+    shown.update(12, "loss 1.234")
     shown.stop()
     assert lines(capsys) == ["align-7b: 12 of 20 (0:00:10 so far, 0:00:40 left); loss 1.234"]
 
 
 def test_what_has_no_total_is_only_counted_and_bytes_are_written_as_such(capsys, clock):
     with Progress("SRC [a] to DST", written=lambda count: f"{count / 1e9:.1f} GB") as shown:
-        shown.update(1_500_000_000, now=True)
-        shown.update(2_000_000_000, total=4_000_000_000, now=True)
+        clock["seconds"] = 5
+        shown.update(1_500_000_000)
+        clock["seconds"] = 40
+        shown.update(2_000_000_000, total=4_000_000_000)
     assert lines(capsys) == [
-        "SRC [a] to DST: 1.5 GB (0:00:00 so far)",
-        "SRC [a] to DST: 2.0 GB of 4.0 GB (0:00:00 so far, 0:00:00 left)",
+        "SRC [a] to DST: 1.5 GB (0:00:05 so far)",
+        "SRC [a] to DST: 2.0 GB of 4.0 GB (0:00:40 so far, 0:00:40 left)",
     ]
 
 
-def test_nothing_is_shown_unless_wanted(capsys):
+def test_nothing_is_shown_unless_wanted(capsys, clock):
     with Progress("reading", 10, shown=False) as shown:
-        shown.update(5, now=True)
+        clock["seconds"] = 10
+        shown.update(5)
     assert lines(capsys) == []
 
 
@@ -78,7 +81,7 @@ def test_a_terminal_gets_a_bar_in_whatever_encoding(monkeypatch):
     monkeypatch.setattr(sys, "stderr", terminal)
     monkeypatch.setenv("TERM", "xterm")
     with Progress("SRC [a] to DST", 10) as shown:
-        shown.update(10, "loss 0.5", now=True)
+        shown.update(10, "loss 0.5")
     terminal.flush()
     written = terminal.buffer.getvalue().decode("cp1252")
     assert "SRC [a] to DST" in written

@@ -1,7 +1,7 @@
 """TokenPacker: an efficient visual projector for multimodal language models.
 
-Importing this loads nothing; the first use of a public name loads torch, and only torch. So the command line can
-print its help at once.
+Importing the package loads nothing, so that the command line prints its help at once. The first use of a public name
+loads torch, and only torch.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a vision encoder hands to a projector.
+"""Vision features: what a vision encoder gives to a projector.
 
 Shapes: N tiles, (h, w) patch grid, L = h*w patch tokens, M levels, C vision width.
 """
@@ -19,12 +19,12 @@ class VisionFeatures:
     """Patch tokens of N tiles, without CLS, in row-major order of the patch grid.
 
     Args:
-        query: (N, L, C), the level that coarse queries are made from.
-        levels: (N, L, M*C), the levels that keys and values come from, concatenated on the channel.
+        query: (N, L, C), the level for coarse queries.
+        levels: (N, L, M*C), the levels for keys and values, concatenated on the channel.
         patch_grid: (h, w) with h*w = L.
 
     Raises:
-        ValueError: for anything whose shape, dtype or device does not fit the above.
+        ValueError: if a shape, dtype or device does not fit this.
     """
 
     query: Tensor
@@ -75,15 +75,15 @@ class VisionFeatures:
         query_level: int | None = None,
         num_prefix_tokens: int = 0,
     ) -> VisionFeatures:
-        """Features from an encoder's hidden states, each (N, P + L, C) with P leading tokens that are no patches.
+        """Builds features from an encoder's hidden states, each (N, P + L, C) with P prefix tokens before the patches.
 
         Args:
-            levels: indices into `hidden_states`; the default is the paper's choice for CLIP-L/336.
-            query_level: index of the query's level; the last of `levels` when None.
-            num_prefix_tokens: P. SigLIP has none, CLIP one (CLS), DINOv2 with registers five (CLS and four registers).
+            levels: indices into `hidden_states`; the default is the paper's for CLIP-L/336.
+            query_level: index of the query's level; None means the last of `levels`.
+            num_prefix_tokens: P: 0 for SigLIP, 1 for CLIP (CLS), 5 for DINOv2 with registers (CLS and four registers).
 
         Raises:
-            ValueError: when a level does not exist or has another number of tokens than P + L.
+            ValueError: if a level does not exist, or if its number of tokens is not P + L.
         """
         height, width = patch_grid
         query_level = levels[-1] if query_level is None else query_level
@@ -105,13 +105,13 @@ class VisionFeatures:
         return cls(patch_tokens(query_level), stacked, patch_grid)
 
     def to(self, device: torch.device) -> VisionFeatures:
-        """These features on a device; device maps may place encoder and projector apart."""
+        """Returns these features on a device; a device map may put encoder and projector on two."""
         if self.query.device == device:
             return self
         return VisionFeatures(self.query.to(device), self.levels.to(device), self.patch_grid)
 
     def select(self, tiles: Tensor) -> VisionFeatures:
-        """The features of some tiles, given by their indices (n,)."""
+        """Returns the features of the tiles with these indices (n,)."""
         return VisionFeatures(self.query[tiles], self.levels[tiles], self.patch_grid)
 
     @property
@@ -121,7 +121,7 @@ class VisionFeatures:
 
     @property
     def num_levels(self) -> int:
-        """M, how many levels `levels` holds."""
+        """M, the number of levels in `levels`."""
         return self.levels.shape[2] // self.query.shape[2]
 
 

@@ -1,12 +1,12 @@
-"""Image files and Pillow images to plain 8-bit RGB: the right picture, or one line that names the thing and the remedy.
+"""Image files and Pillow images to 8-bit RGB. An error is one line with the image's name and the remedy.
 
-Needs Pillow and NumPy, not torch. What happens to unusual pictures:
+Needs Pillow and NumPy, not torch. Rules for unusual images:
 
 - EXIF orientation is honoured.
 - Transparency is composited on white.
 - 16-bit grey is scaled from its full range 0..65535 to 0..255, never clipped.
 - Of a file with several frames (GIF, APNG, TIFF) the first is used, and an `ImageNote` warning says so.
-- Texts and colour profiles of a PNG that Pillow finds too large to unpack are left out; nothing here needs them.
+- A PNG's texts and colour profiles that are too large for Pillow are left out.
 - CMYK, palette and the other 8-bit modes are converted by Pillow's formulas; ICC profiles are not applied.
 """
 
@@ -33,7 +33,7 @@ MAX_PIXELS = 178_956_970
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 PNG_TEXTS = (b"tEXt", b"zTXt", b"iTXt")
 PNG_METADATA = (b"eXIf", *PNG_TEXTS)
-# EXIF orientation -> what brings the picture upright.
+# EXIF orientation -> the operation that turns the image upright.
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -52,20 +52,19 @@ ImageSource = str | Path | bytes | Image.Image
 
 
 class ImageError(ValueError):
-    """An image that cannot be used; the message is one line with the image's name and the remedy."""
+    """An unusable image; the message is one line with the image's name and the remedy."""
 
 
 class ImageNote(UserWarning):
-    """Something about an image that the user should know, though it is used."""
+    """A warning about an image that is used all the same."""
 
 
 @contextmanager
 def no_files() -> Iterator[None]:
-    """Within this context no image and no mask is read from a path or an address, whichever function is called.
+    """A context in which no function reads an image or a mask from a path or an address.
 
-    For servers and others that pass on what a stranger sent: a path would be one on their own machine. Bytes, arrays
-    and Pillow images are taken as ever. It holds for the thread or the asyncio task that enters it, so enter it where
-    the processor is called:
+    It is for servers with requests from strangers, whose paths would name files on the server. Bytes, arrays and Pillow
+    images work as always. It holds for the thread or the asyncio task that enters it, so enter it around the processor:
 
         with no_files():
             inputs = processor(images=images, text=prompt, region_masks=regions)
@@ -78,30 +77,30 @@ def no_files() -> Iterator[None]:
 
 
 def check_files_are_read(name: str) -> None:
-    """Raises ImageError within `no_files`; to be called with a path or an address before it is opened."""
+    """Raises ImageError within `no_files`. Call it before a path or an address is opened."""
     if not _FILES_ARE_READ.get():
         raise ImageError(f"{shown(name)!r} is a path or an address, and none is read here; pass the bytes of the file")
 
 
 def shown(name: str) -> str:
-    """A name for messages, of 80 characters at most: what is longer may be a picture's content instead."""
+    """Shortens a name for messages to 80 characters; a longer one may be the image's content."""
     return name if len(name) <= 80 else f"{name[:40]}...{name[-37:]}"
 
 
 def load_image(source: ImageSource) -> Image.Image:
-    """An RGB image, upright, 8 bits a channel.
+    """Returns an upright RGB image with 8 bits per channel.
 
     Args:
-        source: a file's path, the bytes of a file, or a Pillow image (which is left as it is).
+        source: a file's path, the bytes of a file, or a Pillow image, which is not modified.
 
     Raises:
-        ImageError: when there is no such file, it is no image, is damaged, or has more than `MAX_PIXELS` pixels.
+        ImageError: if the file does not exist, is no image or is damaged, or has more than `MAX_PIXELS` pixels.
     """
     return _load(source, _to_rgb)
 
 
 def load_unconverted(source: ImageSource) -> Image.Image:
-    """As `load_image`, but with the channels that the image has."""
+    """Returns an upright image as `load_image` does, but in its own mode."""
     return _load(source, lambda _, image: image.copy())
 
 
@@ -122,7 +121,7 @@ def _load(source: ImageSource, convert: Callable[[str, Image.Image], Image.Image
 
 
 def image_size(source: ImageSource) -> tuple[int, int]:
-    """(height, width) that `load_image` would give, from the file's header alone. Raises ImageError as `load_image`."""
+    """Returns (height, width) of the upright image from the file's header. Raises ImageError as `load_image` does."""
     with open_image(source) as (_, image):
         width, height = _stored_size(image)
         return (width, height) if orientation(image) >= 5 else (height, width)
@@ -130,10 +129,10 @@ def image_size(source: ImageSource) -> tuple[int, int]:
 
 @contextmanager
 def open_image(source: ImageSource) -> Iterator[tuple[str, Image.Image]]:
-    """The name for messages and the image, not yet decoded; a file stays open within the context.
+    """A context with the name for messages and the image, not yet decoded; the file stays open within it.
 
     Raises:
-        ImageError: as `load_image`, for what is known before decoding.
+        ImageError: if the file does not exist, is no image, or has more than `MAX_PIXELS` pixels.
     """
     if isinstance(source, Image.Image):
         _check_size("the image", source)
@@ -210,14 +209,14 @@ def _note_frames(name: str, image: Image.Image) -> None:
 
 
 def _stored_size(image: Image.Image) -> tuple[int, int]:
-    """(width, height) before turning; of a TIFF file, newer versions of Pillow tell the size after it."""
+    """(width, height) before turning. For a TIFF file, newer versions of Pillow give the size after it."""
     if isinstance(image, TiffImageFile) and image.tile:  # not yet decoded, which turns it
         return image.tag_v2[ExifTags.Base.ImageWidth], image.tag_v2[ExifTags.Base.ImageLength]
     return image.size
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """The image turned as its EXIF orientation says, in its own mode; the image itself where it stands upright."""
+    """Returns the image turned by its EXIF orientation, in its own mode; the same object if it is upright."""
     image.load()  # turns a TIFF, and removes its orientation
     turn = TURNS.get(orientation(image))
     if turn is None:
@@ -229,9 +228,9 @@ def upright(image: Image.Image) -> Image.Image:
 
 
 def orientation(image: Image.Image) -> int:
-    """EXIF orientation 1..8, 1 where there is none or the metadata is damaged (every viewer shows such files)."""
+    """Returns the EXIF orientation 1..8; 1 if there is none or the metadata is damaged, as viewers do."""
     try:
-        # A PNG's own `getexif` decodes all pixels first, as metadata may follow them; they rarely do.
+        # A PNG's own `getexif` decodes all pixels first, since metadata may follow them, but rarely does.
         is_plain = isinstance(image, PngImageFile) and image.fp is not None and not _has_late_metadata(image.fp)
         exif = Image.Image.getexif(image) if is_plain else image.getexif()
         value = exif.get(ExifTags.Base.Orientation, 1)
@@ -241,7 +240,7 @@ def orientation(image: Image.Image) -> int:
 
 
 def _has_late_metadata(png: IO[bytes]) -> bool:
-    """Whether a chunk that may hold EXIF data follows the pixels of a PNG file."""
+    """Whether a chunk with possible EXIF data follows the pixels of a PNG file."""
     place = png.tell()
     try:
         pixels_begun = False
@@ -255,9 +254,9 @@ def _has_late_metadata(png: IO[bytes]) -> bool:
 
 
 def _readable(file: IO[bytes]) -> IO[bytes]:
-    """The file; of a PNG with texts or a colour profile that Pillow refuses for their size, a copy without these.
+    """Returns the file; for a PNG with a text or a colour profile beyond Pillow's limits, a copy without these.
 
-    Pillow's limits protect from texts that unpack to gigabytes. It refuses the whole picture for them.
+    The limits protect from texts that unpack to gigabytes, but Pillow then refuses the whole image.
     """
     signature = file.read(len(PNG_SIGNATURE))
     refused = _refused_chunks(file) if signature == PNG_SIGNATURE else []
@@ -274,7 +273,7 @@ def _readable(file: IO[bytes]) -> IO[bytes]:
 
 
 def _refused_chunks(png: IO[bytes]) -> list[tuple[int, int]]:
-    """(place, length) of the content of each text and colour profile of a PNG that Pillow cannot take."""
+    """(place, length) of the content of each text and colour profile of a PNG that Pillow refuses."""
     reader, refused = PngStream(png), []
     for kind, place, length in _png_chunks(png):
         if kind not in (b"iCCP", *PNG_TEXTS):
@@ -291,7 +290,7 @@ def _refused_chunks(png: IO[bytes]) -> list[tuple[int, int]]:
 
 
 def _png_chunks(png: IO[bytes]) -> Iterator[tuple[bytes, int, int]]:
-    """(kind, place of its content, length of that) of each chunk of a PNG file; its position is there meanwhile."""
+    """Yields (kind, place of the content, its length) of each chunk of a PNG file, positioned at the content."""
     place = len(PNG_SIGNATURE) + 8
     png.seek(place - 8)
     while len(header := png.read(8)) == 8:
@@ -313,7 +312,7 @@ def _to_rgb(name: str, image: Image.Image) -> Image.Image:
 
 
 def _grey_from_16_bit(name: str, image: Image.Image) -> Image.Image:
-    """8-bit grey of a 16-bit image (modes I;16, I;16B, and I, which Pillow gives for 16-bit PGM)."""
+    """Converts a 16-bit image (modes I;16, I;16B, and I, which Pillow gives for 16-bit PGM) to 8-bit grey."""
     values = np.asarray(image).astype(np.int64)  # (H, W)
     if values.min() < 0 or values.max() > 65535:
         raise ImageError(f"{name} holds 32-bit integers beyond 0..65535; scale them to 0..255 and save as 8 bit")

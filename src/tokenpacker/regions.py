@@ -1,12 +1,12 @@
-"""Regions that a user marks: masks to weights of patches, and the vision features under them to one token per region.
+"""User-marked regions: from masks to weights of patches, and from vision features to one token per region.
 
-A region's token is the mean of the vision features of the patches under its mask, level by level, each through its own
-linear layer; these are summed and projected to the language model's width. A mean over the image's re-assembled tiles
-is a weighted sum over their patches, so that nothing is re-assembled: the tiles stay as they are, and the thumbnail has
-weight 0. Source: the original's region branch, which pools as Osprey does (arXiv 2312.10032).
+A region's token is the mean of the vision features under its mask. Each level has its own linear layer; the results are
+summed and projected to the language model's width. The mean over an image is a weighted sum over the patches of its
+tiles, so the tiles need no re-assembly; the thumbnail has weight 0. Source: the original's region branch, which pools
+as Osprey does (arXiv 2312.10032).
 
 Shapes: R regions of all images in order, N tiles in order of use, P tiles of an image at most, (h, w) patch grid,
-L = h*w, M levels, C vision width, D language width. With `tile_index`, U different tiles are given and N are used.
+L = h*w, M levels, C vision width, D language width. With `tile_index`, N tiles refer to U different ones.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from tokenpacker.projectors.base import init_linears, require_features, require_
 from tokenpacker.tiling import TileGrid
 
 RegionRule = Literal["coverage", "centre"]
-"""How much a patch counts. `coverage`: the share of its area under the mask, so that small and thin regions count too.
-`centre`: 1 when any of its centre pixels is set, else 0; the released weights were trained so."""
+"""The weight of a patch. `coverage`: the share of its area under the mask, which keeps small and thin regions.
+`centre`: 1 if any of its centre pixels is set, else 0; the released weights were trained with it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RegionConfig:
-    """Widths of a `RegionEncoder`. Raises ValueError for one below 1.
+    """Widths of a `RegionEncoder`. Raises ValueError for a width below 1.
 
     Args:
         vision_dim: C, width of one level.
@@ -45,12 +45,12 @@ class RegionConfig:
             require_positive(name, value)
 
     def to_dict(self) -> dict[str, Any]:
-        """A JSON-ready dict, to be given to the class again."""
+        """Returns the fields as a JSON-ready dict."""
         return asdict(self)
 
 
 class RegionEncoder(nn.Module):
-    """One token per region."""
+    """Computes one token per region."""
 
     def __init__(self, config: RegionConfig):
         super().__init__()
@@ -62,22 +62,22 @@ class RegionEncoder(nn.Module):
         self.init_weights()
 
     def init_weights(self) -> None:
-        """Initialises every linear as projectors do."""
+        """Initialises every linear layer as projectors do."""
         init_linears(self, self.config.vision_dim)
 
     def forward(
         self, features: VisionFeatures, cells: Tensor, first_tile: Tensor, tile_index: Tensor | None = None
     ) -> Tensor:
-        """(R, D) region tokens. A region without any weight gets what the biases give.
+        """Returns region tokens (R, D). The token of a region without any weight depends on the biases alone.
 
         Args:
-            features: of N tiles, or of U with `tile_index`.
-            cells: (R, P, L) weights of the patches of the region's image, tile by tile; zeros behind its last tile.
-            first_tile: (R,) where the tiles of the region's image begin, among the N.
-            tile_index: (N,) which of the U tiles comes when.
+            features: of the N tiles, or of the U different ones with `tile_index`.
+            cells: (R, P, L) weights of the patches of the region's image, tile by tile; zeros after its last tile.
+            first_tile: (R,), the first tile of the region's image among the N.
+            tile_index: (N,), the tile of `features` behind each of the N.
 
         Raises:
-            ValueError: for shapes that do not fit, and for an image that begins behind the last tile.
+            ValueError: if shapes do not fit, or if a region's image begins after the last tile.
         """
         self._check(features, cells, first_tile)
         pooled = _pool(features.levels, cells, first_tile, tile_index)  # (R, M*C)
@@ -87,11 +87,7 @@ class RegionEncoder(nn.Module):
         return self.output_proj(torch.stack(projected).sum(dim=0))  # (R, C) -> (R, D)
 
     def _check(self, features: VisionFeatures, cells: Tensor, first_tile: Tensor) -> None:
-        require_features("the region encoder", features)
-        for field in ("vision_dim", "num_levels"):
-            given, expected = getattr(features, field), getattr(self.config, field)
-            if given != expected:
-                raise ValueError(f"features have {field}={given} but the region encoder was built for {expected}")
+        require_features("the region encoder", features, self.config)
         num_patches = features.levels.shape[1]
         if cells.dim() != 3 or cells.shape[2] != num_patches or tuple(first_tile.shape) != tuple(cells.shape[:1]):
             raise ValueError(
@@ -101,9 +97,9 @@ class RegionEncoder(nn.Module):
 
 
 def _pool(levels: Tensor, cells: Tensor, first_tile: Tensor, tile_index: Tensor | None) -> Tensor:
-    """(R, M*C) weighted means of levels (U, L, M*C), summed in float32 at least.
+    """Returns weighted means (R, M*C) of levels (U, L, M*C), summed in float32 at least.
 
-    Image by image, and only over tiles with weight: at no time is there more than the features of one image's tiles.
+    It works image by image, only on tiles with weight, so that it never copies more than one image's features.
     """
     num_tiles = levels.shape[0] if tile_index is None else tile_index.shape[0]
     dtype = torch.promote_types(levels.dtype, torch.float32)
@@ -133,23 +129,23 @@ def _pool(levels: Tensor, cells: Tensor, first_tile: Tensor, tile_index: Tensor 
 
 
 def _pool_in_a_graph(levels: Tensor, weights: Tensor, first_tile: Tensor) -> Tensor:
-    """As `_pool`, where what is computed may not depend on values: every region takes from the tiles of all images."""
+    """As `_pool`, but in a graph, which cannot depend on values: every region reads the tiles of all images."""
     num_regions, num_places, num_patches = weights.shape
     tiles = first_tile[:, None] + torch.arange(num_places, device=first_tile.device)  # (R, P)
-    tiles = tiles.clamp(0, levels.shape[0] - 1)[..., None].expand(-1, -1, num_patches)  # places behind the last weigh 0
+    tiles = tiles.clamp(0, levels.shape[0] - 1)[..., None].expand(-1, -1, num_patches)  # places after the last weigh 0
     spread = weights.new_zeros(num_regions, levels.shape[0], num_patches).scatter_add(1, tiles, weights)  # (R, N, L)
     with torch.autocast(levels.device.type, enabled=False):
         return spread.flatten(1) @ levels.flatten(0, 1).to(weights.dtype)  # (R, N*L) @ (N*L, M*C)
 
 
 def cells_under(masks: Tensor, patch_size: tuple[int, int], rule: RegionRule = "coverage") -> Tensor:
-    """(R, rows, cols) weights of the patches under masks (R, H, W) that are drawn on the canvas of the tiles.
+    """Returns the weights (R, rows, cols) of patches under masks (R, H, W) on the canvas of the tiles.
 
-    Released weights need rule "centre": the original resizes a mask bilinearly to the patch grid and takes what is
-    above 0. Half-pixel centres and no filter make that the two or, of an odd size, the one middle row and column.
+    Released weights need rule "centre": the original resizes a mask bilinearly to the patch grid and takes values above
+    0. With half-pixel centres and no filter, this reads the middle two rows and columns (one of an odd size).
 
     Raises:
-        ValueError: for an unknown rule, and a canvas that is not cut into whole patches.
+        ValueError: for an unknown rule, or if the canvas is not a whole number of patches.
     """
     check_rule(rule)
     size, (height, width) = tuple(masks.shape[1:]), patch_size
@@ -168,19 +164,19 @@ def cells_under(masks: Tensor, patch_size: tuple[int, int], rule: RegionRule = "
 
 
 def covered_share(masks: Tensor, row_spans: Tensor, col_spans: Tensor, origin: tuple[int, int] = (0, 0)) -> Tensor:
-    """(R, rows, cols), how much of each cell's area lies under the masks (R, H, W); for cells of any size.
+    """Returns (R, rows, cols), the share of each cell's area under the masks (R, H, W); cells may have any size.
 
-    Computed in float64 and rounded once, so that it does not matter which part of an image the masks cover.
+    It computes in float64 and rounds once, so that masks of a part of the image give the same shares.
 
     Args:
-        row_spans: (rows, 2) where cells begin and end, in pixels of the image; they may lie outside of the masks.
+        row_spans: (rows, 2), begin and end of the cells in image pixels; they may lie outside of the masks.
         col_spans: (cols, 2) likewise.
-        origin: (row, column) of the image where the masks begin.
+        origin: (row, column) of the masks' first pixel in the image.
     """
     ends = origin[0] + masks.shape[1], origin[1] + masks.shape[2]
     over_rows = _overlap(row_spans, origin[0], ends[0]).to(masks.device)  # (rows, H)
     over_cols = _overlap(col_spans, origin[1], ends[1]).to(masks.device)  # (cols, W)
-    rows, cols = over_rows.any(dim=1), over_cols.any(dim=1)  # the cells that the masks reach; few, of a small part
+    rows, cols = over_rows.any(dim=1), over_cols.any(dim=1)  # cells that the masks reach, often few
     shares = masks.new_zeros(masks.shape[0], len(rows), len(cols), dtype=torch.float32)
     reached = over_rows[rows] @ masks.bool().double() @ over_cols[cols].T
     shares[:, rows.nonzero(), cols.nonzero()[:, 0]] = reached.float()
@@ -188,36 +184,36 @@ def covered_share(masks: Tensor, row_spans: Tensor, col_spans: Tensor, origin: t
 
 
 def covered_share_of_box(box: tuple[int, int, int, int], row_spans: Tensor, col_spans: Tensor) -> Tensor:
-    """(rows, cols), as `covered_share` for a mask of all pixels in a box (top, left, bottom, right), without one."""
+    """Returns (rows, cols), the `covered_share` under a box (top, left, bottom, right)."""
     top, left, bottom, right = box
     return (_share_within(row_spans, top, bottom) * _share_within(col_spans, left, right).T).float()
 
 
 def _overlap(spans: Tensor, start: int, stop: int) -> Tensor:
-    """(cells, pixels) in float64, which share of a cell's length each of the pixels start..stop covers."""
+    """(cells, pixels) in float64, the share of a cell's length in each of the pixels start..stop."""
     pixels = torch.arange(start, stop, dtype=torch.float64)
     return _share_within(spans, pixels, pixels + 1)
 
 
 def _share_within(spans: Tensor, start: Tensor | int, stop: Tensor | int) -> Tensor:
-    """(cells, K) in float64, which share of a cell's length lies in each of K stretches (one, for numbers)."""
+    """(cells, K) in float64, the share of a cell's length in each of K intervals (K = 1 for numbers)."""
     low, high = spans.double()[:, None].unbind(dim=2)  # (cells, 1) each
     shared = torch.clamp(high, max=stop) - torch.clamp(low, min=start)
     return shared.clamp_min(0) / (high - low)
 
 
 def tiles_of_cells(cells: Tensor, grid: TileGrid) -> Tensor:
-    """(R, n, L) weights of an image's n tiles from those on its canvas (R, rows*h, cols*w); 0 for the thumbnail."""
+    """Cuts weights on a canvas (R, rows*h, cols*w) into those of its n tiles (R, n, L); 0 for the thumbnail."""
     tiles = cells.unflatten(2, (grid.cols, -1)).unflatten(1, (grid.rows, -1))  # (R, rows, h, cols, w)
     tiles = tiles.transpose(2, 3).flatten(3).flatten(1, 2)  # (R, rows*cols, L)
     return nn.functional.pad(tiles, (0, 0, 0, int(grid.has_thumbnail)))
 
 
 def scatter_region_tokens(embeddings: Tensor, input_ids: Tensor, region_tokens: Tensor, region_token_id: int) -> Tensor:
-    """(B, S, D) embeddings with the region tokens (R, D) in place of every `region_token_id`, in order.
+    """Returns the embeddings (B, S, D) with region tokens (R, D) in the places of `region_token_id`, in order.
 
     Raises:
-        ValueError: when `input_ids` (B, S) holds another number of placeholders than there are regions.
+        ValueError: if the number of placeholders in `input_ids` (B, S) is not that of the regions.
     """
     is_region = input_ids == region_token_id  # (B, S)
     if not torch.compiler.is_compiling():  # as `sequence.scatter_image_tokens`
@@ -231,7 +227,7 @@ def scatter_region_tokens(embeddings: Tensor, input_ids: Tensor, region_tokens: 
 
 
 def check_rule(rule: str) -> RegionRule:
-    """The rule itself. Raises ValueError for an unknown one."""
+    """Returns the rule. Raises ValueError if it is unknown."""
     if rule not in get_args(RegionRule):
         raise ValueError(f"region_rule={rule!r} is unknown; use 'coverage' or 'centre'")
     return rule  # type: ignore[return-value]

@@ -1,6 +1,6 @@
-"""The released TokenPacker checkpoints: where they are, what they are, what was published of them.
+"""The released TokenPacker checkpoints: where they are, their settings, and their published scores.
 
-Every number was read in the source that its row names; what no source at hand says is None or left out.
+Every number comes from the source that its row names. A value that no source gives is None or left out.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ class ReleasedModel:
     """One released checkpoint.
 
     Args:
-        name: what people call it.
-        hub_id: its name on the Hugging Face hub; None where none was published.
-        language_model: what it was trained from.
+        name: its usual name.
+        hub_id: its name on the Hugging Face hub; None if it was not published.
+        language_model: the language model before training.
         resolution: (height, width) in pixels of the largest image, as published.
-        scale_factor: patches per side that one token packs.
+        scale_factor: patches per side behind one token.
         mean_tokens: tokens per image as published: exact for one tile, else the mean over training and test images.
-        max_tiles: limit of rows*cols, the thumbnail not counted; None for models that do not cut images.
-        training_data: what the first stage saw + what the second saw.
+        max_tiles: limit of rows*cols without the thumbnail; None for a model that does not cut images.
+        training_data: of the first stage + of the second.
         facts_from: source of all the above.
         scores: benchmark and published score; MME has two.
-        scores_from: source of the scores; None where none were found.
-        note: what else one should know.
+        scores_from: source of the scores; None if none were found.
+        note: anything else.
     """
 
     name: str

@@ -1,9 +1,9 @@
-"""An image as the language model sees it: the order of its tokens, their exact count, and what each one shows.
+"""An image as the language model reads it: the order of its tokens, their exact count, and what each one shows.
 
 A sliced image is its tiles row by row, a tile separator between the tiles of a row, a row separator after each row,
 then the thumbnail and one more row separator: n tiles of T packed tokens cost exactly n(T+1) tokens.
-Where tiles have different scale factors, each costs its own T + 1.
-An image in one piece (modes `square` and `pad`) is its T packed tokens and nothing else.
+If tiles have different scale factors, each costs its own T + 1.
+An image in one piece (modes `square` and `pad`) costs its T packed tokens.
 
 Shapes: B samples, S sequence length, N tiles, T packed tokens per tile, D language width.
 """
@@ -20,25 +20,25 @@ import torch
 from torch import Tensor
 
 from tokenpacker.projectors.base import require_positive
-from tokenpacker.tiling import GridList, TileGrid, TileView, choose_tile_grid
+from tokenpacker.tiling import Box, GridList, TileGrid, TileView, choose_tile_grid
 
 TokenGrid = tuple[int, int]
 Token = TypeVar("Token", int, str)
-IGNORED = -100  # label of a place where nothing is learned, as transformers and torch have it
+IGNORED = -100  # label of a place that the loss ignores, as in transformers and torch
 
 
 @dataclass(frozen=True)
 class TokenSource:
-    """What one image token shows: a place in a tile, and the box (top, left, bottom, right) of the original image.
+    """What one image token shows: a place in a tile, and a box (top, left, bottom, right) of the original image.
 
-    `box` is in image pixels, clipped to the image, and None where the token shows nothing but padding.
+    `box` is in image pixels, clipped to the image; None if the token shows only padding.
     """
 
     tile: int
     row: int
     col: int
     is_thumbnail: bool
-    box: tuple[float, ...] | None
+    box: Box | None
 
 
 @dataclass(frozen=True, init=False)
@@ -47,12 +47,12 @@ class ImageLayout:
 
     Args:
         tile_grid: grid of tiles.
-        token_grids: (rows, cols) of packed tokens, one for all tiles or one per tile, the thumbnail's last. It is kept
-            as one per tile.
+        token_grids: (rows, cols) of packed tokens, one for all tiles or one per tile, the thumbnail's last. Stored as
+            one per tile.
         separators: whether separators follow tiles and rows (sliced images) or not (images in one piece).
 
     Raises:
-        ValueError: for several tiles without separators, and for another number of token grids than of tiles.
+        ValueError: for several tiles without separators, and if the number of token grids is not that of the tiles.
     """
 
     tile_grid: TileGrid
@@ -73,7 +73,7 @@ class ImageLayout:
 
     @property
     def token_grid(self) -> TokenGrid:
-        """(rows, cols) of packed tokens in every tile. Raises ValueError where tiles differ: see `token_grids`."""
+        """(rows, cols) of packed tokens in every tile. Raises ValueError if tiles differ: see `token_grids`."""
         if len(set(self.token_grids)) > 1:
             raise ValueError(
                 "the tiles of this image have different scale factors; read token_grids, or tile_tokens, of each tile"
@@ -82,7 +82,7 @@ class ImageLayout:
 
     @property
     def tokens_per_tile(self) -> int:
-        """T of every tile, separators not counted. Raises ValueError where tiles differ: see `tile_tokens`."""
+        """T of every tile, separators not counted. Raises ValueError if tiles differ: see `tile_tokens`."""
         return self.token_grid[0] * self.token_grid[1]
 
     @property
@@ -91,7 +91,7 @@ class ImageLayout:
         return sum(self.tile_tokens) + self.separators * self.tile_grid.num_tiles
 
     def token_ids(self, image_token: Token, tile_separator: Token, row_separator: Token) -> list[Token]:
-        """The image's tokens, as ids or as texts; `image_token` stands where packed tokens are scattered later."""
+        """Returns the image's tokens, as ids or texts; packed tokens take the places of `image_token` later."""
         tokens: list[Token] = []
         last_slice = self.tile_grid.rows * self.tile_grid.cols
         for number, count in enumerate(self.tile_tokens, start=1):
@@ -102,10 +102,10 @@ class ImageLayout:
         return tokens
 
     def place(self, index: int) -> tuple[int, int] | None:
-        """(tile, place among its packed tokens) of the image token at `index`; None for a separator.
+        """Returns (tile, place among its packed tokens) of the image token at `index`; None for a separator.
 
         Raises:
-            IndexError: when the image has no such token.
+            IndexError: if the image has no such token.
         """
         if not 0 <= index < self.num_tokens:
             raise IndexError(f"token {index} does not exist; the image has {self.num_tokens} tokens")
@@ -122,7 +122,7 @@ class ImageLayout:
         tile_size: tuple[int, int],
         image_size: tuple[int, int],
     ) -> TokenSource | None:
-        """What the image token at `index` shows; None for a separator. The inverse of `token_ids`.
+        """Returns what the image token at `index` shows; None for a separator. The inverse of `token_ids`.
 
         Args:
             views: one per tile, as `tiling.slice_views` gives them.
@@ -132,7 +132,7 @@ class ImageLayout:
             image_size: (height, width) of the original image.
 
         Raises:
-            IndexError: when the image has no such token.
+            IndexError: if the image has no such token.
         """
         found = self.place(index)
         if found is None:
@@ -147,7 +147,7 @@ class ImageLayout:
 
 
 def _one_per_tile(sizes: Any, tile_grid: TileGrid) -> tuple[Any, ...]:
-    """Pairs of numbers, one per tile, of one for all tiles or one per tile."""
+    """Returns one pair of numbers per tile, from one for all tiles or one per tile."""
     if not isinstance(sizes[0], Sequence):
         return (tuple(sizes),) * tile_grid.num_tiles
     if len(sizes) != tile_grid.num_tiles:
@@ -161,12 +161,12 @@ def _one_per_tile(sizes: Any, tile_grid: TileGrid) -> tuple[Any, ...]:
 
 
 def max_tiles_for_budget(max_image_tokens: int, tokens_per_tile: int) -> int:
-    """The largest limit of rows*cols at which every grid's exact count n(T+1) fits `max_image_tokens`.
+    """Returns the largest limit of rows*cols at which every grid's exact count n(T+1) fits `max_image_tokens`.
 
-    A grid of more than one tile pays for its thumbnail too, so three tiles' worth of tokens buy a 1x2 grid.
+    A grid of more than one tile has a thumbnail, too: tokens for three tiles allow a 1x2 grid.
 
     Raises:
-        ValueError: when not even one tile fits.
+        ValueError: if not even one tile fits.
     """
     affordable = max_image_tokens // (tokens_per_tile + 1)
     if affordable < 1:
@@ -187,20 +187,20 @@ def plan_layout(
     max_image_tokens: int | None = None,
     grid_list: GridList = "all",
 ) -> ImageLayout:
-    """The token sequence that an image of (height, width) gets; the one place where this is decided.
+    """Plans the token sequence of an image of (height, width). Every caller in the package plans here.
 
     Args:
         token_grids: (rows, cols) of packed tokens, as a projector's config counts them: one for all tiles, or one per
-            tile where tiles have different scale factors.
+            tile if tiles have different scale factors.
         sliced: cut into tiles (`slice`); False for images in one piece (`square`, `pad`).
         max_tiles: limit of rows*cols.
-        max_image_tokens: budget; grids whose exact count exceeds it are left out of the choice. With one token grid
-            per tile, `max_tiles` alone chooses the grid, and the budget is checked.
+        max_image_tokens: budget. It leaves out grids whose exact count exceeds it. With different token grids,
+            `max_tiles` alone limits the grid, and the result is checked against the budget.
         grid_list: see `tiling.tile_grids`.
 
     Raises:
-        ValueError: when the budget is exceeded or does not even pay for one tile, a size or limit is no integer of at
-            least 1, the list is unknown, or there are more or fewer token grids than tiles.
+        ValueError: if the budget is exceeded or too small for one tile, if a size or limit is no integer of at least 1,
+            if the list is unknown, or if there are more or fewer token grids than tiles.
     """
     require_positive("max_tiles", max_tiles)
     if max_image_tokens is not None:
@@ -227,18 +227,18 @@ def plan_layout(
 
 
 def scatter_image_tokens(embeddings: Tensor, input_ids: Tensor, packed_tokens: Tensor, image_token_id: int) -> Tensor:
-    """(B, S, D) embeddings with the packed tokens in place of every `image_token_id`, in order.
+    """Returns the embeddings (B, S, D) with packed tokens in the places of `image_token_id`, in order.
 
     Args:
         input_ids: (B, S).
         packed_tokens: (N, T, D), or (K, D) of tiles with different numbers of tokens.
 
     Raises:
-        ValueError: when `input_ids` holds another number of placeholders than there are packed tokens.
+        ValueError: if the number of placeholders in `input_ids` is not that of the packed tokens.
     """
     is_image = input_ids == image_token_id  # (B, S)
     num_packed = packed_tokens.shape[:-1].numel()
-    if not torch.compiler.is_compiling():  # counting waits for the device and would break a compiled graph
+    if not torch.compiler.is_compiling():  # counting breaks a compiled graph
         num_places = int(is_image.sum())
         if num_places != num_packed:
             raise ValueError(

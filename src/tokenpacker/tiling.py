@@ -1,4 +1,4 @@
-"""Images to tiles: which grid of tiles an image gets, how it is resized into it, where each tile's pixels come from.
+"""From images to tiles: the choice of a tile grid, resizing, cutting, and the way back from tiles to image pixels.
 
 Sizes are (height, width) in pixels; H, W is an image, h, w one tile.
 """
@@ -22,13 +22,13 @@ Box = tuple[float, float, float, float]
 LONGEST_RELEASED_LINE = 9
 
 # Origin of both numbers: the score of the released code.
-SIZE_WEIGHT = 0.1  # how much a matching size counts beside a matching aspect ratio
-SIZE_HEADROOM = 1.4  # an image may be enlarged by this factor before a smaller grid fits its size better
+SIZE_WEIGHT = 0.1  # weight of a matching size, beside a matching aspect ratio
+SIZE_HEADROOM = 1.4  # sizes match best when the image is enlarged by this factor
 
 
 @dataclass(frozen=True, order=True)
 class TileGrid:
-    """(rows, cols) of the tiles that an image is cut into; more than one tile brings a thumbnail as the last tile."""
+    """(rows, cols) of an image's tiles. An image of more than one tile has a thumbnail as its last tile."""
 
     rows: int
     cols: int
@@ -44,17 +44,17 @@ class TileGrid:
 
     @property
     def num_tiles(self) -> int:
-        """Tiles that the encoder sees, thumbnail included."""
+        """The number of tiles for the encoder, thumbnail included."""
         return self.rows * self.cols + self.has_thumbnail
 
     def canvas_size(self, tile_size: tuple[int, int]) -> tuple[int, int]:
-        """(height, width) of the canvas that the tiles cover."""
+        """Returns (height, width) of the canvas that the tiles cover."""
         return self.rows * tile_size[0], self.cols * tile_size[1]
 
 
 @dataclass(frozen=True)
 class TileView:
-    """Where one tile's pixels come from: y_image = y_tile * scale[0] + offset[0], and x likewise."""
+    """Maps a tile's pixels to the image: y_image = y_tile * scale[0] + offset[0], and x likewise."""
 
     scale: tuple[float, float]
     offset: tuple[float, float]
@@ -72,15 +72,15 @@ class TileView:
         return (top, left, bottom, right) if bottom > top and right > left else None
 
     def spans(self, axis: int, starts: Tensor, length: float) -> Tensor:
-        """(cells, 2), where cells of a length along an axis (0 rows, 1 columns) begin and end in image pixels."""
+        """Returns (cells, 2), begin and end of cells along an axis (0 rows, 1 columns) in image pixels."""
         begin = starts.double()[:, None]
         return torch.cat([begin, begin + length], dim=1) * self.scale[axis] + self.offset[axis]
 
     def nearest(self, axis: int, num_pixels: int, image_length: int) -> Tensor:
-        """(num_pixels,), the image's row or column behind each of the tile's; -1 where the tile shows padding.
+        """Returns (num_pixels,), the image's row or column behind each row or column of the tile; -1 for padding.
 
-        Released weights need this: a pixel is taken from under the upper left corner of its place, not from under the
-        centre, and places are computed in float32, as torch's "nearest" does.
+        Released weights need this: it samples at the upper left corner of each pixel, not at its centre, and computes
+        in float32, as torch's "nearest" does.
         """
         places = torch.arange(num_pixels, dtype=torch.float32)
         scale, offset = (torch.tensor(pair[axis], dtype=torch.float32) for pair in (self.scale, self.offset))
@@ -91,15 +91,15 @@ class TileView:
 
 @lru_cache
 def tile_grids(max_tiles: int, grid_list: GridList = "all") -> tuple[TileGrid, ...]:
-    """The grids an image may be cut into, by rows, then columns.
+    """Returns the grids that an image may be cut into, ordered by rows, then columns.
 
     Args:
         max_tiles: limit of rows*cols; the thumbnail is not counted.
-        grid_list: "all" is every grid within the limit, as the paper says. "released" leaves out those of one row or
-            one column that are longer than nine tiles: the lists of the released weights, there for 9, 16 and 25.
+        grid_list: "all" has every grid within the limit, as in the paper. "released" has no single row or column longer
+            than nine tiles, as the lists of the released weights for 9, 16 and 25 tiles.
 
     Raises:
-        ValueError: when max_tiles is below 1, or for an unknown list.
+        ValueError: if max_tiles is below 1, or if the list is unknown.
     """
     if max_tiles < 1:
         raise ValueError(f"max_tiles={max_tiles} must be at least 1")
@@ -114,9 +114,9 @@ def tile_grids(max_tiles: int, grid_list: GridList = "all") -> tuple[TileGrid, .
 
 
 def fit_within(image_size: tuple[int, int], canvas_size: tuple[int, int]) -> tuple[int, int]:
-    """The largest size of the image's aspect ratio within the canvas, each side at least 1.
+    """Returns the largest size within the canvas that keeps the image's aspect ratio; each side is at least 1.
 
-    `round` is half to even, as the released code rounds. There, a side may become 0, and resizing then fails.
+    `round` rounds half to even, as in the released code, where a side of 0 makes resizing fail.
     """
     (height, width), (canvas_height, canvas_width) = image_size, canvas_size
     if canvas_height / height <= canvas_width / width:
@@ -125,11 +125,10 @@ def fit_within(image_size: tuple[int, int], canvas_size: tuple[int, int]) -> tup
 
 
 def grid_score(image_size: tuple[int, int], grid: TileGrid, tile_size: tuple[int, int]) -> float:
-    """How well a grid suits an image: the share of the canvas that the fitted image fills, plus a small term for size.
+    """Scores a grid for an image: the share of the canvas that the fitted image fills, plus a small term for size.
 
     The size term is the overlap (intersection over union) of the canvas with the image enlarged by SIZE_HEADROOM.
-    A side that would round to 0 pixels fills nothing. Source: the released code's score, on which every grid list is
-    judged; equal to it on every size of the golden data.
+    A side that rounds to 0 pixels fills nothing. Source: the released code; equal to its score on all golden data.
     """
     canvas_height, canvas_width = grid.canvas_size(tile_size)
     canvas_area = canvas_height * canvas_width
@@ -144,14 +143,14 @@ def grid_score(image_size: tuple[int, int], grid: TileGrid, tile_size: tuple[int
 def choose_tile_grid(
     image_size: tuple[int, int], tile_size: tuple[int, int], max_tiles: int = 9, grid_list: GridList = "all"
 ) -> TileGrid:
-    """The grid with the highest score, the first of equals.
+    """Returns the grid with the highest score, the first of equals.
 
     Args:
         max_tiles: limit of rows*cols; the thumbnail is not counted.
         grid_list: see `tile_grids`.
 
     Raises:
-        ValueError: when a side of the image is below 1, and as `tile_grids`.
+        ValueError: if a side of the image or max_tiles is below 1, or if the list is unknown.
     """
     if min(image_size) < 1:
         raise ValueError(f"image size {image_size[0]}x{image_size[1]} has a side below 1 pixel")
@@ -173,15 +172,15 @@ def make_tiles(
     thumbnail_source: ThumbnailSource = "image",
     antialias: bool = True,
 ) -> Tensor:
-    """(N, 3, h, w) tiles of a normalised image (3, H, W), row by row, the thumbnail last where the grid has one.
+    """Returns the tiles (N, 3, h, w) of a normalised image (3, H, W), row by row, with the thumbnail last if any.
 
-    The image is resized into the canvas keeping its aspect ratio and put at the top left; the rest stays 0, the mean
-    colour after normalisation.
+    The image is resized into the canvas with its aspect ratio, at the top left. The rest of the canvas is 0, which is
+    the mean colour after normalisation.
 
     Args:
-        thumbnail_source: "image" shrinks the image itself. "canvas" shrinks the padded canvas into the image's shape,
-            which squeezes the picture; released weights need this.
-        antialias: filter when shrinking. Released weights need False.
+        thumbnail_source: "image" shrinks the image itself. "canvas" shrinks the padded canvas to the image's shape,
+            which distorts it; released weights need this.
+        antialias: whether to filter when shrinking. Released weights need False.
     """
     canvas = _fit_on_canvas(image, grid.canvas_size(tile_size), antialias)
     height, width = tile_size
@@ -203,7 +202,7 @@ def slice_views(
     tile_size: tuple[int, int],
     thumbnail_source: ThumbnailSource = "image",
 ) -> list[TileView]:
-    """One view per tile that `make_tiles` makes, in its order."""
+    """Returns one view per tile of `make_tiles`, in its order."""
     canvas_size = grid.canvas_size(tile_size)
     fitted = fit_within(image_size, canvas_size)
     scale = (image_size[0] / fitted[0], image_size[1] / fitted[1])
@@ -226,5 +225,5 @@ def _fit_on_canvas(image: Tensor, canvas_size: tuple[int, int], antialias: bool)
 
 
 def _place(image: Tensor, canvas_size: tuple[int, int]) -> Tensor:
-    """The image at the top left of a canvas of zeros."""
+    """Puts the image at the top left of a canvas of zeros."""
     return F.pad(image, (0, canvas_size[1] - image.shape[2], 0, canvas_size[0] - image.shape[1]))

@@ -9,8 +9,7 @@ from tokenpacker.data.labels import HUMAN
 from tokenpacker.data.rows import Record
 from tokenpacker.hf.processing.llama_tokenizer import REGION_TOKEN
 from tokenpacker.hf.processing.pictures import to_rgb
-from tokenpacker.visualize import ACCENT, FAINT_INK, INK, MARGIN, PAPER, RULE
-from tokenpacker.visualize_regions import draw_conversation
+from tokenpacker.visualize import ACCENT, FAINT_INK, INK, MARGIN, PAPER, RULE, draw_conversation
 
 CHART, CHART_HEIGHT, CHART_TOP = 640, 300, 150  # pixels
 

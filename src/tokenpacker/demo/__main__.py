@@ -16,9 +16,10 @@ from tokenpacker.cli.errors import INTERRUPTED, mistakes_in_one_line
 from tokenpacker.cli.loading import load_model
 from tokenpacker.cli.output import print_note, survive_any_encoding
 from tokenpacker.demo.examples import Example, ask_example, draw_examples
-from tokenpacker.demo.page import Table, describe_machine, make_table, write_report
+from tokenpacker.demo.page import Table, write_report
 from tokenpacker.evaluate import evaluate, find_task
 from tokenpacker.scenes import Sample
+from tokenpacker.speed.machine import describe_machine, machine_text, versions_text
 from tokenpacker.speed.question import Setting, measure_speed
 from tokenpacker.text import check_text
 
@@ -36,7 +37,7 @@ REMARKS = {
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs the demo as the command line asks for it; a user's mistake is told in one line."""
+    """Runs the demo with the options of the command line; prints a user's mistake in one line."""
     parser = argparse.ArgumentParser(prog="python -m tokenpacker.demo", description=__doc__)
     parser.add_argument("--output", type=Path, default=Path("demo/report.html"), help="where the page goes")
     parser.add_argument("--model", help="a TokenPacker model: folder, hub id or name (default: the carried one)")
@@ -54,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def load_settings(packed_model: str | None = None, full_model: str | None = None) -> list[Setting]:
-    """TokenPacker at each scale factor, then the MLP with all tokens; the carried models where None is given."""
+    """Returns TokenPacker at each scale factor, then the MLP with all tokens. None takes the package's own models."""
     model, processor = load_model(packed_model)
     full, full_processor = load_model(full_model or "tiny-mlp")
     return [
@@ -64,7 +65,7 @@ def load_settings(packed_model: str | None = None, full_model: str | None = None
 
 
 def run_demo(settings: Sequence[Setting], output: Path, console: Console) -> None:
-    """Examples, accuracies and times on the console and as a page at `output`; the MLP must be the last setting."""
+    """Prints examples, accuracies and times, and writes them to a page at `output`; the last setting is the MLP."""
     start = time.perf_counter()
     samples = {task: find_task(task).load() for task in NUM_QUESTIONS}
     examples = [ask_example(settings, sample) for sample in draw_examples(samples, NUM_EXAMPLES, SEED)]
@@ -72,27 +73,29 @@ def run_demo(settings: Sequence[Setting], output: Path, console: Console) -> Non
     tables = [measure(task, samples[task], settings) for task in NUM_QUESTIONS]
     for table in tables:
         console.print(results_table(table))
-    easy, fine = (table.rows for table in tables)
+    easy, fine = (table.results for table in tables)
+    machine = describe_machine(settings[0].model.device)
+    dtype = str(settings[0].model.dtype).removeprefix("torch.")
     size_mb = sum(file.stat().st_size for file in Path(settings[0].model.name_or_path).glob("*.safetensors")) / 1e6
     write_report(
         output,
-        headline=f"{100 * easy[0].result.accuracy:.1f} % right with a quarter of the visual tokens",
+        headline=f"{100 * easy[0].accuracy:.1f} % right with a quarter of the visual tokens",
         facts=[
-            (f"{100 * easy[0].result.accuracy:.1f} %", "easy-VQA, a quarter of the tokens"),
-            (f"{100 * easy[-1].result.accuracy:.1f} %", "easy-VQA, all tokens through an MLP"),
-            (f"{100 * fine[0].result.accuracy:.1f} %", "fine print, a quarter of the tokens"),
+            (f"{100 * easy[0].accuracy:.1f} %", "easy-VQA, a quarter of the tokens"),
+            (f"{100 * easy[-1].accuracy:.1f} %", "easy-VQA, all tokens through an MLP"),
+            (f"{100 * fine[0].accuracy:.1f} %", "fine print, a quarter of the tokens"),
             (f"{size_mb:.1f} MB", "weights of the model that travels with the package"),
         ],
         examples=examples,
         tables=tables,
-        machine=describe_machine(settings[0].model),
+        machine=f"{machine_text(machine)}, {dtype}, {machine['system']}; {versions_text(machine)}.",
         seconds=time.perf_counter() - start,
     )
     console.print(f"Report: [bold]{output}[/] ({time.perf_counter() - start:.0f} s)", soft_wrap=True)
 
 
 def measure(task: str, samples: list[Sample], settings: Sequence[Setting]) -> Table:
-    """Accuracy and split times of every setting on a random part of a task."""
+    """Measures accuracy and times of every setting on a random part of a task."""
     part = samples[: NUM_IMAGES[task]]
     loaded = replace(find_task(task), load=lambda: part)
     limit = NUM_QUESTIONS[task]
@@ -101,11 +104,17 @@ def measure(task: str, samples: list[Sample], settings: Sequence[Setting]) -> Ta
         for each in settings
     ]
     speeds = measure_speed(settings, samples[:NUM_TIMED_IMAGES])
-    return make_table(TITLES[task], loaded.description, results, speeds, REMARKS[task])
+    return Table(
+        name=TITLES[task],
+        description=loaded.description,
+        results=results,
+        speeds=speeds,
+        remark=REMARKS[task],
+    )
 
 
 def examples_table(examples: Sequence[Example]) -> ConsoleTable:
-    """The first setting's replies for the console."""
+    """Returns the first setting's replies as a table for the console."""
     title = f"Questions about test images, {examples[0].replies[0].label}"
     table = ConsoleTable("Image", "Question", "Answer", "Truth", "Tokens", title=title, title_justify="left")
     for example in examples:
@@ -117,18 +126,18 @@ def examples_table(examples: Sequence[Example]) -> ConsoleTable:
 
 
 def results_table(table: Table) -> ConsoleTable:
-    """A task's table for the console."""
+    """Returns a task's results as a table for the console."""
     columns = ("Projector", "Tokens", "Accuracy", "95 % interval", "Vision + projector, ms", "Language model, ms")
     shown = ConsoleTable(*columns, title=table.name, title_justify="left", caption=table.note, caption_justify="left")
-    for row in table.rows:
-        low, high = row.result.score.interval
+    for result, speed in table.rows:
+        low, high = result.score.interval
         shown.add_row(
-            row.label,
-            f"{row.result.image_tokens:,.0f}",
-            f"{100 * row.result.accuracy:.1f} %",
+            speed.label,
+            f"{result.image_tokens:,.0f}",
+            f"{100 * result.accuracy:.1f} %",
             f"{100 * low:.1f} to {100 * high:.1f}",
-            f"{row.speed.vision_ms:.1f}",
-            f"{row.speed.language_ms:.1f}",
+            f"{speed.vision_ms:.1f}",
+            f"{speed.language_ms:.1f}",
         )
     return shown
 

@@ -15,11 +15,11 @@ from PIL import Image
 
 from tokenpacker.visualize import Box, PackedImage
 
-SHADE_ALPHA = 215  # of 255, over patches that a token took nothing from
+SHADE_ALPHA = 215  # of 255, over patches with the weight 0
 
 
 def grid_picture(packed: PackedImage) -> Markup:
-    """The image under its packed tokens (thin lines) and its tiles (thick lines); the thumbnail is not drawn."""
+    """Returns the image under its packed tokens (thin lines) and its tiles (thick lines), without the thumbnail."""
     grid, cells = packed.layout.tile_grid, packed.layout.token_grid
     boxes = [packed.tile_box(tile) for tile in range(grid.rows * grid.cols)]
     overlay = Markup('<path class="tokens" d="{}"/><path class="tiles" d="{}"/>').format(
@@ -49,9 +49,9 @@ def attention_picture(packed: PackedImage, weights: np.ndarray) -> Markup:
 
 
 def shade_map(packed: PackedImage, weights: np.ndarray) -> np.ndarray:
-    """(height, width) bytes, one for each patch of the tiles in place; the thumbnail is left out.
+    """Returns (height, width) bytes, one for each patch of the tiles, without the thumbnail.
 
-    0 stands at the largest weight of each window, `SHADE_ALPHA` where a weight is 0.
+    The largest weight of each window gives 0, a weight of 0 gives `SHADE_ALPHA`.
     """
     grid, (rows, cols) = packed.layout.tile_grid, packed.layout.token_grid
     mean = torch.from_numpy(weights[: grid.rows * grid.cols]).mean(dim=2)  # (N, T, H, s, s) -> (N, T, s, s)

@@ -1,4 +1,4 @@
-"""A few questions about test images, asked of every setting, with pictures of the tokens behind the answers."""
+"""A few questions about test images: the answers of every setting, and pictures of the tokens behind them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MAX_NEW_TOKENS = 8
 
 @dataclass(frozen=True, kw_only=True)
 class Reply:
-    """What one setting answered, and how many image tokens it read for that."""
+    """The answer of one setting, and the number of image tokens that it read."""
 
     label: str
     answer: Answer
@@ -29,7 +29,7 @@ class Reply:
 
 @dataclass(frozen=True, kw_only=True)
 class Example:
-    """One question about one image; the first reply is the one that the pictures belong to."""
+    """One question about one image. The pictures belong to the first reply."""
 
     name: str
     question: str
@@ -42,14 +42,14 @@ class Example:
 
 
 def draw_examples(samples: Mapping[str, Sequence[Sample]], counts: Mapping[str, int], seed: int) -> list[Sample]:
-    """`counts[task]` samples of each task with one question each, at random but the same for the same seed."""
+    """Draws `counts[task]` samples of each task at random by the seed, each with one of its questions."""
     rng = random.Random(seed)
     drawn = [sample for task, count in counts.items() for sample in rng.sample(samples[task], count)]
     return [replace(sample, questions=(rng.choice(sample.questions),)) for sample in drawn]
 
 
 def ask_example(settings: Sequence[Setting], sample: Sample) -> Example:
-    """The sample's question asked of every setting; pictures are of the first, which must be a TokenPacker."""
+    """Asks every setting the sample's question, and draws the first setting, which must be a TokenPacker."""
     packed = PackedImage.plan(settings[0].processor, sample.image, scale_factor=settings[0].scale_factor)
     weights = packed.attention(settings[0].model, settings[0].processor)
     assert weights is not None

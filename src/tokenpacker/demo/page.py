@@ -1,17 +1,13 @@
-"""The demo's page: one HTML file with everything in it, readable without network and without JavaScript."""
+"""The demo's page: one HTML file that needs no network and no JavaScript."""
 
 from __future__ import annotations
 
-import os
-import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
 import jinja2
-import torch
-import transformers
 
 import tokenpacker
 from tokenpacker.demo.examples import Example
@@ -20,57 +16,28 @@ from tokenpacker.speed.question import Speed
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
-    """One setting in a table: what a task cost it, also as a share of the last setting's cost, and how well it did."""
-
-    label: str
-    result: TaskResult
-    speed: Speed
-    relative_tokens: float
-    relative_time: float
-
-
-@dataclass(frozen=True, kw_only=True)
 class Table:
-    """All settings on one task."""
+    """Accuracy and cost of all settings on one task. The last setting keeps all tokens; costs are relative to it."""
 
     name: str
     description: str
-    rows: tuple[Row, ...]
-    note: str
+    results: Sequence[TaskResult]
+    speeds: Sequence[Speed]
+    remark: str = ""
 
+    @property
+    def rows(self) -> list[tuple[TaskResult, Speed]]:
+        """The result and the speed of each setting."""
+        return list(zip(self.results, self.speeds, strict=True))
 
-def make_table(
-    name: str, description: str, results: Sequence[TaskResult], speeds: Sequence[Speed], remark: str = ""
-) -> Table:
-    """The table of one task; costs are set against the last setting, the one that keeps all tokens."""
-    rows = tuple(
-        Row(
-            label=speed.label,
-            result=result,
-            speed=speed,
-            relative_tokens=result.image_tokens / results[-1].image_tokens,
-            relative_time=speed.total_ms / speeds[-1].total_ms,
-        )
-        for result, speed in zip(results, speeds, strict=True)
-    )
-    note = (
-        f"{results[0].score.num_questions:,} questions about {results[0].num_images:,} images, drawn at random."
-        " Tokens are means and include separators. Times are medians of"
-        f" {speeds[0].num_questions} single questions, the settings taking turns on each image. {remark}"
-    )
-    return Table(name=name, description=description, rows=rows, note=note.strip())
-
-
-def describe_machine(model: transformers.PreTrainedModel) -> str:
-    """Where and how a model ran, and versions, for a line below measured times."""
-    gpu = f"{torch.cuda.get_device_name(model.device)}; " if model.device.type == "cuda" else ""
-    dtype = str(model.dtype).removeprefix("torch.")
-    return (
-        f"{gpu}{_processor_name()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, {dtype},"
-        f" {platform.system()}; Python {platform.python_version()}, torch {torch.__version__},"
-        f" transformers {transformers.__version__}."
-    )
+    @property
+    def note(self) -> str:
+        """How the numbers were measured."""
+        return (
+            f"{self.results[0].score.num_questions:,} questions about {self.results[0].num_images:,} images, drawn at"
+            " random. Tokens are means and include separators. Times are medians of"
+            f" {self.speeds[0].num_questions} single questions, the settings taking turns on each image. {self.remark}"
+        ).strip()
 
 
 def write_report(
@@ -83,12 +50,12 @@ def write_report(
     machine: str,
     seconds: float,
 ) -> None:
-    """Writes the page, and the folders above it where they are missing.
+    """Writes the page, and the folders above it if they are missing.
 
     Args:
+        facts: (value, label) pairs, shown large at the top.
         machine: what the times were measured on.
-        facts: (value, label) pairs shown large at the top.
-        seconds: time the demo took so far.
+        seconds: how long the demo has run.
     """
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     source = (files("tokenpacker.demo") / "report.html.jinja").read_text(encoding="utf-8")
@@ -103,13 +70,3 @@ def write_report(
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(page, encoding="utf-8")
-
-
-def _processor_name() -> str:
-    """The processor's product name where the system tells it, else its architecture."""
-    cpu_info = Path("/proc/cpuinfo")
-    if cpu_info.is_file():
-        for line in cpu_info.read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()

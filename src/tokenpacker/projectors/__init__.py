@@ -1,7 +1,7 @@
 """Projectors: vision features in, packed tokens for a language model out.
 
-Adding one is one file: a config, a module, the `register` decorator, and a line below (or, in another
-package, an entry point in the group `tokenpacker.projectors` that names the module class).
+A new projector is one file with a config, a module and the `register` decorator, and one import below. Another package
+names its module class in the entry point group `tokenpacker.projectors` instead.
 """
 
 from tokenpacker.projectors.average_pool import AveragePool, AveragePoolConfig

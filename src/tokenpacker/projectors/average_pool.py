@@ -1,4 +1,4 @@
-"""Average pooling: a packed token is the MLP of its window's mean. The plainest way to spend fewer tokens.
+"""Average pooling: a packed token is the MLP of its window's mean. The simplest way to fewer tokens.
 
 The pooling baseline of TokenPacker (arXiv 2407.02392), in the order of DeCo (arXiv 2405.20985): pool, then project.
 
@@ -19,14 +19,14 @@ from tokenpacker.projectors.layers import ScaledConfig, mean_of_windows, two_lin
 
 @dataclass(frozen=True, kw_only=True)
 class AveragePoolConfig(ScaledConfig):
-    """The mean of each window of the query level, then two linears with GELU; the other levels are not read."""
+    """Config of `AveragePool`, which reads the query level alone."""
 
     name: ClassVar[str] = "average-pool"
 
 
 @register(AveragePoolConfig)
 class AveragePool(Projector):
-    """`mean of s x s patches, Linear(C->D), GELU, Linear(D->D)`; edge windows average the patches that exist."""
+    """`mean of s x s patches, Linear(C->D), GELU, Linear(D->D)`."""
 
     config: AveragePoolConfig
 
@@ -37,7 +37,7 @@ class AveragePool(Projector):
         self.init_weights()
 
     def forward(self, features: VisionFeatures, scale_factor: int | None = None) -> Tensor:
-        """(N, T, D). Raises ValueError for features of other widths and a scale factor that exceeds the grid."""
+        """Returns (N, T, D). Raises ValueError for features of other widths and a scale factor beyond the grid."""
         self.check_features(features)
         scale = self.config.resolve_scale(features.patch_grid, scale_factor)
         return self.mlp(mean_of_windows(features.query, features.patch_grid, scale))  # (N, L, C) -> (N, T, D)

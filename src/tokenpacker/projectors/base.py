@@ -1,4 +1,4 @@
-"""The contract that every projector keeps, and the registry that finds projectors by name.
+"""The base classes of all projectors and their configs, and the registry that finds them by name.
 
 Shapes: N tiles, (h, w) patch grid, T packed tokens, D language width.
 """
@@ -22,7 +22,7 @@ ENTRY_POINT_GROUP = "tokenpacker.projectors"
 
 @dataclass(frozen=True, kw_only=True)
 class ProjectorConfig:
-    """What a projector is, without its weights; subclasses add their own fields and say how many tokens come out.
+    """Configuration of a projector. A subclass adds its own fields, and counts the packed tokens without weights.
 
     Args:
         vision_dim: width C of one level of vision features.
@@ -41,52 +41,45 @@ class ProjectorConfig:
             require_positive(field, getattr(self, field))
 
     def token_grid(self, patch_grid: tuple[int, int], scale_factor: int | None = None) -> tuple[int, int]:
-        """(rows, cols) of the packed tokens of one tile; `scale_factor=None` takes the config's own.
+        """Returns (rows, cols) of the packed tokens of one tile; `scale_factor=None` takes the config's own.
 
         Raises:
-            ValueError: for a scale factor that this projector cannot honour on this grid.
+            ValueError: if this projector cannot use the scale factor on this grid.
         """
         raise NotImplementedError
 
     def num_tokens(self, patch_grid: tuple[int, int], scale_factor: int | None = None) -> int:
-        """T, the number of packed tokens of one tile. Raises as `token_grid`."""
+        """Returns T, the number of packed tokens of one tile. Raises ValueError if `token_grid` does."""
         rows, cols = self.token_grid(patch_grid, scale_factor)
         return rows * cols
 
     def to_dict(self) -> dict[str, Any]:
-        """A JSON-ready dict that `config_from_dict` turns back into an equal config."""
+        """Returns a JSON-ready dict, which `config_from_dict` turns back into an equal config."""
         return {"name": self.name, **dataclasses.asdict(self)}
 
 
 class Projector(nn.Module):
-    """Base of all projectors: `forward(features, scale_factor=None)` gives (N, T, D)."""
+    """Base class of all projectors: vision features in, packed tokens (N, T, D) out."""
 
     config: ProjectorConfig
 
     def forward(self, features: VisionFeatures, scale_factor: int | None = None) -> Tensor:
-        """(N, T, D) packed tokens, T being what the config counts."""
+        """Returns packed tokens (N, T, D); T is the number that the config counts."""
         raise NotImplementedError
 
     def init_weights(self) -> None:
-        """Initialises every linear: truncated normal, zero biases.
+        """Initialises every linear layer: weights from a truncated normal distribution, biases with zero.
 
-        The standard deviation is 0.02 at the paper's vision width, 1024. At width C it is 0.02 * sqrt(1024/C), which
-        passes signals on as strongly: a narrow projector with 0.02 begins with an output near zero, and the deeper it
-        is, the later it learns.
+        The standard deviation is 0.02 at the paper's vision width 1024, and 0.02 * sqrt(1024/C) at width C. With 0.02,
+        the output of a narrow projector is near zero at first, and the projector learns late.
         """
         init_linears(self, self.config.vision_dim)
 
     def check_features(self, features: VisionFeatures) -> None:
-        """Raises ValueError when these are no features, or not of the projector's widths and type of numbers."""
-        require_features(self.config.name, features)
-        for field in ("vision_dim", "num_levels"):
-            given, expected = getattr(features, field), getattr(self.config, field)
-            if given != expected:
-                raise ValueError(
-                    f"features have {field}={given} but {self.config.name} was built for {field}={expected}"
-                )
+        """Raises ValueError unless these are `VisionFeatures` of the projector's widths and dtype."""
+        require_features(self.config.name, features, self.config)
         given, own = features.query.dtype, {parameter.dtype for parameter in self.parameters()}
-        comparable = own and all(dtype.is_floating_point for dtype in own)  # quantized weights convert for themselves
+        comparable = own and all(dtype.is_floating_point for dtype in own)  # quantized layers convert by themselves
         if comparable and given not in own and not torch.is_autocast_enabled(features.query.device.type):
             expected = next(self.parameters()).dtype
             raise ValueError(
@@ -96,7 +89,7 @@ class Projector(nn.Module):
 
 
 def init_linears(module: nn.Module, vision_dim: int) -> None:
-    """Initialises every linear in a module as projectors of this vision width do; see `Projector.init_weights`."""
+    """Initialises every linear layer of a module; see `Projector.init_weights`."""
     std = PAPER_STD * (PAPER_VISION_DIM / vision_dim) ** 0.5
     for layer in module.modules():
         if isinstance(layer, nn.Linear):
@@ -105,13 +98,17 @@ def init_linears(module: nn.Module, vision_dim: int) -> None:
                 nn.init.zeros_(layer.bias)
 
 
-def require_features(name: str, features: Any) -> None:
-    """Raises ValueError unless these are `VisionFeatures`."""
+def require_features(name: str, features: Any, config: Any) -> None:
+    """Raises ValueError unless these are `VisionFeatures` with the config's `vision_dim` and `num_levels`."""
     if not isinstance(features, VisionFeatures):
         raise ValueError(
             f"{name} takes VisionFeatures, not {type(features).__name__}; make them of an encoder's hidden states with"
             " VisionFeatures.from_hidden_states, or as VisionFeatures(query, levels, patch_grid)"
         )
+    for field in ("vision_dim", "num_levels"):
+        given, expected = getattr(features, field), getattr(config, field)
+        if given != expected:
+            raise ValueError(f"features have {field}={given} but {name} was built for {field}={expected}")
 
 
 def require_positive(name: str, value: Any) -> None:
@@ -127,10 +124,10 @@ ModuleClass = TypeVar("ModuleClass", bound=type[Projector])
 
 
 def register(config_class: type[ProjectorConfig]) -> Callable[[ModuleClass], ModuleClass]:
-    """Class decorator that makes a projector known under its config's name.
+    """Returns a class decorator that registers a projector under its config's name.
 
     Raises:
-        ValueError: when the name is taken by another class.
+        ValueError: if the name belongs to another class.
     """
 
     def decorate(module_class: ModuleClass) -> ModuleClass:
@@ -146,15 +143,15 @@ def register(config_class: type[ProjectorConfig]) -> Callable[[ModuleClass], Mod
 
 
 def available() -> list[str]:
-    """Names of all projectors, those of installed third-party packages included, sorted."""
+    """Returns the names of all projectors, sorted; those of installed third-party packages are included."""
     return sorted(set(_REGISTRY) | {point.name for point in entry_points(group=ENTRY_POINT_GROUP)})
 
 
 def config_from_dict(values: dict[str, Any]) -> ProjectorConfig:
-    """The config that `to_dict` gave, of the class that `values["name"]` names.
+    """Builds a config from the dict of `to_dict`; `values["name"]` names the projector.
 
     Raises:
-        ValueError: for an unknown name or key; the message lists the valid ones.
+        ValueError: for an unknown name or key (the message lists the valid ones), and for a missing key.
     """
     values = dict(values)
     config_class, _ = _find(values.pop("name", None))
@@ -173,14 +170,14 @@ def config_from_dict(values: dict[str, Any]) -> ProjectorConfig:
 
 
 def build(config: ProjectorConfig | dict[str, Any]) -> Projector:
-    """A freshly initialised projector for a config or its dict. Raises as `config_from_dict`."""
+    """Builds a freshly initialised projector. Raises ValueError for a dict that `config_from_dict` refuses."""
     config = config_from_dict(config) if isinstance(config, dict) else config
     _, module_class = _find(config.name)
     return module_class(config)
 
 
 def _find(name: str | None) -> tuple[type[ProjectorConfig], type[Projector]]:
-    """Config and module class of a name; third-party packages are imported only when their name is asked for."""
+    """Returns the config and module class of a name. Imports a third-party package only if the name is its own."""
     if name not in _REGISTRY:
         for point in entry_points(group=ENTRY_POINT_GROUP):
             if point.name == name:

@@ -27,12 +27,12 @@ SQUEEZE = 4  # RegNet's squeeze-and-excitation keeps a quarter of the channels
 
 @dataclass(frozen=True, kw_only=True)
 class CAbstractorConfig(ScaledConfig):
-    """Config of `CAbstractor`, which reads the query level alone. No weight depends on the scale factor.
+    """Config of `CAbstractor`, which reads the query level alone.
 
     Args:
-        hidden_dim: H; None takes `vision_dim`, which is the released 1024 on CLIP-L.
-        depth: blocks before the pooling, and again after it.
-        position_grid: (rows, cols) of learned positions; other patch grids interpolate them. 24 x 24 is CLIP-L/336's.
+        hidden_dim: H; None means `vision_dim`, which is the released 1024 with CLIP-L.
+        depth: number of blocks before the pooling, and also after it.
+        position_grid: (rows, cols) of learned positions, interpolated for other patch grids. CLIP-L/336 has 24 x 24.
     """
 
     name: ClassVar[str] = "c-abstractor"
@@ -54,7 +54,7 @@ class CAbstractorConfig(ScaledConfig):
 
 
 class ResidualBlock(nn.Module):
-    """RegNet's bottleneck on (N, h, w, C), with LayerNorm and SiLU. Its excitation sees the whole tile."""
+    """RegNet's bottleneck on (N, h, w, C), with LayerNorm and SiLU. Its excitation averages over the whole tile."""
 
     def __init__(self, in_dim: int, dim: int):
         super().__init__()
@@ -79,7 +79,7 @@ class ResidualBlock(nn.Module):
 class CAbstractor(Projector):
     """`depth blocks, adaptive average pooling, depth blocks, Linear(H->D), SiLU, Linear(D->D)`.
 
-    On a grid that s does not divide, pooled windows overlap, as adaptive pooling has it.
+    If s does not divide the grid, adaptive pooling lets the windows overlap.
     """
 
     config: CAbstractorConfig
@@ -97,7 +97,7 @@ class CAbstractor(Projector):
         self.init_weights()
 
     def init_weights(self) -> None:
-        """Linears as of every projector, positions with standard deviation 0.02, convolutions as torch has them."""
+        """Initialises linear layers as every projector does, positions with 0.02, and convolutions as torch does."""
         super().init_weights()
         nn.init.trunc_normal_(self.positions, std=0.02)
         for layer in self.modules():
@@ -105,7 +105,7 @@ class CAbstractor(Projector):
                 layer.reset_parameters()
 
     def forward(self, features: VisionFeatures, scale_factor: int | None = None) -> Tensor:
-        """(N, T, D). Raises ValueError for features of other widths and a scale factor that exceeds the grid."""
+        """Returns (N, T, D). Raises ValueError for features of other widths and a scale factor beyond the grid."""
         self.check_features(features)
         grid = features.patch_grid
         token_grid = self.config.token_grid(grid, scale_factor)
@@ -118,5 +118,5 @@ class CAbstractor(Projector):
 
 
 def _pointwise(in_dim: int, out_dim: int) -> nn.Sequential:
-    """A 1 x 1 convolution with its normalisation: a linear on the last axis."""
+    """A 1 x 1 convolution, as a linear layer on the last axis, and its normalisation."""
     return nn.Sequential(nn.Linear(in_dim, out_dim, bias=False), nn.LayerNorm(out_dim, eps=LAYER_NORM_EPS))

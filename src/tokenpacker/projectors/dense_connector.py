@@ -26,9 +26,9 @@ class DenseConnectorConfig(ScaledConfig):
     """Config of `DenseConnector`.
 
     Args:
-        num_levels: M. The paper averages all that CLIP-L gives, its embedding and layers 1 to 23, in groups of twelve;
-            `vision_levels` 1 to 23 come closest.
-        num_groups: G, groups of adjacent levels that are averaged; the paper's best is two.
+        num_levels: M. The paper averages CLIP-L's embedding and layers 1 to 23 in groups of twelve; `vision_levels` 1
+            to 23 come closest.
+        num_groups: G, the number of groups of adjacent levels, of which each is averaged. The paper's best is two.
     """
 
     name: ClassVar[str] = "dense-connector"
@@ -49,10 +49,10 @@ class DenseConnectorConfig(ScaledConfig):
 class DenseConnector(Projector):
     """`[mean of each group of levels, query], Linear((G+1)C->D), GELU, Linear(D->D), bilinear interpolation`.
 
-    Where G does not divide M, the first groups have one level more. Interpolation by 1/s reads the centre of a window:
-    for an odd s its central patch, for an even one the mean of the central four. Where s does not divide a side of the
-    grid, the samples are spread evenly over that side. The second linear follows the interpolation, whose weights sum
-    to one: the same tokens, for s*s times fewer multiplications there.
+    If G does not divide M, the first groups have one level more. Interpolation by 1/s samples the centre of a window:
+    the central patch for an odd s, the mean of the central four for an even s. If s does not divide a side of the grid,
+    the samples lie evenly on that side. The second linear layer follows the interpolation: this gives the same tokens,
+    because the weights of the interpolation sum to one, and that layer runs on s*s times fewer of them.
     """
 
     config: DenseConnectorConfig
@@ -65,7 +65,7 @@ class DenseConnector(Projector):
         self.init_weights()
 
     def forward(self, features: VisionFeatures, scale_factor: int | None = None) -> Tensor:
-        """(N, T, D). Raises ValueError for features of other widths and a scale factor that exceeds the grid."""
+        """Returns (N, T, D). Raises ValueError for features of other widths and a scale factor beyond the grid."""
         self.check_features(features)
         token_grid = self.config.token_grid(features.patch_grid, scale_factor)
         levels = features.levels.unflatten(-1, (self.config.num_levels, -1))  # (N, L, M, C)

@@ -1,4 +1,4 @@
-"""Parts that several projectors are made of: a config with a scale factor, an MLP, and the way from tokens to an image.
+"""Parts of several projectors: a config with a scale factor, an MLP, pooling, and tokens as an image.
 
 Shapes: N tiles, (h, w) patch grid, L = h*w, s scale factor, T packed tokens, C width.
 """
@@ -17,10 +17,10 @@ from tokenpacker.projectors.base import ProjectorConfig, require_positive
 
 @dataclass(frozen=True, kw_only=True)
 class ScaledConfig(ProjectorConfig):
-    """Config of a projector whose weights serve every scale factor: `scale_factor` is a default, not a limit.
+    """Config of a projector whose weights work at every scale factor; `scale_factor` is the default.
 
     Args:
-        scale_factor: s, how many patches per side one packed token stands for.
+        scale_factor: s, the patches per side behind one packed token.
     """
 
     scale_factor: int = 2
@@ -30,7 +30,7 @@ class ScaledConfig(ProjectorConfig):
         require_positive("scale_factor", self.scale_factor)
 
     def resolve_scale(self, patch_grid: tuple[int, int], scale_factor: int | None) -> int:
-        """s of a call: the one given, or the config's own. Raises as `token_grid`."""
+        """Returns the given scale factor, or the config's own for None. Raises ValueError if it exceeds the grid."""
         scale = self.scale_factor if scale_factor is None else scale_factor
         require_positive("scale_factor", scale)
         height, width = patch_grid
@@ -41,17 +41,17 @@ class ScaledConfig(ProjectorConfig):
         return scale
 
     def token_grid(self, patch_grid: tuple[int, int], scale_factor: int | None = None) -> tuple[int, int]:
-        """(ceil(h/s), ceil(w/s)). Raises ValueError when s is below 1 or exceeds a side of the grid."""
+        """Returns (ceil(h/s), ceil(w/s)). Raises ValueError if s is below 1 or exceeds a side of the grid."""
         return ceil_grid(patch_grid, self.resolve_scale(patch_grid, scale_factor))
 
 
 def ceil_grid(patch_grid: tuple[int, int], scale_factor: int) -> tuple[int, int]:
-    """(ceil(h/s), ceil(w/s)): windows of s x s patches, fewer in the last row and column where s does not divide."""
+    """Returns (ceil(h/s), ceil(w/s)), the grid of windows of s x s patches; windows at the edge may hold fewer."""
     return -(-patch_grid[0] // scale_factor), -(-patch_grid[1] // scale_factor)
 
 
 def require_grid(name: str, value: Sequence[Any]) -> tuple[int, int]:
-    """`value` as (rows, cols); JSON knows lists only. Raises ValueError unless it is two integers of at least 1."""
+    """Returns a pair or a JSON list as (rows, cols). Raises ValueError unless it is two integers of at least 1."""
     if isinstance(value, str) or not isinstance(value, Sequence) or len(value) != 2:
         raise ValueError(f"{name}={value!r} must be two integers, (rows, cols)")
     for side in value:
@@ -60,7 +60,7 @@ def require_grid(name: str, value: Sequence[Any]) -> tuple[int, int]:
 
 
 def two_linears(in_dim: int, out_dim: int, activation: type[nn.Module] = nn.GELU) -> nn.Sequential:
-    """`Linear(in->out), activation, Linear(out->out)`, the MLP that ends most projectors."""
+    """Returns `Linear(in->out), activation, Linear(out->out)`, the MLP of most projectors."""
     return nn.Sequential(nn.Linear(in_dim, out_dim), activation(), nn.Linear(out_dim, out_dim))
 
 
@@ -70,10 +70,10 @@ def to_image(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
 
 
 def to_tokens(image: Tensor) -> Tensor:
-    """(N, C, h, w) -> (N, L, C), contiguous: some kernels that linears run on ask for it."""
+    """(N, C, h, w) -> (N, L, C), contiguous, as some kernels of linear layers need."""
     return image.permute(0, 2, 3, 1).flatten(1, 2).contiguous()
 
 
 def mean_of_windows(tokens: Tensor, patch_grid: tuple[int, int], scale_factor: int) -> Tensor:
-    """(N, L, C) -> (N, T, C), the mean of each window; at the edge, of the patches that exist."""
+    """(N, L, C) -> (N, T, C), the mean of the patches in each window."""
     return to_tokens(F.avg_pool2d(to_image(tokens, patch_grid), scale_factor, ceil_mode=True))

@@ -1,4 +1,4 @@
-"""LDPv2, the light downsample projector of MobileVLM V2: project, pool, and let a small convolution tell the place.
+"""LDPv2, the light downsample projector of MobileVLM V2: project, pool, and add positions by a small convolution.
 
 Source: "MobileVLM V2" (arXiv 2402.03766): two pointwise convolutions with GELU between them (linears on each patch),
 average pooling, and a depthwise 3 x 3 convolution beside a skip connection (the position generator of 2102.10882).
@@ -29,10 +29,10 @@ class LdpV2Config(ScaledConfig):
 
 @register(LdpV2Config)
 class LdpV2(Projector):
-    """`Linear(C->D), GELU, Linear(D->D), mean of s x s, x + depthwise 3x3(x)`: a token sees the windows around its own.
+    """`Linear(C->D), GELU, Linear(D->D), mean of s x s, x + depthwise 3x3(x)`; a token depends on its neighbours, too.
 
-    Beyond the edge of the grid the convolution sees zeros; edge windows average the patches that exist. The mean is
-    taken before the second linear, which makes the same tokens of s*s times fewer.
+    The convolution pads the grid with zeros. The mean is taken before the second linear layer: this gives the same
+    tokens, and that layer runs on s*s times fewer of them.
     """
 
     config: LdpV2Config
@@ -47,12 +47,12 @@ class LdpV2(Projector):
         self.init_weights()
 
     def init_weights(self) -> None:
-        """Linears as every projector, the convolution as torch initialises it."""
+        """Initialises linear layers as every projector does, and the convolution as torch does."""
         super().init_weights()
         self.position_conv.reset_parameters()
 
     def forward(self, features: VisionFeatures, scale_factor: int | None = None) -> Tensor:
-        """(N, T, D). Raises ValueError for features of other widths and a scale factor that exceeds the grid."""
+        """Returns (N, T, D). Raises ValueError for features of other widths and a scale factor beyond the grid."""
         self.check_features(features)
         grid = features.patch_grid
         scale = self.config.resolve_scale(grid, scale_factor)

@@ -1,4 +1,4 @@
-"""One projector at several scale factors in one call.
+"""Packs tiles that have different scale factors.
 
 Shapes: U tiles with features, N packed tiles, T packed tokens of a tile, D language width.
 """
@@ -20,16 +20,16 @@ def pack_tiles(
     scale_factors: int | Sequence[int] | None = None,
     tile_index: Tensor | None = None,
 ) -> Tensor | list[Tensor]:
-    """Packed tokens (N, T, D), or a list of N tensors (T, D) where the tiles have different scale factors.
+    """Returns packed tokens (N, T, D); a list of N tensors (T, D) if the tiles have different scale factors.
 
     The projector runs once for each scale factor, on the tiles that have it.
 
     Args:
-        scale_factors: of all tiles, or of each of the N; None takes the projector's own.
-        tile_index: (N,), which of the U tiles each packed tile shows; None if N = U.
+        scale_factors: one for all tiles, or one for each of the N; None takes the projector's own.
+        tile_index: (N,), the tile of `features` behind each packed tile; None if N = U.
 
     Raises:
-        ValueError: for another number of scale factors than tiles, and for one that the projector cannot honour.
+        ValueError: if there are more or fewer scale factors than tiles, or if the projector cannot use one.
     """
     num_tiles = features.query.shape[0] if tile_index is None else tile_index.shape[0]
     if isinstance(scale_factors, Sequence):
@@ -53,7 +53,7 @@ def _pack_mixed(
     tiles = torch.arange(len(factors)) if tile_index is None else tile_index.cpu()
     packed: dict[int, Tensor] = {}
     for factor in sorted(set(scale_factors)):
-        places = (factors == factor).nonzero()[:, 0]  # which of the N tiles have this factor
+        places = (factors == factor).nonzero()[:, 0]  # of the tiles with this factor
         shown, row = tiles[places].unique(return_inverse=True)
         tokens = projector(features.select(shown.to(features.query.device)), factor)  # (different tiles, T, D)
         packed |= dict(zip(places.tolist(), tokens[row.to(tokens.device)], strict=True))

@@ -8,20 +8,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from tokenpacker.features import VisionFeatures
 from tokenpacker.projectors.base import Projector, ProjectorConfig, register
+from tokenpacker.projectors.layers import two_linears
 
 
 @dataclass(frozen=True, kw_only=True)
 class MlpConfig(ProjectorConfig):
-    """Two linears with GELU on the query level; the other levels are not read."""
+    """Config of `Mlp`, which reads the query level alone."""
 
     name: ClassVar[str] = "mlp"
 
     def token_grid(self, patch_grid: tuple[int, int], scale_factor: int | None = None) -> tuple[int, int]:
-        """The patch grid itself. Raises ValueError for a scale factor other than 1."""
+        """Returns the patch grid. Raises ValueError for a scale factor other than 1."""
         if scale_factor not in (None, 1):
             raise ValueError(
                 f"scale_factor={scale_factor} but the mlp projector keeps every token; use 1 or leave it out"
@@ -38,15 +39,11 @@ class Mlp(Projector):
     def __init__(self, config: MlpConfig):
         super().__init__()
         self.config = config
-        self.layers = nn.Sequential(
-            nn.Linear(config.vision_dim, config.language_dim),
-            nn.GELU(),
-            nn.Linear(config.language_dim, config.language_dim),
-        )
+        self.layers = two_linears(config.vision_dim, config.language_dim)
         self.init_weights()
 
     def forward(self, features: VisionFeatures, scale_factor: int | None = None) -> Tensor:
-        """(N, L, D). Raises ValueError for a scale factor other than 1 and for features of other widths."""
+        """Returns (N, L, D). Raises ValueError for a scale factor other than 1 and for features of other widths."""
         self.check_features(features)
         self.config.token_grid(features.patch_grid, scale_factor)
         return self.layers(features.query)  # (N, L, C) -> (N, L, D)

@@ -1,7 +1,7 @@
-"""Pixel shuffle of InternVL: the patches of a window side by side on the channel, then LayerNorm and an MLP.
+"""Pixel shuffle of InternVL: concatenates the patches of a window on the channel, then LayerNorm and an MLP.
 
 Source: "How Far Are We to GPT-4V?" (InternVL 1.5, arXiv 2404.16821), whose projector normalises, then `Linear, GELU,
-Linear`. Nothing is averaged away, and the first linear grows with s*s.
+Linear`. No patch is averaged away; the first linear layer grows with s*s.
 
 Shapes: N tiles, (h, w) patch grid, L = h*w, s scale factor, T = L/s^2, C vision width, D language width.
 """
@@ -23,7 +23,7 @@ class PixelShuffleConfig(ProjectorConfig):
     """Config of `PixelShuffle`, which reads the query level alone.
 
     Args:
-        scale_factor: s, how many patches per side one packed token holds. The weights depend on it.
+        scale_factor: s, the patches per side in one packed token. The weights depend on it.
     """
 
     name: ClassVar[str] = "pixel-shuffle"
@@ -35,9 +35,11 @@ class PixelShuffleConfig(ProjectorConfig):
         require_positive("scale_factor", self.scale_factor)
 
     def token_grid(self, patch_grid: tuple[int, int], scale_factor: int | None = None) -> tuple[int, int]:
-        """(h/s, w/s). Raises ValueError for another scale factor than the config's, and for a grid it does not divide.
+        """Returns (h/s, w/s).
 
-        A window with fewer patches would leave channels without a value.
+        Raises:
+            ValueError: if the scale factor is not the config's, or if it does not divide both sides of the grid: a
+                window with fewer patches would leave channels empty.
         """
         if scale_factor not in (None, self.scale_factor):
             raise ValueError(
@@ -71,7 +73,7 @@ class PixelShuffle(Projector):
         self.init_weights()
 
     def forward(self, features: VisionFeatures, scale_factor: int | None = None) -> Tensor:
-        """(N, T, D). Raises ValueError for features of other widths and as the config's `token_grid`."""
+        """Returns (N, T, D). Raises ValueError for features of other widths, and if the config's `token_grid` does."""
         self.check_features(features)
         rows, cols = self.config.token_grid(features.patch_grid, scale_factor)
         side = self.config.scale_factor

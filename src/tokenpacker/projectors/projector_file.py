@@ -1,4 +1,4 @@
-"""A projector in a file of its own: safetensors weights, the config beside them in the file's header."""
+"""A projector in one safetensors file, with its config in the file's header."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ CONFIG_KEY = "projector_config"
 
 
 def save(config: ProjectorConfig, weights: Mapping[str, Tensor], path: str | Path) -> None:
-    """Writes the weights of a projector, named as in its `state_dict`, and its config.
+    """Writes a projector's config and its weights, named as in its `state_dict`.
 
-    Raises: ImportError without safetensors, which transformers brings along.
+    Raises:
+        ImportError: if safetensors is not installed; it comes with transformers.
     """
     from safetensors.torch import save_file
 
@@ -25,11 +26,11 @@ def save(config: ProjectorConfig, weights: Mapping[str, Tensor], path: str | Pat
 
 
 def load(path: str | Path) -> Projector:
-    """The projector that `save` wrote, on the CPU, in the dtype that it was trained in.
+    """Returns the projector that `save` wrote, on the CPU, in the dtype of the file.
 
     Raises:
-        ValueError: for a file that is missing, damaged or of something else.
-        ImportError: without safetensors.
+        ValueError: if the file is missing or damaged, or holds no projector.
+        ImportError: if safetensors is not installed.
     """
     from safetensors import SafetensorError, safe_open
 

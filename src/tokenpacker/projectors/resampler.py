@@ -1,7 +1,7 @@
-"""The resampler of Qwen-VL: learned queries, each with its place on a grid, attend to all patches of a tile.
+"""The resampler of Qwen-VL: learned queries with positions on a grid attend to all patches of a tile.
 
 Source: "Qwen-VL" (arXiv 2308.12966), section 2.1: one layer of cross-attention, 2-D sine positions on queries and keys.
-As in the released model, queries and keys are normalised before, and a LayerNorm and a square linear follow.
+As in the released model, queries and keys are normalised before the attention; LayerNorm and a linear layer follow.
 
 Shapes: N tiles, (h, w) patch grid, L = h*w, (rows, cols) query grid, T = rows*cols, C vision width, D language width,
 H heads.
@@ -30,8 +30,8 @@ class ResamplerConfig(ProjectorConfig):
     """Config of `Resampler`, which reads the query level alone.
 
     Args:
-        query_grid: (rows, cols) of learned queries, one packed token each, whatever the patch grid is.
-        num_heads: heads of the attention; None takes one for each 128 channels of `language_dim`, at least one.
+        query_grid: (rows, cols) of learned queries. Each gives one packed token, for every patch grid.
+        num_heads: heads of the attention; None means one for each 128 channels of `language_dim`.
     """
 
     name: ClassVar[str] = "resampler"
@@ -59,7 +59,7 @@ class ResamplerConfig(ProjectorConfig):
         return max(1, self.language_dim // HEAD_DIM) if self.num_heads is None else self.num_heads
 
     def token_grid(self, patch_grid: tuple[int, int], scale_factor: int | None = None) -> tuple[int, int]:
-        """The query grid. Raises ValueError for a scale factor that asks for another grid of tokens."""
+        """Returns the query grid. Raises ValueError for a scale factor that needs another grid."""
         if scale_factor is not None:
             require_positive("scale_factor", scale_factor)
             if (wanted := ceil_grid(patch_grid, scale_factor)) != self.query_grid:
@@ -76,8 +76,8 @@ class ResamplerConfig(ProjectorConfig):
 class Resampler(Projector):
     """Cross-attention of learned queries to all patches, at the language model's width.
 
-    Positions are counted in queries: a patch lies where its centre falls on the query grid, so any patch grid works.
-    The released model has them in a table for the queries, and interpolates it for the patches.
+    Positions are computed in units of the query grid, at the centres of the patches, so any patch grid works. The
+    released model stores them in a table for the queries, and interpolates it for the patches.
     """
 
     config: ResamplerConfig
@@ -99,12 +99,12 @@ class Resampler(Projector):
         self.init_weights()
 
     def init_weights(self) -> None:
-        """As of every projector; queries are drawn with standard deviation 0.02."""
+        """Initialises linear layers as every projector does, and queries with the standard deviation 0.02."""
         super().init_weights()
         nn.init.trunc_normal_(self.queries, std=0.02)
 
     def forward(self, features: VisionFeatures, scale_factor: int | None = None) -> Tensor:
-        """(N, T, D). Raises ValueError for features of other widths and as the config's `token_grid`."""
+        """Returns (N, T, D). Raises ValueError for features of other widths, and if the config's `token_grid` does."""
         self.check_features(features)
         token_grid = self.config.token_grid(features.patch_grid, scale_factor)
         patches = self.patch_norm(self.patch_proj(features.query))  # (N, L, C) -> (N, L, D)
@@ -125,10 +125,10 @@ class Resampler(Projector):
 
 
 def sine_positions(grid: tuple[int, int], unit_grid: tuple[int, int], like: Tensor) -> Tensor:
-    """(rows*cols, D) of a grid of cells, whose places are counted in cells of `unit_grid` laid over the same tile.
+    """Returns (rows*cols, D), the positions of a grid's cells in units of `unit_grid`, which covers the same tile.
 
-    The first half of the channels holds sines and cosines of the column, the second of the row. Computed in float32,
-    given in the dtype and on the device of `like` (..., D).
+    The first half of the channels holds sines and cosines of the column, the second half those of the row. They are
+    computed in float32, and have the dtype and the device of `like` (..., D).
     """
     quarter = like.shape[-1] // 4
     exponents = torch.arange(quarter, dtype=torch.float32, device=like.device) / quarter

@@ -27,12 +27,12 @@ LAYER_NORM_EPS = 1e-6  # released weights need this; torch's default is 1e-5
 
 @dataclass(frozen=True, kw_only=True)
 class TokenPackerProjectorConfig(ScaledConfig):
-    """Config of `TokenPacker`. No weight's shape depends on `scale_factor`: it is a default, not a limit.
+    """Config of `TokenPacker`.
 
     Args:
-        num_levels: M, the paper uses four (12, 16, 22, 23 of CLIP-L/336).
-        num_heads: heads of the window attention; the released weights have 8 of width 128.
-        scale_factor: s, how many patches per side one packed token stands for.
+        num_levels: M. The paper uses four: 12, 16, 22 and 23 of CLIP-L/336.
+        num_heads: heads of the window attention. The released weights have 8 heads of width 128.
+        scale_factor: s, the default patches per side behind one packed token; the weights work with any.
     """
 
     name: ClassVar[str] = "token-packer"
@@ -65,16 +65,16 @@ class WindowAttention(nn.Module):
         self.output_proj = nn.Linear(dim, dim)
 
     def forward(self, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
-        """(N, T, C) from queries (N, T, C), keys and values (W, N, T, C).
+        """Returns (N, T, C) from queries (N, T, C), and keys and values (W, N, T, C).
 
-        `mask` (T, W) is True where a patch exists; None where all do.
+        `mask` (T, W) is True where a patch exists; None if all do.
         """
         weights = self.weights(queries, keys, mask).flatten(0, 2).unsqueeze(1)  # (N*T*H, 1, W)
         attended = weights @ self._split_heads(self.value_proj(values))  # (N*T*H, 1, C/H)
         return self.output_proj(attended.view_as(queries))
 
     def weights(self, queries: Tensor, keys: Tensor, mask: Tensor | None) -> Tensor:
-        """(N, T, H, W), the share that each patch of its window has in each head of a packed token."""
+        """Returns (N, T, H, W), the share of each patch of a window in each head of a packed token."""
         query = self.query_proj(queries).unflatten(-1, (self.num_heads, -1))  # (N, T, H, C/H)
         query = query * query.shape[-1] ** -0.5
         key = self._split_heads(self.key_proj(keys))  # (N*T*H, W, C/H)
@@ -83,7 +83,7 @@ class WindowAttention(nn.Module):
         return (scores if mask is None else scores.masked_fill(~mask[:, None], float("-inf"))).softmax(dim=-1)
 
     def _split_heads(self, tokens: Tensor) -> Tensor:
-        """(W, N, T, C) -> (N*T*H, W, C/H), a view: with the window's axis in front, all others are one batch."""
+        """(W, N, T, C) -> (N*T*H, W, C/H), a view: all axes after the window's are one batch."""
         return tokens.unflatten(-1, (self.num_heads, -1)).flatten(1, 3).transpose(0, 1)
 
 

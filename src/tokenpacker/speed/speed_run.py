@@ -83,14 +83,11 @@ def measure_rows(model: PreTrainedModel, shapes: Shapes, asked: Sequence[Candida
     """
     layouts = {one: shapes.layout(one, protocol.image_size) for one in asked}
     modules = {one: make_projector(model, one) for one in asked}
-    folded = {one: _fold(module) for one, module in modules.items()}
     rounds = protocol.warm_up + protocol.rounds
     rows, done = [], 0
     with Progress("speed", len(protocol.batch_sizes) * len(asked) * rounds) as shown:
         for batch_size in protocol.batch_sizes:
-            runners = [
-                Runner(model, modules[one], folded[one], one, layouts[one], protocol, batch_size) for one in asked
-            ]
+            runners = [Runner(model, modules[one], one, layouts[one], protocol, batch_size) for one in asked]
             for runner in take_turns(runners, rounds):
                 runner.run()
                 done += 1
@@ -122,13 +119,12 @@ class Runner:
         self,
         model: PreTrainedModel,
         projector: Projector,
-        folded: nn.Module | None,
         candidate: Candidate,
         layout: ImageLayout,
         protocol: Protocol,
         batch_size: int,
     ):
-        self.model, self.projector, self.folded, self.candidate = model, projector, folded, candidate
+        self.model, self.projector, self.candidate = model, projector, candidate
         self.layout, self.protocol, self.batch_size = layout, protocol, batch_size
         self.device = model.device
         self.watch = Stopwatch(self.device)
@@ -146,6 +142,7 @@ class Runner:
         self.pixel_values = torch.randn(tiles, device=self.device, dtype=self.model.model.vision_tower.dtype)
         if self.num_runs == 0:
             self.counted = self._count()
+            self.folded = _fold(self.projector)  # after the memory was measured
         else:
             self._time_parts()
         self.num_runs += 1
