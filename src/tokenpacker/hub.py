@@ -82,7 +82,7 @@ def fetch(name: str, patterns: Sequence[str], remedy: str, revision: str | None 
     """Returns the folder of a model; from the hub, a local copy of the repository's files that match `patterns`.
 
     Args:
-        name: as `resolve` takes it.
+        name: a folder, a hub id, or a name that `resolve` knows.
         remedy: ends the error message, and tells the user what to do.
         revision: branch, tag or commit on the hub.
 

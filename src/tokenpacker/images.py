@@ -121,7 +121,7 @@ def _load(source: ImageSource, convert: Callable[[str, Image.Image], Image.Image
 
 
 def image_size(source: ImageSource) -> tuple[int, int]:
-    """Returns (height, width) of the upright image from the file's header. Raises ImageError as `load_image` does."""
+    """Returns (height, width) of the upright image from the file's header. Raises ImageError as in `open_image`."""
     with open_image(source) as (_, image):
         width, height = _stored_size(image)
         return (width, height) if orientation(image) >= 5 else (height, width)

@@ -129,7 +129,7 @@ def _pool(levels: Tensor, cells: Tensor, first_tile: Tensor, tile_index: Tensor 
 
 
 def _pool_in_a_graph(levels: Tensor, weights: Tensor, first_tile: Tensor) -> Tensor:
-    """As `_pool`, but in a graph, which cannot depend on values: every region reads the tiles of all images."""
+    """`_pool` for a graph, which cannot depend on values: every region reads the tiles of all images."""
     num_regions, num_places, num_patches = weights.shape
     tiles = first_tile[:, None] + torch.arange(num_places, device=first_tile.device)  # (R, P)
     tiles = tiles.clamp(0, levels.shape[0] - 1)[..., None].expand(-1, -1, num_patches)  # places after the last weigh 0

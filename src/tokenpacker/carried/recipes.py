@@ -74,7 +74,7 @@ def tiny(projector: str = TOKEN_PACKER, *, seed: int = 0) -> TinyRecipe:
 
 
 def align_tiny(projector: str = TOKEN_PACKER, *, seed: int = 0) -> TrainingConfig:
-    """Stage 1 trains the projector on captions alone. Raises ValueError as `tiny`."""
+    """Stage 1 trains the projector on captions alone. Raises ValueError for a projector without settings."""
     return TrainingConfig(
         name="align-tiny",
         train=("projector",),  # paper
@@ -97,7 +97,7 @@ def align_tiny(projector: str = TOKEN_PACKER, *, seed: int = 0) -> TrainingConfi
 
 
 def instruct_tiny(projector: str = TOKEN_PACKER, *, seed: int = 0) -> TrainingConfig:
-    """Stage 2 trains projector and language model on questions. Raises ValueError as `tiny`."""
+    """Stage 2 trains projector and language model. Raises ValueError for a projector without settings."""
     return TrainingConfig(
         name="instruct-tiny",
         train=("projector", "language_model"),  # paper

@@ -60,7 +60,7 @@ def load_released(
         progress: takes the bytes read so far and the bytes in all.
 
     Raises:
-        ValueError: for whatever is missing, damaged, unknown or does not fit together.
+        ValueError: if files or tensors are missing, damaged, unknown, or do not fit together.
         ImportError: for an adapter that is kept, without peft.
     """
     checkpoint = open_checkpoint(

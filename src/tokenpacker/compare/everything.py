@@ -41,7 +41,7 @@ def compare(comparison: Comparison, output: Path, *, jobs: int = 1, command: str
         command: the command line for the rows.
 
     Raises:
-        ValueError: as `train.run.train`, and for projectors and scale factors that do not fit.
+        ValueError: for data, models, projectors and scale factors that do not exist or do not fit.
         ImportError: without matplotlib, which the report needs.
     """
     require_matplotlib()  # now, rather than after hours

@@ -24,7 +24,7 @@ class Mean:
         return cls(statistics.mean(values), t_quantile(len(values) - 1) * error)
 
     def text(self, digits: int = 1, sign: str = "-") -> str:
-        """As a table has it: `98.2 ± 0.4`; with `sign="+"`, `+1.3 ± 0.4`."""
+        """The interval as text for a table: `98.2 ± 0.4`; with `sign="+"`, `+1.3 ± 0.4`."""
         return f"{self.mean:{sign}.{digits}f}" + ("" if self.half is None else f" ± {self.half:.{digits}f}")
 
 

@@ -124,7 +124,7 @@ class SampleMaker:
         """The exact length of the sample that `make` makes, from the headers of the images alone.
 
         Raises:
-            RecordError: as `make`, except for images whose damage only decoding shows.
+            RecordError: for a record that `make` would refuse, unless only decoding its images shows the damage.
         """
         example, layouts = self._prepare(record, scale_factor)
         if record.regions:

@@ -180,7 +180,7 @@ def open_data(
         format: None tells tar shards and data files by their names.
 
     Raises:
-        ValueError: as `open_records`, `open_shards` and `open_hub_dataset`.
+        ValueError: for data that are missing or cannot be read in this format.
     """
     if format == "hub":
         return open_hub_dataset(str(data), images_root, seed=seed)

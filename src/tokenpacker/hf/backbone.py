@@ -97,8 +97,8 @@ class TokenPackerModel(TokenPackerPreTrainedModel, LlavaModel):
             kwargs: further arguments of the vision tower, such as `output_hidden_states`.
 
         Raises:
-            ValueError: as `ImageInputs`, for tiles of another size than the vision tower's, for scale factors or
-                regions that do not fit the tiles, and for regions that the model does not know.
+            ValueError: for tiles of another size than the vision tower's, for scale factors or regions that do not fit
+                the tiles, and for regions that the model does not know.
         """
         images = ImageInputs(pixel_values, scale_factor, scale_factors, tile_index, region_cells, region_first_tile)
         return self._image_features(images, **kwargs)

@@ -63,7 +63,7 @@ class TokenPackerForConditionalGeneration(
             config_kwargs: further arguments of `TokenPackerConfig`.
 
         Raises:
-            ValueError: as `TokenPackerConfig`, and for a head with a bias, which the model does not have.
+            ValueError: if the parts do not fit together, and for a head with a bias, which the model does not have.
         """
         head = language_model.get_output_embeddings()
         if head.bias is not None:
@@ -109,7 +109,7 @@ class TokenPackerForConditionalGeneration(
                 the same and needs a fraction of the memory, as images and questions are most of a sequence.
 
         Raises:
-            ValueError: as `TokenPackerModel.forward`, and for `only_learned` without labels.
+            ValueError: for inputs that `TokenPackerModel.forward` refuses, and for `only_learned` without labels.
         """
         if labels is None and only_learned:
             raise ValueError("only_learned=True needs labels; pass them, or leave it out")

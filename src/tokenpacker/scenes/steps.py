@@ -188,7 +188,7 @@ class Steps(Dataset[dict[str, Any]]):
         make: Callable[[], Scene],
         describe: Callable[[Scene, random.Random, TileGrid], _Shown],
     ) -> list[_Shown]:
-        """As many scenes as a step holds, each of as many tiles as the first one."""
+        """The scenes of one step. Each has the number of tiles that the first one has."""
         scene = make()
         grid = self._grid(scene)
         num_tiles = grid.num_tiles

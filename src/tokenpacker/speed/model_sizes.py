@@ -236,7 +236,7 @@ def _released_shapes(content: dict[str, Any], where: str, name: str) -> Shapes:
 
 
 def _checked(read: Any, path: Path) -> TokenPackerConfig:
-    """The config that `read` returns. Raises ValueError, with the file's name, for whatever it raises."""
+    """The config that `read` returns. Raises ValueError with the name of the file if that fails."""
     try:
         config = read()
         config.projector.token_grid(config.patch_grid)

@@ -64,7 +64,7 @@ class SpeedReport:
     Args:
         random_weights: whether the model was made of shapes alone.
         attention: implementation by part, and the kernels that torch chose.
-        machine: as `machine.describe_machine`.
+        machine: what `machine.describe_machine` returns.
         peak_kind: which memory `peak_bytes` is.
         needed_bytes: the estimate from before the measurement.
     """

@@ -81,7 +81,7 @@ class ModelBuilder:
 
     @cached_property
     def processor(self) -> TokenPackerProcessor:
-        """The processor, with the run's image rules and chat format. Raises ValueError as `config`."""
+        """The processor, with the image rules and chat format of the run. Raises ValueError if a file is missing."""
         if self.settings.start is not None:
             processor = TokenPackerProcessor.from_pretrained(self._start_folder)
         else:  # pixels are normalised as for the vision tower
@@ -201,7 +201,7 @@ class ModelBuilder:
 
 
 def assemble(config: TrainingConfig) -> tuple[TokenPackerForConditionalGeneration | PeftModel, TokenPackerProcessor]:
-    """The model and the processor of a run. Raises as `ModelBuilder.build`."""
+    """The model and the processor of a run. Raises ValueError if the models do not exist or do not fit."""
     builder = ModelBuilder.of_run(config)
     return builder.build(config), builder.processor
 

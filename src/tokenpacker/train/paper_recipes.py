@@ -126,7 +126,7 @@ def with_lora(config: TrainingConfig) -> TrainingConfig:
 
 
 def with_qlora(config: TrainingConfig) -> TrainingConfig:
-    """As `with_lora`, with the language model's own weights in four bits, for one GPU of 24 GB."""
+    """`with_lora` with the weights of the language model in four bits, for one GPU of 24 GB."""
     low_rank = with_lora(config)
     assert low_rank.lora is not None
     return _fitting(

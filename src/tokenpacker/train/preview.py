@@ -47,7 +47,7 @@ class Preview:
 
 
 def preview(config: TrainingConfig) -> Preview:
-    """The preview of a run; the data are read if the config names them. Raises ValueError as `run.train`."""
+    """The preview of a run; the data are read if the config names them. Raises ValueError if it cannot be run."""
     builder = check(config, with_data=config.data.path is not None or config.data.scenes is not None)
     with torch.device("meta"):
         model = TokenPackerForConditionalGeneration(builder.config)

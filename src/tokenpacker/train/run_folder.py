@@ -72,12 +72,12 @@ class RunFolder:
 
     @property
     def has_model(self) -> bool:
-        """Whether a run was finished here, of whatever length."""
+        """Whether a run of any length was finished here."""
         return self.model.is_dir() and self.history.is_file()
 
     @property
     def is_finished(self) -> bool:
-        """Whether a run of the config's length was finished here. Raises ValueError as `before`."""
+        """Whether a run of the config's length was finished here. Raises ValueError if the folder has another run."""
         before = self.before()
         return self.has_model and before is not None and not self.differs_in_length(before)
 

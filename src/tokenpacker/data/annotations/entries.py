@@ -54,13 +54,13 @@ def read_entries(path: Path) -> Iterator[tuple[str, Any]]:
 
 
 def is_list(path: Path) -> bool:
-    """Whether a file is one list, not an object with entries. Raises ValueError as `read_entries` does."""
+    """Whether a file is one list, not an object with entries. Raises ValueError if it is no valid JSON."""
     first = next(read_entries(path), None)
     return first is None or first[0] == ""
 
 
 def read_list(path: Path) -> Iterator[Any]:
-    """The entries of a file that is one list. Raises ValueError as `read_entries` does, and for an object."""
+    """The entries of a file that is one list. Raises ValueError for invalid JSON and for an object."""
     for key, entry in read_entries(path):
         if key:
             raise ValueError(f"{path} holds an object with {key!r}, where a list is due; check the format's name")

@@ -95,7 +95,7 @@ class Source:
         raise RecordError(id, f"{folder} has no {tried}; check --images, or fetch the images", "missing image")
 
     def chance(self, id: str) -> random.Random:
-        """Random numbers of a sample: the same for the same id and seed, whatever else is read."""
+        """Random numbers of a sample. They depend on its id and the seed alone."""
         return random.Random(f"regions/{self.seed}/{id}".encode(errors="replace"))
 
     def chosen(self, entries: Sequence[Entry], chance: random.Random) -> list[Entry]:

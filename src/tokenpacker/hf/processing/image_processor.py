@@ -119,7 +119,7 @@ class TokenPackerImageProcessor(BaseImageProcessor):
         """The image processor with other options; None keeps its own.
 
         Raises:
-            ValueError: as the constructor.
+            ValueError: for options that do not exist or do not fit.
         """
         given = {name: value for name, value in options.items() if value is not None}
         own = {name: getattr(self, name) for name in OPTIONS}
@@ -156,7 +156,7 @@ class TokenPackerImageProcessor(BaseImageProcessor):
 
         Raises:
             ImageError: for an image that cannot be read.
-            ValueError: for an unknown option, and as the constructor.
+            ValueError: for options that do not exist or do not fit.
         """
         check_names(kwargs, self.valid_kwargs.__annotations__, type(self).__name__)
         options: dict[str, Any] = dict(kwargs)

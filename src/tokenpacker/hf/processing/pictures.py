@@ -142,7 +142,7 @@ def read_picture(source: ImageSource, at_least: tuple[int, int] | None = None) -
             shrinking, a picture full of noise differs by 0.9 grey levels on average, where rounding alone makes 0.3.
 
     Raises:
-        ImageError: as `load_image`.
+        ImageError: if the file does not exist, is no image, is damaged, or is too large.
     """
     picture = None
     if type(source) is Image.Image and source.mode == "RGB" and not source.has_transparency_data:

@@ -318,7 +318,7 @@ class TokenPackerProcessor(ProcessorMixin):
     def _merge_kwargs(
         self, ModelProcessorKwargs: Any = None, tokenizer_init_kwargs: Any = None, **kwargs: Any
     ) -> dict[str, Any]:
-        """As in transformers, but raises ValueError for unknown names and wrong types."""
+        """Merges keywords as transformers does, but raises ValueError for unknown names and wrong types."""
         for name in ("videos", "audio"):
             if kwargs.pop(name, None) is not None:
                 raise ValueError(f"{type(self).__name__} takes images and text, no {name}; leave it out")

@@ -38,7 +38,7 @@ def per_image(scale_factor: Any, num_images: int) -> list[Any]:
 
 
 def token_grids(config: ProjectorConfig, patch_grid: TokenGrid, entry: Any) -> TokenGrid | list[TokenGrid]:
-    """(rows, cols) of packed tokens of all tiles of an image, or of each. Raises ValueError as `config.token_grid`."""
+    """(rows, cols) of packed tokens of all tiles, or of each. Raises ValueError if a scale factor does not fit."""
     if isinstance(entry, (list, tuple)):
         return [config.token_grid(patch_grid, factor) for factor in entry]
     return config.token_grid(patch_grid, entry)

@@ -52,7 +52,7 @@ def region_tensors(
         num_patches: L.
 
     Raises:
-        ValueError: as `masks.mark_region`, and for a region that no patch sees.
+        ValueError: for a region that cannot be read, and for one that no patch sees.
     """
     cells: list[Tensor] = [torch.zeros(0, 1, num_patches)]
     first_tile: list[int] = []
