@@ -207,9 +207,7 @@ def test_inputs_that_do_not_fit_are_refused(small):
         encoder(features, torch.ones(1, 1, 9), torch.tensor([0]))
     with pytest.raises(ValueError, match="begins at tile 3 and has weights up to tile 4, but there are 4 tiles"):
         encoder(features, torch.ones(1, 2, 4), torch.tensor([3]))
-    with pytest.raises(
-        ValueError, match="features have num_levels=1 but the region encoder was built for num_levels=2"
-    ):
+    with pytest.raises(ValueError, match="num_levels=1 but the region encoder was built for num_levels=2"):
         encoder(VisionFeatures(levels[..., :3], levels[..., :3], (2, 2)), torch.ones(1, 1, 4), torch.tensor([0]))
     with pytest.raises(ValueError, match="region_rule='middle' is unknown; use 'coverage' or 'centre'"):
         cells_under(torch.ones(1, 4, 4), (2, 2), "middle")

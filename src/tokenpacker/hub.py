@@ -9,13 +9,12 @@ import re
 import threading
 from collections.abc import Sequence
 from functools import cache
-from importlib.resources import files
 from pathlib import Path
 
 from tokenpacker.released import RELEASED_MODELS
 from tokenpacker.text import did_you_mean
 
-CARRIED_FOLDER = Path(str(files("tokenpacker"))) / "models"
+CARRIED_FOLDER = Path(__file__).with_name("models")
 SHAPES = ("7b", "13b", "small")  # sizes without weights, which `speed` measures and plans
 HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")  # model, or owner/model
 CLOSE = 0.75  # similarity from which a name counts as a misspelt one; a model of that name may exist on the hub

@@ -1,4 +1,5 @@
 import json
+import signal
 
 import pytest
 import torch
@@ -94,6 +95,19 @@ def test_an_interrupted_phase_ends_exactly_as_an_uninterrupted_one(tmp_path):
     assert all(torch.equal(resumed[name], expected[name]) for name in expected)
     history = json.loads((tmp_path / "broken" / HISTORY).read_text())
     assert [entry["step"] for entry in history["steps"]] == list(range(1, 13))
+
+
+def test_a_signal_ends_a_phase_with_a_checkpoint(tmp_path):
+    class Signalled(Numbers):
+        def __getitem__(self, index):
+            if index == 3:
+                signal.raise_signal(signal.SIGTERM)
+            return super().__getitem__(index)
+
+    assert not train_phase(PHASE, Regression(), Signalled(), tmp_path / "stopped")
+    assert not (tmp_path / "stopped" / HISTORY).exists()
+    resumed, expected = run(tmp_path / "stopped"), run(tmp_path / "whole")
+    assert all(torch.equal(resumed[name], expected[name]) for name in expected)
 
 
 def test_a_phase_of_version_0_1_goes_on(tmp_path):

@@ -7,12 +7,14 @@ import subprocess
 import sys
 
 import pytest
+import typer
 
+from tokenpacker.cli import app
 from tokenpacker.cli.errors import mistake
 
-NAMES = ("ask", "chat", "count", "show", "evaluate", "speed", "compare", "convert", "models")
-COMMANDS = [(name,) for name in NAMES] + [("data", name) for name in ("check", "regions", "show")]
-COMMANDS += [("train", name) for name in ("tiny", "tiny-regions", "recipe", "recipes", "engines")]
+GROUP = typer.main.get_command(app)
+COMMANDS = [(name,) for name, command in GROUP.commands.items() if not hasattr(command, "commands")]
+COMMANDS += [(group, name) for group in ("data", "train") for name in GROUP.commands[group].commands]
 
 
 def python(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -32,9 +34,11 @@ def test_help_loads_neither_torch_nor_transformers_nor_pillow():
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
-def test_every_command_has_a_json_option(run, command):
+def test_every_command_has_an_example_and_a_json_option(run, command):
     result = run(*command, "--help")
     assert result.exit_code == 0
+    assert "Examples:" in result.stdout
+    assert f"tokenpacker {' '.join(command)}".removesuffix(" recipe") in result.stdout
     assert "--json" in result.stdout
 
 

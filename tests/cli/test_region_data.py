@@ -64,7 +64,7 @@ def test_the_formats_are_listed(run, run_json):
 
 
 def test_mistakes_are_told_in_one_line(one_line_error, options, annotations):
-    assert "format='osprey' is unknown; use one of coco" in one_line_error("data", "regions", "osprey", *options[3:])
+    assert "format 'osprey' is unknown; use one of coco" in one_line_error("data", "regions", "osprey", *options[3:])
     assert "--images and --output are needed" in one_line_error("data", "regions", "coco", annotations)
     assert "gives no row as osprey-detail" in one_line_error("data", "regions", "osprey-detail", *options[3:])
 

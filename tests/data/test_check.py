@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 
 from tar_shards import write_tar
-from tokenpacker.data.check import check_data, describe
-from tokenpacker.data.data_pages import draw_report
+from tokenpacker.data.check import check_data, describe, draw_report
 from tokenpacker.data.samples import SampleMaker
 from tokenpacker.data.sources import open_data
 

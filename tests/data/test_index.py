@@ -192,5 +192,5 @@ class Killed(Counted):
 
 @pytest.mark.slow
 def test_a_killed_worker_is_said_in_one_line(data, maker):
-    with pytest.raises(ValueError, match="was killed, perhaps for want of memory; run again"):
+    with pytest.raises(ValueError, match="was killed, perhaps because memory ran out; run again"):
         index_lengths(Killed(open_records(data)), maker, num_workers=1)

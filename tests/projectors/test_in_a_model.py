@@ -51,3 +51,14 @@ def test_it_is_drawn_as_a_fresh_one_where_its_weights_are_missing(model, tmp_pat
         deviation, expected = (weights.std(correction=0).item() for weights in (drawn.get_parameter(name), parameter))
         # of a few dozen weights or more, the deviations of two draws agree within a third
         assert deviation == pytest.approx(expected, rel=0.33, abs=1e-6), name
+
+
+def test_a_model_with_a_folded_projector_is_not_saved(tiny_model_dir, tmp_path):
+    model = AutoModelForImageTextToText.from_pretrained(tiny_model_dir)
+    own = model.model.multi_modal_projector
+    model.model.multi_modal_projector = own.fold()
+    with pytest.raises(ValueError, match="save the model before folding"):
+        model.save_pretrained(tmp_path)
+    assert not list(tmp_path.iterdir())
+    model.model.multi_modal_projector = own
+    model.save_pretrained(tmp_path)

@@ -14,9 +14,8 @@ from golden_pictures import synthetic
 from golden_regions import drawn
 from tar_shards import write_tar
 from tokenpacker.data.batches import IDS
-from tokenpacker.data.check import check_data, describe
+from tokenpacker.data.check import check_data, describe, draw_record
 from tokenpacker.data.collate import collate_packed, collate_padded
-from tokenpacker.data.data_pages import draw_record
 from tokenpacker.data.records import open_records
 from tokenpacker.data.rows import Record, RecordError, read_row
 from tokenpacker.data.samples import SampleMaker

@@ -1,9 +1,9 @@
-"""A start for a vision transformer from which reading is learned quickly: each head first looks at one neighbour.
+"""Initialises a vision transformer so that it learns to read quickly: each head first looks at one neighbour.
 
-A ViT has to find out from data that nearby patches belong together; on a small budget it spends most of it on that.
-Here positions are written as sines and cosines into a few reserved channels, and queries and keys start out such that
-head k of a layer attends to the patch at a fixed offset, as the taps of a convolution do. Everything stays trainable.
-The idea of starting attention from convolution: d'Ascoli et al., "ConViT", 2021.
+A ViT has to learn from data that nearby patches belong together, and spends most of a small budget on that. Here a few
+reserved channels hold positions as sines and cosines. Queries and keys start so that head k of a layer attends to the
+patch at a fixed offset, as a tap of a convolution does. All weights stay trainable. The idea of starting attention from
+convolution: d'Ascoli et al., "ConViT", 2021.
 
 Shapes: L = side*side patches, C width, H heads, P reserved channels.
 """
@@ -25,9 +25,10 @@ OFFSETS = (  # (rows, columns) of the patch that each head looks at, layer by la
 
 @torch.no_grad()
 def look_at_neighbours(encoder: CLIPVisionModel) -> None:
-    """Re-initialises positions, queries and keys of a fresh encoder in place.
+    """Re-initialises positions, queries and keys of a new encoder in place.
 
-    Raises: ValueError when a head is narrower than the reserved channels.
+    Raises:
+        ValueError: if a head is narrower than the reserved channels.
     """
     config = encoder.config
     head_dim = config.hidden_size // config.num_attention_heads
@@ -53,13 +54,13 @@ def look_at_neighbours(encoder: CLIPVisionModel) -> None:
 
 
 def _ending(parameters: dict[str, nn.Parameter], suffix: str) -> nn.Parameter:
-    """The one parameter with this ending: transformers versions differ in what stands before it."""
+    """The parameter whose name ends so; versions of transformers differ in what precedes it."""
     (found,) = (parameter for name, parameter in parameters.items() if name.endswith(suffix))
     return found
 
 
 def _waves(side: int) -> Tensor:
-    """(L, P): for each axis and frequency the sine and the cosine of the patch's place."""
+    """(L, P), the sine and the cosine of each patch's place, for each axis and frequency."""
     angles = torch.arange(side)[:, None] * torch.tensor(FREQUENCIES)  # (side, F)
     waves = torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)  # (side, 2F)
     rows, columns = waves[:, None].expand(-1, side, -1), waves[None].expand(side, -1, -1)
@@ -67,7 +68,7 @@ def _waves(side: int) -> Tensor:
 
 
 def _shift(rows: int, columns: int) -> Tensor:
-    """(P, P), maps the waves of a place to those of the place so many patches further down and to the right."""
+    """(P, P), maps the waves of a place to those of the place `rows` further down and `columns` to the right."""
     blocks = []
     for distance in (rows, columns):
         for frequency in FREQUENCIES:

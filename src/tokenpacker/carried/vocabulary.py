@@ -1,7 +1,7 @@
-"""Tokenizers of small models: byte-level BPE trained on generated texts, so that none needs a file from anywhere.
+"""Trains the tokenizers of small models: byte-level BPE on generated texts, so that no file is needed.
 
-In the tiny model's every word of its two data sets is one token, every digit is one token, "," and a newline are one
-token each (they serve as separators between tiles), and any other text still encodes as bytes.
+In the tiny model's tokenizer, each word of its two data sets is one token, and so are each digit, "," and a newline,
+which separate tiles. Any other text is encoded as bytes.
 """
 
 from collections.abc import Iterable, Iterator
@@ -20,11 +20,11 @@ PIECES = r" ?[A-Za-z]+| ?\d| ?[^A-Za-z\d\s]|\s"  # a word, a digit or a sign wit
 def train_tokenizer(
     texts: Iterable[str] | None = None, vocabulary_size: int = VOCABULARY_SIZE
 ) -> PreTrainedTokenizerFast:
-    """The tokenizer of some texts, the same one on every run.
+    """A tokenizer for some texts; it is the same on every call.
 
     Args:
-        texts: None takes those that the tiny model learns from.
-        vocabulary_size: in tokens, at most; all bytes and the special tokens are always among them.
+        texts: None takes the texts that the tiny model is trained on.
+        vocabulary_size: the most tokens. All bytes and the special tokens are always included.
     """
     tokenizer = Tokenizer(models.BPE(unk_token=UNKNOWN_TOKEN))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -54,7 +54,7 @@ def train_tokenizer(
 
 
 def _texts() -> Iterator[str]:
-    """Questions, answers and captions as they occur, each answer with the space that stands before it in a chat."""
+    """Questions, answers and captions as in training; each answer has the space that precedes it in a chat."""
     texts = [f"USER: \n{question} ASSISTANT:" for question in easy_vqa.all_question_texts()]
     texts += [f" {word}" for word in (*fine_print.WORDS, *easy_vqa.COLORS, *fine_print.FRAME_COLORS, "yes", "no")] * 20
     yield from texts * 20

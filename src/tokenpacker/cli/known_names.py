@@ -28,14 +28,15 @@ FORMATS = (
 def recipe_name(recipe: str) -> str:
     """A typer callback for the name of a recipe or the file of a config."""
     if recipe not in RECIPES and Path(recipe).suffix not in (".json", ".yaml", ".yml"):
-        meant = did_you_mean(recipe, RECIPES) or "; `tokenpacker train recipes` lists them"
-        raise ValueError(f"recipe {recipe!r} is unknown{meant}")
+        meant = did_you_mean(recipe, RECIPES)
+        raise ValueError(f"recipe {recipe!r} is unknown; `tokenpacker train recipes` lists them{meant}")
     return recipe
 
 
 def format_name(format: str) -> str:
     """A typer callback for the name of an annotation format, or `list`."""
     if format not in ("list", *FORMATS):
-        meant = did_you_mean(format, FORMATS) or "; `tokenpacker data regions list` lists them"
-        raise ValueError(f"format {format!r} is unknown{meant}")
+        raise ValueError(
+            f"format {format!r} is unknown; use one of {', '.join(FORMATS)}{did_you_mean(format, FORMATS)}"
+        )
     return format

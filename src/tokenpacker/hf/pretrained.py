@@ -14,6 +14,7 @@ from transformers.models.llava.modeling_llava import LlavaPreTrainedModel
 from tokenpacker import projectors
 from tokenpacker.hf.configuration import TokenPackerConfig
 from tokenpacker.hf.versions import CACHE
+from tokenpacker.projectors.folded import FoldedTokenPacker
 from tokenpacker.regions import RegionEncoder
 
 OLD_NAMES = (r"(?<!\w)projector\.", "multi_modal_projector.")
@@ -56,7 +57,12 @@ class TokenPackerPreTrainedModel(LlavaPreTrainedModel):
         """Saves as any model of transformers does, but under the names that the weights have in the module.
 
         Models that were saved under older names (`OLD_NAMES`) still load.
+
+        Raises:
+            ValueError: for a model with a folded projector, which would load with new weights.
         """
+        if any(isinstance(module, FoldedTokenPacker) for module in self.modules()):
+            raise ValueError("the projector is folded; save the model before folding, or put its own projector back")
         super().save_pretrained(*args, save_original_format=save_original_format, **kwargs)
 
     @torch.no_grad()

@@ -34,7 +34,7 @@ from tokenpacker.projectors.token_packer import (
     window_mask,
 )
 
-PATCHES_AT_A_TIME = 2304  # four tiles of CLIP-L/336: enough for full speed, and memory does not grow with N
+PATCHES_AT_A_TIME = 2304  # four tiles of CLIP-L/336: enough for full speed
 BLOCK = 256  # columns of a triangular product that are computed together
 
 
@@ -63,8 +63,8 @@ class FoldedTokenPacker(Projector):
     Its tokens differ from the projector's by rounding, in float32 about 1e-6 of the largest value. Both are equally
     near to the exact ones. A model that holds it is not saved: save the model with the projector itself.
 
-    Tiles are computed a few at a time, so that memory does not grow with their number; in a compiled or exported
-    graph, which holds for any number of tiles, all at once.
+    The attention takes a few tiles at a time, so that its memory does not grow with their number. A compiled or
+    exported graph, which serves any number of tiles, takes all at once.
     """
 
     config: TokenPackerProjectorConfig
@@ -97,7 +97,7 @@ class FoldedTokenPacker(Projector):
         return self.output_mlp(attended)  # (N, T, C) -> (N, T, D)
 
     def _attend(self, query: Tensor, levels: Tensor, grid: tuple[int, int], scale: int) -> Tensor:
-        """(n, T, C), what each head of each query takes from its window."""
+        """Returns (n, T, C), the attended windows of n tiles before the output MLP."""
         num_heads, num_tokens, window = self.config.num_heads, self.config.num_tokens(grid, scale), scale * scale
         queries, factor = self.query_norm(coarse_query(query, grid, scale).flatten(0, 1))  # (n*T, C), (n*T, 1)
         queries = self.query_proj(queries * factor).unflatten(-1, (num_heads, -1)).transpose(0, 1)  # (H, n*T, E)
@@ -127,7 +127,7 @@ def fold(packer: TokenPacker) -> FoldedTokenPacker:
     """Returns the projector with folded weights, computed in float64 and rounded once to the projector's dtype.
 
     Raises:
-        ValueError: for anything that is not a `TokenPacker` as it was built, with weights in memory.
+        ValueError: unless `packer` is a `TokenPacker` with its original parts, and with its weights in memory.
     """
     _check_foldable(packer)
     like = packer.query_proj.weight

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from tokenpacker.data.sources import is_stream, look_through
+from tokenpacker.data.sources import RunData, is_stream, look_through
 from tokenpacker.hf.configuration import TokenPackerConfig
 from tokenpacker.hf.model import TokenPackerForConditionalGeneration
 from tokenpacker.train.assemble import parts_of
@@ -61,23 +61,9 @@ def preview(config: TrainingConfig) -> Preview:
     samples, steps, longest, text_share = None, config.max_steps, config.data.max_length, 1.0
     if config.data.path is not None and not is_stream(config):
         data = look_through(config, builder.processor, None)
-        usable, lengths = data.lengths.usable, data.lengths
-        tokens = lengths.tokens[usable]
-        samples = {
-            "used": len(tokens),
-            "with_images": int((lengths.tiles[usable] > 0).sum()),
-            "regions": int(lengths.regions[usable].sum()),
-            "left_out": data.rejects.num_rejected,
-            "tokens": int(tokens.sum()),
-            "median": int(np.quantile(tokens, 0.5, method="higher")),
-            "p95": int(np.quantile(tokens, 0.95, method="higher")),
-            "longest": int(tokens.max()),
-            "fill": round(data.plan.fill, 4),
-            "per_step": round(data.plan.samples_per_step, 1),
-        }
-        steps = data.plan.num_steps
-        longest = longest if config.data.packed else int(tokens.max())
-        text_share = 1 - float(lengths.image_tokens.sum() / tokens.sum())
+        samples, steps = _samples(data), data.plan.num_steps
+        longest = longest if config.data.packed else samples["longest"]
+        text_share = 1 - float(data.lengths.image_tokens.sum() / samples["tokens"])
     memory = _memory(config, builder.config, parameters, config.device_batch_size * longest, text_share)
     return Preview(config.to_dict(), parameters, samples, steps, memory)
 
@@ -104,6 +90,24 @@ def describe(shown: Preview) -> str:
         f"about {shown.memory_gib['total']:.1f} GiB a device before sharding ({parts}); an estimate, not measured"
     )
     return "\n".join(lines)
+
+
+def _samples(data: RunData) -> dict[str, Any]:
+    """Counts of a run's samples, and of their tokens."""
+    usable, lengths = data.lengths.usable, data.lengths
+    tokens = lengths.tokens[usable]
+    return {
+        "used": len(tokens),
+        "with_images": int((lengths.tiles[usable] > 0).sum()),
+        "regions": int(lengths.regions[usable].sum()),
+        "left_out": data.rejects.num_rejected,
+        "tokens": int(tokens.sum()),
+        "median": int(np.quantile(tokens, 0.5, method="higher")),
+        "p95": int(np.quantile(tokens, 0.95, method="higher")),
+        "longest": int(tokens.max()),
+        "fill": round(data.plan.fill, 4),
+        "per_step": round(data.plan.samples_per_step, 1),
+    }
 
 
 def _lora_parameters(config: TokenPackerConfig, rank: int) -> int:

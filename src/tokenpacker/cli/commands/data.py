@@ -19,6 +19,7 @@ from tokenpacker.progress import Progress
 
 if TYPE_CHECKING:
     from tokenpacker.hf import TokenPackerProcessor
+
 UNFIT = 1  # exit code if more is rejected than tolerated
 
 data_app = typer.Typer(help="Make training data of annotations, and check it.", no_args_is_help=True, cls=CommandGroup)
@@ -27,8 +28,7 @@ data_app = typer.Typer(help="Make training data of annotations, and check it.", 
 @data_app.command()
 def check(
     data: Annotated[
-        list[Path],
-        Argument(metavar="DATA", exists=True, help="JSON, JSONL, Parquet, tar shards, or a folder."),
+        list[Path], Argument(metavar="DATA", exists=True, help="JSON, JSONL, Parquet, tar shards, or a folder.")
     ],
     images: options.Images = None,
     model: options.Model = None,
@@ -58,8 +58,7 @@ def check(
         tokenpacker data check stage2.jsonl --images data --regions --model runs/instruct-7b-hd9/model
     """
     processor = _processor(model, released, max_tiles, with_regions)
-    from tokenpacker.data.check import check_data, describe
-    from tokenpacker.data.data_pages import draw_report
+    from tokenpacker.data.check import check_data, describe, draw_report
     from tokenpacker.data.samples import SampleMaker
     from tokenpacker.data.sources import open_data
 
@@ -80,11 +79,9 @@ def check(
     if picture is not None:
         picture.parent.mkdir(parents=True, exist_ok=True)
         draw_report(report, ", ".join(path.name for path in data[:3])).save(picture)
-    written = {"rejects": rejects if report.rejected else None, "picture": picture}
-    lines = [describe(report), *(f"{name:<12} {path}" for name, path in written.items() if path is not None)]
-    files = {"rejects_file": written["rejects"], "picture": picture}
-    told = {name: None if path is None else str(path) for name, path in files.items()}
-    print_result(as_json, {**report.to_dict(), **told}, "\n".join(lines))
+    files = {"rejects_file": str(rejects) if report.rejected else None, "picture": picture and str(picture)}
+    lines = [f"{name.removesuffix('_file'):<12} {path}" for name, path in files.items() if path]
+    print_result(as_json, {**report.to_dict(), **files}, "\n".join([describe(report), *lines]))
     if not report.passes:
         raise typer.Exit(UNFIT)
 
@@ -190,7 +187,7 @@ def show(
     Examples:
         tokenpacker data show coco.jsonl --images data --row 7 --out row.png
     """
-    from tokenpacker.data.data_pages import draw_record
+    from tokenpacker.data.check import draw_record
     from tokenpacker.data.records import open_records
 
     records = open_records(data, images)

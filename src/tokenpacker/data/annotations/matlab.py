@@ -5,7 +5,7 @@
     numbers, logicals    a NumPy array (rows, cols)
 
 Source: MathWorks, "MAT-File Format", the chapters on version 5. `scipy.io.loadmat` reads these files too, but scipy
-takes 140 MB on disk for one data set, and has no limit on what a compressed file unpacks to.
+takes 140 MB on disk, which is much for one data set.
 """
 
 from __future__ import annotations
