@@ -277,7 +277,7 @@ def changed(config: TrainingConfig, settings: Iterable[str]) -> TrainingConfig:
 
 
 def merged(config: TrainingConfig, content: Mapping[str, Any]) -> TrainingConfig:
-    """Returns the config with the given values, at any depth, in place of its own. Raises ValueError if one is wrong."""
+    """Returns the config with the given values, at any depth, replacing its own. Raises ValueError if one is wrong."""
     return from_dict(_merge(config.to_dict(), content))
 
 
