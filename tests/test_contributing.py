@@ -3,6 +3,7 @@
 import re
 import sys
 import types
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 import typer
 from typer.testing import CliRunner
 
+from test_house import MAX_FILES
 from tokenpacker import VisionFeatures
 from tokenpacker.data import records
 from tokenpacker.projectors import base, build
@@ -27,6 +29,13 @@ def run(path, monkeypatch):
     monkeypatch.setitem(sys.modules, module.__name__, module)
     exec(compile(CODE[path], path, "exec"), module.__dict__)
     return module
+
+
+def test_there_is_room_for_the_new_files():
+    folders = Counter((ROOT / path).parent for path in NEW if path.startswith("src/"))
+    assert folders
+    for folder, new in folders.items():
+        assert len(list(folder.glob("*.py"))) + new <= MAX_FILES
 
 
 @pytest.mark.parametrize("name", sorted(NAMED - NEW))
@@ -47,12 +56,16 @@ def test_the_projector_is_built_by_its_name(monkeypatch):
 
 def test_the_data_format_gives_records(tmp_path, monkeypatch):
     path = tmp_path / "rows.tsv"
-    path.write_text("sign.png\twhat color?\tred\nno answer\n")
+    path.write_text("\ufeffsign.png\twhat color?\tred\nno answer\n")
     exec(CODE["src/tokenpacker/data/records.py"], vars(records), names := {})
     read = records.Records([names["_TabFile"](path, tmp_path)])
     assert [turn["value"] for turn in read[0].conversation] == ["<image>\nwhat color?", "red"]
-    with pytest.raises(records.RecordError, match="the line has 1 fields"):
+    with pytest.raises(records.RecordError, match="the line has 1 fields") as caught:
         read[1]
+    assert caught.value.source == f"{path}, line 2"
+    path.write_bytes(b"\xff")
+    with pytest.raises(ValueError, match=r"rows.tsv is no UTF-8 text"):
+        names["_TabFile"](path, tmp_path)
 
 
 def test_the_command_runs(monkeypatch):

@@ -11,7 +11,7 @@ import torch
 from golden_weights import golden_features, golden_packer
 from tokenpacker import TokenPacker, TokenPackerProjectorConfig, VisionFeatures
 from tokenpacker.projectors import folded as folded_file
-from tokenpacker.projectors.mixed import pack_tiles
+from tokenpacker.projectors.base import pack_tiles
 from tokenpacker.projectors.token_packer import WindowAttention
 
 

@@ -5,7 +5,7 @@ import torch
 
 from tokenpacker import VisionFeatures
 from tokenpacker.projectors import build
-from tokenpacker.projectors.mixed import pack_tiles
+from tokenpacker.projectors.base import pack_tiles
 
 DIM, GRID = 16, (6, 6)
 

@@ -118,10 +118,10 @@ def account(
 
     Args:
         found: entries by released name.
-        expected: shapes by our
+        expected: shapes by our name.
 
     Raises:
-        ValueError: listing by name what is unknown, missing, of another shape, or stored under two
+        ValueError: listing by name what is unknown, missing, of another shape, or stored under two names.
     """
     plan: dict[str, Entry] = {}
     taken: set[str] = set()

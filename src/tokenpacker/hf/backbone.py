@@ -23,7 +23,7 @@ from tokenpacker.hf.outputs import ImageFeatures, TokenPackerModelOutput, image_
 from tokenpacker.hf.pretrained import TokenPackerPreTrainedModel
 from tokenpacker.hf.versions import CACHE, cache_argument
 from tokenpacker.hf.vision_encoder import TOWER_STATES, build_spare_layers, build_vision_tower, encode_tiles
-from tokenpacker.projectors.mixed import pack_tiles
+from tokenpacker.projectors.base import pack_tiles
 from tokenpacker.regions import RegionEncoder, scatter_region_tokens
 from tokenpacker.sequence import scatter_image_tokens
 

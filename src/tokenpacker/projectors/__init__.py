@@ -5,13 +5,21 @@ names its module class in the entry point group `tokenpacker.projectors` instead
 """
 
 from tokenpacker.projectors.average_pool import AveragePool, AveragePoolConfig
-from tokenpacker.projectors.base import Projector, ProjectorConfig, available, build, config_from_dict, register
+from tokenpacker.projectors.base import (
+    Projector,
+    ProjectorConfig,
+    available,
+    build,
+    config_from_dict,
+    load,
+    register,
+    save,
+)
 from tokenpacker.projectors.c_abstractor import CAbstractor, CAbstractorConfig
 from tokenpacker.projectors.dense_connector import DenseConnector, DenseConnectorConfig
 from tokenpacker.projectors.ldp_v2 import LdpV2, LdpV2Config
 from tokenpacker.projectors.mlp import Mlp, MlpConfig
 from tokenpacker.projectors.pixel_shuffle import PixelShuffle, PixelShuffleConfig
-from tokenpacker.projectors.projector_file import load, save
 from tokenpacker.projectors.resampler import Resampler, ResamplerConfig
 from tokenpacker.projectors.token_packer import TokenPacker, TokenPackerProjectorConfig
 

@@ -1,14 +1,18 @@
-"""The base classes of all projectors and their configs, and the registry that finds them by name.
+"""The base classes of all projectors and their configs, the registry that finds them by name, and what serves them all.
 
-Shapes: N tiles, (h, w) patch grid, T packed tokens, D language width.
+`pack_tiles` packs tiles that have different scale factors; `save` and `load` keep a projector in one file.
+
+Shapes: N tiles, U different tiles with features, (h, w) patch grid, T packed tokens, D language width.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import entry_points
+from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 import torch
@@ -18,6 +22,7 @@ from tokenpacker.features import VisionFeatures
 
 PAPER_STD, PAPER_VISION_DIM = 0.02, 1024  # of fresh weights; see `Projector.init_weights`
 ENTRY_POINT_GROUP = "tokenpacker.projectors"
+CONFIG_KEY = "projector_config"  # of a projector file's header
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,3 +190,86 @@ def _find(name: str | None) -> tuple[type[ProjectorConfig], type[Projector]]:
     if name is None or name not in _REGISTRY:
         raise ValueError(f"unknown projector {name!r}; available: {', '.join(available())}")
     return _REGISTRY[name]
+
+
+def pack_tiles(
+    projector: Projector,
+    features: VisionFeatures,
+    scale_factors: int | Sequence[int] | None = None,
+    tile_index: Tensor | None = None,
+) -> Tensor | list[Tensor]:
+    """Returns packed tokens (N, T, D); a list of N tensors (T, D) if the tiles have different scale factors.
+
+    The projector runs once for each scale factor, on the tiles that have it.
+
+    Args:
+        scale_factors: one for all tiles, or one for each of the N; None takes the projector's own.
+        tile_index: (N,), the tile of `features` behind each packed tile; None if N = U.
+
+    Raises:
+        ValueError: if there are more or fewer scale factors than tiles, or if the projector cannot use one.
+    """
+    num_tiles = features.query.shape[0] if tile_index is None else tile_index.shape[0]
+    if isinstance(scale_factors, Sequence):
+        if len(scale_factors) != num_tiles:
+            raise ValueError(
+                f"{len(scale_factors)} scale factors were given for {num_tiles} tiles; pass one for each tile, as the"
+                " processor does"
+            )
+        different = set(scale_factors)
+        if len(different) > 1:
+            return _pack_mixed(projector, features, scale_factors, tile_index)
+        scale_factors = different.pop() if different else None
+    packed = projector(features, scale_factors)  # (U, T, D)
+    return packed if tile_index is None else packed[tile_index.to(packed.device)]
+
+
+def _pack_mixed(
+    projector: Projector, features: VisionFeatures, scale_factors: Sequence[int], tile_index: Tensor | None
+) -> list[Tensor]:
+    factors = torch.tensor(scale_factors)  # (N,)
+    tiles = torch.arange(len(factors)) if tile_index is None else tile_index.cpu()
+    packed: dict[int, Tensor] = {}
+    for factor in sorted(set(scale_factors)):
+        places = (factors == factor).nonzero()[:, 0]  # of the tiles with this factor
+        shown, row = tiles[places].unique(return_inverse=True)
+        tokens = projector(features.select(shown.to(features.query.device)), factor)  # (different tiles, T, D)
+        packed |= dict(zip(places.tolist(), tokens[row.to(tokens.device)], strict=True))
+    return [packed[place] for place in range(len(factors))]
+
+
+def save(config: ProjectorConfig, weights: Mapping[str, Tensor], path: str | Path) -> None:
+    """Writes a projector's config and its weights, named as in its `state_dict`.
+
+    Raises:
+        ImportError: if safetensors is not installed; it comes with transformers.
+    """
+    from safetensors.torch import save_file
+
+    contiguous = {name: tensor.contiguous() for name, tensor in weights.items()}
+    save_file(contiguous, path, metadata={"format": "pt", CONFIG_KEY: json.dumps(config.to_dict())})
+
+
+def load(path: str | Path) -> Projector:
+    """Returns the projector that `save` wrote, on the CPU, in the dtype of the file.
+
+    Raises:
+        ValueError: if the file is missing or damaged, or holds no projector.
+        ImportError: if safetensors is not installed.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            content = (file.metadata() or {}).get(CONFIG_KEY)
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"projector file {path} cannot be read ({error}); check the path, or write it anew") from None
+    if content is None:
+        raise ValueError(f"{path} holds no projector of this package; `tokenpacker convert` reads the original's")
+    projector = build(config_from_dict(json.loads(content)))
+    try:
+        projector.load_state_dict(weights)
+    except RuntimeError as error:
+        raise ValueError(f"the weights in {path} are not those of its config: {' '.join(str(error).split())}") from None
+    return projector.to(next(iter(weights.values())).dtype)

@@ -25,6 +25,7 @@ from pydantic import (
 )
 from pydantic.dataclasses import dataclass
 
+from tokenpacker.data.records import Format
 from tokenpacker.hf.processing.image_processor import ImageMode
 from tokenpacker.regions import RegionRule
 from tokenpacker.text import did_you_mean
@@ -32,7 +33,7 @@ from tokenpacker.tiling import GridList
 
 Part = Literal["vision_tower", "projector", "regions", "language_model"]
 ChatFormat = Literal["v1", "plain", "bare"]
-DataFormat = Literal["json", "jsonl", "parquet", "webdataset", "hub"]
+DataFormat = Literal[Format, "webdataset", "hub"]
 Share = Annotated[float, Field(ge=0, le=1)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 PARTS: tuple[Part, ...] = get_args(Part)
