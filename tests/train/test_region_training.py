@@ -337,5 +337,5 @@ def test_two_processes_of_which_one_may_have_no_regions_lose_what_one_loses(regi
 def test_a_row_whose_marks_and_regions_differ_is_not_drawn(region_data):
     record = open_records(region_data)[0]
     asked = [{**message, "value": message["value"] + " <mask>"} for message in record.conversation[:1]]
-    with pytest.raises(ValueError, match=r"has \d+ <mask> and \d+ regions; mend it"):
+    with pytest.raises(ValueError, match=r"has \d+ <mask> and \d+ regions; write as many of both"):
         draw_record(replace(record, conversation=(*asked, *record.conversation[1:])))

@@ -1,7 +1,7 @@
-"""Names of a released model's tensors and of ours, in both directions, and the account of what a checkpoint holds.
+"""The names of tensors in released models and in ours, and the check that a checkpoint has exactly what a model needs.
 
 Released models have `model.*` and `lm_head` of a LLaMA, `model.mm_projector.*`, the CLIP tower below a doubled prefix,
-and beside `model` the `mask_extractor.*` of models with regions. Ours are `model.language_model.*`, `lm_head`,
+and with regions `mask_extractor.*`, which is not below `model.`. Ours are `model.language_model.*`, `lm_head`,
 `model.multi_modal_projector.*`, `model.vision_tower.*` and `model.region_encoder.*`.
 
 The released attention stores its query, key and value projections as one matrix; ours stores three.
@@ -31,7 +31,7 @@ RELEASED_PROJECTOR = "model.mm_projector."
 RELEASED_REGIONS = "mask_extractor."
 TOWER, PROJECTOR, LANGUAGE_MODEL = "model.vision_tower.", "model.multi_modal_projector.", "model.language_model."
 REGIONS = "model.region_encoder."
-SPARE_LAYERS = "model.spare_vision_layers."  # layers above the last that runs, kept to be written back
+SPARE_LAYERS = "model.spare_vision_layers."  # layers above the last one used, kept only for converting back
 
 # (prefix of the released name, prefix of our name); the first that fits counts.
 _PREFIXES = (
@@ -60,7 +60,7 @@ _STACKED = {
 _LAYER = re.compile(re.escape(TOWER) + r"encoder\.layers\.(\d+)\.(.+)")
 _SPARE_LAYER = re.compile(re.escape(SPARE_LAYERS) + r"(\d+)\.(.+)")
 
-# Buffers that follow from the config; our config keeps what is needed to write them back.
+# Buffers that are computed from the config. `storage_record` keeps what is needed to write them back.
 ROTARY_FREQUENCIES = re.compile(r"model\.layers\.(\d+)\.self_attn\.rotary_emb\.inv_freq")
 POSITION_IDS = re.compile(re.escape(RELEASED_TOWER) + r"vision_model\.embeddings\.position_ids")
 # How far stored rotary frequencies may be from the config's: the rounding of bfloat16.
@@ -89,7 +89,7 @@ def from_released(name: str, num_layers: int) -> tuple[str, ...]:
 
 
 def to_released(name: str, num_layers: int) -> str | None:
-    """The released name of our tensor, which tensors of a stacked one share; None if there is none."""
+    """The released name of our tensor; None if there is none. Tensors that are stacked there share one name."""
     stacked = next((theirs for theirs, ours in _STACKED.items() if name in ours), None)
     if stacked is not None:
         return stacked
@@ -151,7 +151,7 @@ def account(
 
 
 def _is_unused_layer(name: str, expected: Mapping[str, tuple[int, ...]], config: TokenPackerConfig) -> bool:
-    """Whether the tower has this tensor in a layer that does not run, and the model does not keep it."""
+    """Whether the tensor belongs to an unused vision layer that the config does not keep."""
     spare = _SPARE_LAYER.fullmatch(name)
     if spare is None or config.keep_spare_vision_layers:
         return False
@@ -166,8 +166,8 @@ def _shape(shape: tuple[int, ...]) -> str:
 def storage_record(found: Mapping[str, Entry], entries: Iterable[Entry], text_config: LlamaConfig) -> dict[str, Any]:
     """What our config keeps so that a checkpoint can be written back bit for bit.
 
-    `dtypes` has the type that each part was stored in, by the prefix of our names, and by full name where a tensor
-    differs. `rotary_frequencies` (of one layer) and `position_ids` (their shape; they count up from 0) are buffers that
+    `dtypes` has the most frequent stored type by prefix of our names. A tensor with another type has an entry under its
+    full name. `rotary_frequencies` (of one layer) and `position_ids` (their shape; they count from 0) are buffers that
     a model computes; None if they are not stored.
 
     Raises:

@@ -14,7 +14,7 @@ PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
 
 def in_range(least: float, most: float = math.inf) -> Callable[..., float | None]:
-    """A typer callback that takes these numbers alone; typer's own message does not name the value."""
+    """A typer callback that accepts `least` to `most`. The message of typer's own check lacks the value."""
 
     def check(param: typer.CallbackParam, value: float | None) -> float | None:
         if value is not None and not least <= value <= most:
@@ -89,7 +89,7 @@ def exclude(options: Mapping[str, object]) -> None:
 
 
 def refuse(options: Mapping[str, object], reason: str) -> None:
-    """Raises ValueError for the first of the options that was given; `reason` goes on after its name."""
+    """Raises ValueError for the first of the options that was given; The message is its name and `reason`."""
     for name, value in options.items():
         if value not in (None, False):
             raise ValueError(f"{name} {reason}")

@@ -51,12 +51,12 @@ class DataReport:
     """The report of `tokenpacker data check`.
 
     Args:
-        lengths: of the samples checked.
-        max_share: of samples that may be rejected.
+        lengths: lengths of the checked samples.
+        max_share: share of samples that may be rejected.
         decoded: whether images were decoded; False if only their headers were read.
 
     Attributes:
-        samples, usable: checked, and among them those that a run would use.
+        samples: number of checked samples; `usable` is the number of those that a run would use.
         with_images, text_only: usable samples with an image, and without. Of the former `multi_image` have several,
             `with_regions` have regions.
         tokens: per usable sample, image tokens included.
@@ -122,7 +122,7 @@ def check_data(
     num_workers: int | None = None,
     progress: bool = False,
 ) -> DataReport:
-    """Checks all data, however much is rejected.
+    """Checks the data to the end, even if too much is rejected.
 
     Args:
         rejects: file for the rejects; replaces an older one.
@@ -170,7 +170,7 @@ def describe(report: DataReport) -> str:
         lines.append(f"  {count} {kind}")
         lines += [f"    {id}: {reason}" for id, reason, _ in report.examples[kind]]
     if not report.decoded:
-        lines.append("images       headers read; --decode finds files that are damaged behind them")
+        lines.append("images       only headers were read; --decode also finds damage after the header")
     if report.usable:
         lines += [_numbers("tokens", report.tokens), *_bars(report)]
         lines.append(_numbers("image tokens", report.image_tokens))
@@ -217,7 +217,8 @@ def draw_record(record: Record) -> Image.Image:
     marks = sum(message["value"].count(REGION_TOKEN) for message in record.conversation)
     num_regions = sum(map(len, record.regions))
     if marks != num_regions and record.regions:
-        raise ValueError(f"{record.source or record.id} has {marks} {REGION_TOKEN} and {num_regions} regions; mend it")
+        counts = f"{marks} {REGION_TOKEN} and {num_regions} regions"
+        raise ValueError(f"{record.source or record.id} has {counts}; write as many of both")
     return draw_conversation(
         [to_rgb(image) for image in record.images],
         [(place, region) for place, own in enumerate(record.regions) for region in own],

@@ -1,6 +1,6 @@
-"""The complete model: images, regions and text to logits, with the behaviour of a transformers model.
+"""The complete model: takes images, regions and text, returns logits.
 
-Shapes: B samples, S sequence length, K places whose label is learned.
+Shapes: B samples, S sequence length, K positions whose next token has a label.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from tokenpacker.sequence import IGNORED
 
 
 def _with_arguments_of(base: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Puts the arguments of `base` before a method's own in its signature, where transformers and PEFT look them up."""
+    """Gives a method a signature with the arguments of `base` first, which transformers and PEFT inspect."""
 
     def decorate(method: Callable[..., Any]) -> Callable[..., Any]:
         *arguments, others = inspect.signature(base).parameters.values()
@@ -70,7 +70,7 @@ class TokenPackerForConditionalGeneration(
             raise ValueError(
                 f"the head of {type(language_model).__name__} has a bias; only plain linear heads are supported"
             )
-        parts = (copy.deepcopy(vision_tower.config), copy.deepcopy(language_model.config))  # theirs stay as they are
+        parts = (copy.deepcopy(vision_tower.config), copy.deepcopy(language_model.config))  # not changed
         config = TokenPackerConfig(*parts, **config_kwargs)
         with torch.device("meta"):
             model = cls(config)
@@ -105,7 +105,7 @@ class TokenPackerForConditionalGeneration(
         """Runs `TokenPackerModel.forward` and makes logits, and a loss if `labels` (B, S) are given (-100 is ignored).
 
         Args:
-            only_learned: make logits (K, vocabulary) only at the K places from which a label is learned. The loss is
+            only_learned: make logits (K, vocabulary) only at the K positions whose next token has a label. The loss is
                 the same and needs a fraction of the memory, as images and questions are most of a sequence.
 
         Raises:
@@ -114,7 +114,7 @@ class TokenPackerForConditionalGeneration(
         if labels is None and only_learned:
             raise ValueError("only_learned=True needs labels; pass them, or leave it out")
         if only_learned and not (isinstance(logits_to_keep, int) and logits_to_keep == 0):
-            raise ValueError("only_learned=True decides where logits are made; leave logits_to_keep out")
+            raise ValueError("only_learned=True already selects the positions; leave logits_to_keep out")
         outputs = self.model(*args, **kwargs | {"return_dict": True})
         states = outputs.last_hidden_state
         if labels is not None and only_learned:

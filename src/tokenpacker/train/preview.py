@@ -16,10 +16,10 @@ from tokenpacker.train.assemble import parts_of
 from tokenpacker.train.config import PARTS, TrainingConfig
 from tokenpacker.train.run import check
 
-FLOAT32, SIXTEEN_BITS, FOUR_BITS = 4.0, 2.0, 0.5625  # bytes per weight; NF4 has one float32 per 64 weights
+FLOAT32, SIXTEEN_BITS, FOUR_BITS = 4.0, 2.0, 0.5625  # bytes per weight; NF4 has half a byte, and 4 bytes for each 64
 TRAINED_BYTES = 4 * FLOAT32  # per trained weight: itself, its gradient and AdamW's two moments
-# Activations that a LLaMA layer keeps per token without recomputation, as multiples of its width: norms, queries, keys,
-# values, attention output, gate, up and product (2.7 times as wide each).
+# Activations that a LLaMA layer keeps per token without recomputation, as multiples of its width, about: two norms,
+# queries, keys, values, attention output; and of the MLP, 2.7 times as wide, gate, its activation, up and product.
 KEPT_PER_LAYER = 16
 
 
@@ -82,7 +82,7 @@ def describe(shown: Preview) -> str:
         )
         lines.append(f"{shown.steps:,} steps, of {s['per_step']:g} samples each on average")
     elif shown.config["data"]["path"] is None and shown.config["data"]["scenes"] is None:
-        lines.append("no data: give them with --data, which the run needs, and samples and steps are counted")
+        lines.append("no data given; the run needs --data, and with it samples and steps are shown here")
     elif shown.steps is not None:
         lines.append(f"{shown.steps:,} steps")
     parts = ", ".join(f"{name} {gib:.1f}" for name, gib in shown.memory_gib.items() if name != "total")
@@ -139,7 +139,7 @@ def _memory(
     trainable = sum(part["trainable"] for part in parameters.values())
     trained = trainable * (TRAINED_BYTES + (SIXTEEN_BITS if in_bfloat16 else 0))  # autocast computes with a copy
     kept = 1 if config.checkpointing else KEPT_PER_LAYER
-    # What passes from layer to layer is float32 where the layers are.
+    # The residual stream is float32 if the weights of the layers are.
     stream_bytes = FLOAT32 if "language_model" in config.train else frozen_bytes
     activations = num_tokens * text.hidden_size * (text.num_hidden_layers * kept + KEPT_PER_LAYER) * stream_bytes
     logits = num_tokens * text_share * text.vocab_size * 2 * FLOAT32  # in float32, and their gradient
