@@ -159,7 +159,7 @@ def train(name: str, model: nn.Module, learning: list[nn.Module], compute_loss, 
     model.requires_grad_(False)
     weights = [weight.requires_grad_() for module in learning for weight in module.parameters()]
     optimizer = torch.optim.AdamW(weights, weight_decay=0.05)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=1e-3, total_steps=num_steps + 2, pct_start=0.1)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=2e-3, total_steps=num_steps + 2, pct_start=0.1)
     start = time.monotonic()
     for step in range(1, num_steps + 1):
         loss = compute_loss()
@@ -221,7 +221,7 @@ def accuracy(model: VisionLanguageModel, data: Data, unseen: Data) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=500, help="training steps of each phase; 2 shows that it runs")
+    parser.add_argument("--steps", type=int, default=400, help="training steps of each phase; 2 shows that it runs")
     parser.add_argument("--unseen", type=int, default=100, help="pictures to test on, with 10 questions each")
     parser.add_argument("--scale-factor", type=int, default=2, help="2 packs 64 patches into 16 tokens, 4 into 4")
     args = parser.parse_args()

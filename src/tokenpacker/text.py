@@ -24,7 +24,7 @@ def check_text(text: Any, name: str = "the text") -> str:
     if broken := LONE_SURROGATE.search(text):
         raise ValueError(
             f"{name} has U+{ord(broken[0]):04X} at character {broken.start() + 1}, which is half a character (a lone"
-            " surrogate, as of bytes that are not UTF-8); write it in UTF-8, or take it out"
+            " surrogate, as of a text cut within an emoji or bytes that are not UTF-8); write it anew in UTF-8"
         )
     return text
 

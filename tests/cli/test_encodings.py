@@ -118,7 +118,7 @@ ARGUMENTS = [
 @pytest.mark.parametrize("arguments", ARGUMENTS, ids=ascii)
 def test_an_argument_that_is_no_text_is_refused_in_one_line(one_line_error, arguments):
     message = one_line_error(*arguments)
-    assert message.endswith("(a lone surrogate, as of bytes that are not UTF-8); write it in UTF-8, or take it out")
+    assert message.endswith("as of a text cut within an emoji or bytes that are not UTF-8); write it anew in UTF-8")
 
 
 def test_standard_input_that_is_no_text_is_refused_too():

@@ -41,3 +41,15 @@ def test_registering_twice_changes_nothing():
     before = dict(modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES)
     register()
     assert before == modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+
+
+def test_what_version_0_1_0_had_in_hf_is_found_there():
+    from tokenpacker import checkpoints, hf
+
+    assert (hf.convert, hf.load_released, hf.export_original) == (
+        checkpoints.convert,
+        checkpoints.load_released,
+        checkpoints.export_original,
+    )
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        hf.nothing  # noqa: B018

@@ -275,7 +275,19 @@ def replace_a_forward(packer):
     return "value_norm"
 
 
+def watch_the_projector(packer):
+    packer.register_forward_hook(lambda *_: None)
+    return "the projector itself"
+
+
+def change_the_heads(packer):
+    packer.attention.num_heads = 2 * packer.attention.num_heads
+    return "attention"
+
+
 CHANGES = [
+    watch_the_projector,
+    change_the_heads,
     watch_a_layer,
     put_in_another_layer,
     put_in_another_attention,

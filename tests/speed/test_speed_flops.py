@@ -104,3 +104,12 @@ def test_an_image_costs_its_tiles_and_its_prompt():
     assert one["language"] == table.language.prefill(209)
     assert one["first_token"] == one["vision"] + one["projector"] + one["language"] + one["head"]
     assert one["vision"] / TERA == pytest.approx(2 * 0.183, abs=0.001)
+
+
+def test_counting_leaves_the_config_as_it_is():
+    shapes = named_shapes("small")
+    before = shapes.config.text_config._attn_implementation, shapes.config.vision_config._attn_implementation
+    assert shapes.table.language.linear > 0
+    assert shapes.table.vision > 0
+    after = shapes.config.text_config._attn_implementation, shapes.config.vision_config._attn_implementation
+    assert before == after

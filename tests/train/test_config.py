@@ -104,6 +104,7 @@ def test_a_file_changes_what_it_names(tmp_path, suffix):
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
+        ("data.scenes.foo=1", "data.scenes.foo is no setting; use one of captions"),
         ("optimizer.learnig_rate=1", "optimizer.learnig_rate is no setting; did you mean optimizer.learning_rate?"),
         ("optimzer.learning_rate=1", "optimzer is no setting; did you mean optimizer?"),
         ("batch_size=many", "batch_size='many' must be a valid integer"),

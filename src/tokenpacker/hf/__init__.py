@@ -1,5 +1,8 @@
 """The transformers layer. Importing it registers the model with transformers' Auto classes."""
 
+from importlib import import_module
+from typing import Any
+
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -50,6 +53,14 @@ def register() -> None:
 
 
 register()
+
+
+def __getattr__(name: str) -> Any:
+    """Finds what version 0.1.0 had here: it imported the readers of released checkpoints, which import this package."""
+    if name in ("convert", "export_original", "load_released"):
+        return getattr(import_module("tokenpacker.checkpoints"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
 
 __all__ = [
     "CHAT_FORMATS",

@@ -64,6 +64,10 @@ class WindowAttention(nn.Module):
         self.value_proj = nn.Linear(dim, dim)
         self.output_proj = nn.Linear(dim, dim)
 
+    def extra_repr(self) -> str:
+        """The settings, as they print."""
+        return f"num_heads={self.num_heads}"
+
     def forward(self, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
         """Returns (N, T, C) from queries (N, T, C), and keys and values (W, N, T, C).
 

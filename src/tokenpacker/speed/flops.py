@@ -8,6 +8,7 @@ Shapes: n tokens, L patches, C vision width, M levels.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -56,7 +57,7 @@ class LanguageCost:
         Raises ValueError where a layer needs numbers or keeps something else than keys and values.
         """
         with torch.device("meta"):
-            model = AutoModel.from_config(config).eval()
+            model = AutoModel.from_config(copy.deepcopy(config)).eval()  # the setters below write to the config
         model.set_attn_implementation("eager")  # plain matrix products, which every version of the counter knows
         model.set_experts_implementation("batched_mm")  # the others look at which expert a token goes to
         try:
@@ -139,7 +140,7 @@ class FlopTable:
 def count_vision(config: TokenPackerConfig) -> int:
     """Counts the vision tower for one tile, up to the last level that is used."""
     with torch.device("meta"):
-        tower = build_vision_tower(config).eval()
+        tower = build_vision_tower(copy.deepcopy(config)).eval()  # the setter below writes to the config
         tile = torch.empty(1, 3, *config.tile_size)
     tower.set_attn_implementation("eager")
     levels = (config.vision_levels, config.vision_query_level)

@@ -318,8 +318,9 @@ def _merge(content: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, An
 
 
 def _in_one_line(invalid: ValidationError) -> str:
-    """The first problem that pydantic found, as one line with the dotted key."""
-    problem = invalid.errors(include_url=False)[0]
+    """The first problem that pydantic found, as one line with the dotted key; unknown keys count first."""
+    problems = invalid.errors(include_url=False)
+    problem = next((one for one in problems if one["type"] == "unexpected_keyword_argument"), problems[0])
     kind, message = problem["type"], problem["msg"]
     *parents, key = problem["loc"] or ("config",)
     name = ".".join(map(str, problem["loc"])) or "config"
