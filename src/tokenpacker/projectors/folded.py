@@ -186,7 +186,9 @@ def _check_foldable(packer: TokenPacker) -> None:
     with torch.device("meta"):
         parts, built = _parts(packer), _parts(TokenPacker(packer.config))
     changed = sorted(name for name in parts.keys() | built.keys() if parts.get(name) != built.get(name))
-    changed += [name or "the projector itself" for name, part in packer.named_modules() if _is_hooked(part)]
+    changed += [name for name, part in packer.named_modules() if name and _is_hooked(part)]
+    if "forward" in vars(packer):  # hooks on the projector itself may be transformers', which records outputs by them
+        changed.append("forward")
     if changed:
         raise ValueError(
             f"fold takes a TokenPacker as it was built, but these parts were replaced or hooked: {', '.join(changed)};"

@@ -416,7 +416,7 @@ def test_answers_after_several_images_are_told_from_the_rest_in_a_padded_batch(t
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a\udcff", r"^the prompt has U\+DCFF at character 2, which is half a character .* in UTF-8, or take it out$"),
+        ("a\udcff", r"^the prompt has U\+DCFF at character 2, which is half a character .*; write it anew in UTF-8$"),
         (["fine", "\ud83d"], r"^prompt 2 has U\+D83D at character 1, which is half a character"),
         ([b"bytes"], "^text is given as list; pass a string"),
     ],
