@@ -306,6 +306,12 @@ def test_a_projector_with_changed_parts_is_refused_and_the_part_is_named(packer,
         packer.fold()
 
 
+def test_a_forward_that_was_put_back_is_no_change(packer):
+    packer.forward, packer.key_norm.forward = packer.forward, packer.key_norm.forward  # as accelerate does
+    features = random_features()
+    torch.testing.assert_close(packer.fold()(features, 2), packer(features, 2), atol=1e-4, rtol=1e-4)
+
+
 def test_a_subclass_is_refused():
     class Other(TokenPacker):
         pass

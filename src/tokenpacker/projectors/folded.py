@@ -187,7 +187,9 @@ def _check_foldable(packer: TokenPacker) -> None:
         parts, built = _parts(packer), _parts(TokenPacker(packer.config))
     changed = sorted(name for name in parts.keys() | built.keys() if parts.get(name) != built.get(name))
     changed += [name for name, part in packer.named_modules() if name and _is_hooked(part)]
-    if "forward" in vars(packer):  # hooks on the projector itself may be transformers', which records outputs by them
+    if _is_forward_replaced(
+        packer
+    ):  # hooks on the projector itself may be transformers', which records outputs by them
         changed.append("forward")
     if changed:
         raise ValueError(
@@ -208,4 +210,10 @@ def _parts(packer: TokenPacker) -> dict[str, tuple[type, str]]:
 
 
 def _is_hooked(part: nn.Module) -> bool:
-    return bool(part._forward_hooks or part._forward_pre_hooks or "forward" in vars(part))
+    return bool(part._forward_hooks or part._forward_pre_hooks) or _is_forward_replaced(part)
+
+
+def _is_forward_replaced(part: nn.Module) -> bool:
+    """Whether the instance has another `forward` than its class; accelerate leaves the class's own when it is removed."""
+    own = vars(part).get("forward")
+    return own is not None and getattr(own, "__func__", None) is not type(part).forward
