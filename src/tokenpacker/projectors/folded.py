@@ -214,6 +214,6 @@ def _is_hooked(part: nn.Module) -> bool:
 
 
 def _is_forward_replaced(part: nn.Module) -> bool:
-    """Whether the instance has a `forward` that is not its class's own. (accelerate puts that one back on the instance.)"""
+    """Whether the instance has another `forward` than its class. accelerate leaves the original one on the instance."""
     own = vars(part).get("forward")
     return own is not None and getattr(own, "__func__", None) is not type(part).forward
