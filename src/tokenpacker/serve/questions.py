@@ -1,0 +1,124 @@
+"""What an engine is asked and what it answers. Without torch: a server checks requests before it touches a model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+FinishReason = Literal["stop", "length"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How an answer is chosen, in the terms and with the defaults of OpenAI's API.
+
+    Args:
+        max_tokens: longest answer; None takes the engine's limit.
+        temperature: 0 takes the most likely token always.
+        top_p: share of the probability that tokens are drawn from.
+        seed: makes drawn answers repeatable; None draws anew each time.
+        stop: texts that end an answer and do not belong to it.
+        n: number of answers.
+    """
+
+    max_tokens: int | None = None
+    temperature: float = 1.0
+    top_p: float = 1.0
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    n: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """A conversation that is to be continued.
+
+    Args:
+        messages: for `processor.apply_chat_template`, with `{"type": "image"}` where an image belongs.
+        images: RGB pictures in the order of those parts.
+        scale_factor: for every image; None takes the model's own.
+        max_image_tokens: limit per image, separators included; None sets no limit.
+    """
+
+    messages: tuple[dict[str, Any], ...]
+    images: tuple[Image.Image, ...] = ()
+    scale_factor: int | None = None
+    max_image_tokens: int | None = None
+    sampling: Sampling = Sampling()
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Tokens of a prompt; `image_tokens` of them belong to images, separators included."""
+
+    prompt_tokens: int
+    image_tokens: int
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A part of answer number `index`. The last piece of an answer has a reason to finish.
+
+    Args:
+        num_tokens: generated tokens of the answer so far, the end token included.
+    """
+
+    index: int
+    text: str
+    num_tokens: int
+    finish_reason: FinishReason | None = None
+
+
+Listener = Callable[["Piece | Exception"], None]
+"""Gets the pieces of all answers, or the error that ended them. It is called on the engine's thread and must not block."""
+
+
+class Prepared(Protocol):
+    """A question whose prompt and images are ready for the model."""
+
+    usage: Usage
+
+
+class Ticket(Protocol):
+    """A submitted question."""
+
+    def cancel(self) -> None:
+        """Ends the answers as soon as possible. The listener is not called any more, once this returns."""
+
+
+class QueueFullError(Exception):
+    """Too many questions are waiting."""
+
+    def __init__(self, retry_after_s: int):
+        super().__init__(f"the server is busy; try again in {retry_after_s} seconds")
+        self.retry_after_s = retry_after_s
+
+
+class ClosedError(Exception):
+    """The engine takes no more questions."""
+
+
+class Engine(Protocol):
+    """Answers questions. All methods may be called from any thread."""
+
+    def prepare(self, question: Question) -> Prepared:
+        """Tiles the images and counts the prompt's tokens, on the caller's thread.
+
+        Raises:
+            ValueError: for images, options and lengths that the model cannot take.
+        """
+
+    def submit(self, prepared: Prepared, listener: Listener) -> Ticket:
+        """Puts a question into the queue.
+
+        Raises:
+            QueueFullError: if too many wait.
+            ClosedError: once `close` was called.
+        """
+
+    def close(self, grace_s: float) -> None:
+        """Takes no more questions, answers those that were accepted, and ends those that take longer than `grace_s`."""
