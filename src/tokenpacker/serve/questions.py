@@ -74,7 +74,8 @@ class Piece:
 
 
 Listener = Callable[["Piece | Exception"], None]
-"""Gets the pieces of all answers, or the error that ended them. It is called on the engine's thread and must not block."""
+"""Gets the pieces of all answers, or the error that ended them. It is called on the engine's thread and must not
+block."""
 
 
 class Prepared(Protocol):
