@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 # The formats of OpenAI's API, and TIFF. Pillow reads many more, with decoders that few people test.
 FORMATS = re.compile(rb"\x89PNG\r\n\x1a\n|\xff\xd8\xff|GIF8[79]a|RIFF....WEBP|II\*\x00|MM\x00\*", re.DOTALL)
 REDIRECTS = (301, 302, 303, 307, 308)
-AZURE_METADATA = ipaddress.ip_address("168.63.129.16")  # the one metadata service with a public address
+# Metadata services with addresses that Python, or an older one, takes for public: Azure's and Oracle's.
+METADATA = (ipaddress.ip_network("168.63.129.16/32"), ipaddress.ip_network("192.0.0.0/24"))
 
 
 class PictureError(ValueError):
@@ -50,24 +51,29 @@ def read_pictures(addresses: Iterable[str], hosts: Collection[str], limits: Limi
         PictureError: for a host that is not allowed, a failed download, a damaged file, and beyond the limits.
     """
     pictures: list[Image.Image] = []
-    pixels = 0
+    pixels_left = limits.request_pixels
     for number, address in enumerate(addresses):
-        try:
-            if number >= limits.images:
-                raise PictureError(f"the request has more than the {limits.images} images allowed; send fewer")
-            content = read_address(address, hosts, limits)
-            pixels += check_picture_file(content, limits)
-            if pixels > limits.request_pixels:
-                raise PictureError(
-                    f"the images have more than the {limits.request_pixels:,} pixels allowed in a request; shrink them"
-                )
-            pictures.append(load_image(content))
-        except ValueError as error:  # a decoder's own words may repeat what is in the file
-            message = str(error) if error.__cause__ is None else "the image cannot be decoded; save it anew"
-            raise PictureError(message, number) from error
-        except MemoryError:
-            raise PictureError("the image is too large for the server's memory; shrink it", number) from None
+        if number >= limits.images:
+            raise PictureError(f"the request has more than the {limits.images} images allowed; send fewer", number)
+        picture = _read_picture(number, address, hosts, limits, pixels_left)
+        pixels_left -= picture.width * picture.height
+        pictures.append(picture)
     return tuple(pictures)
+
+
+def _read_picture(number: int, address: str, hosts: Collection[str], limits: Limits, pixels_left: int) -> Image.Image:
+    try:
+        content = read_address(address, hosts, limits)
+        if check_picture_file(content, limits) > pixels_left:
+            raise PictureError(
+                f"the images have more than the {limits.request_pixels:,} pixels allowed in a request; shrink them"
+            )
+        return load_image(content)
+    except ValueError as error:  # a decoder's own words may repeat what is in the file
+        message = str(error) if error.__cause__ is None else "the image cannot be decoded; save it anew"
+        raise PictureError(message, number) from error
+    except MemoryError:
+        raise PictureError("the image is too large for the server's memory; shrink it", number) from None
 
 
 def check_picture_file(content: bytes, limits: Limits) -> int:
@@ -159,7 +165,7 @@ def _content(response: Any, limits: Limits) -> bytes:
 def is_public(address: str) -> bool:
     """Whether a network address belongs to the public internet. An IPv4 address within an IPv6 one does not count."""
     ip = ipaddress.ip_address(address)
-    special = ip.is_private or ip.is_multicast or ip.is_reserved or ip == AZURE_METADATA
+    special = ip.is_private or ip.is_multicast or ip.is_reserved or any(ip in network for network in METADATA)
     if isinstance(ip, ipaddress.IPv6Address):
         special = special or ip.is_site_local or ip.sixtofour is not None
     return ip.is_global and not special

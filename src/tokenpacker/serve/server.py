@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from ipaddress import ip_address
 
 from tokenpacker.serve.limits import Limits
@@ -39,7 +39,7 @@ class ServeSettings:
     scale_factor: int | None = None
     max_image_tokens: int | None = None
     grace_s: float = 30.0
-    limits: Limits = Limits()
+    limits: Limits = field(default_factory=Limits)
 
     def __post_init__(self) -> None:
         if self.api_key is not None and not self.api_key.strip():
