@@ -125,7 +125,7 @@ def fetch(address: str, hosts: Collection[str], limits: Limits) -> bytes:
                 target = httpcore.URL(
                     scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path or b"/"
                 )
-                headers = {"Host": url.netloc, "Accept": "image/*", "Accept-Encoding": "identity"}
+                headers = [(b"Host", url.netloc), (b"Accept", b"image/*"), (b"Accept-Encoding", b"identity")]
                 with pool.stream("GET", target, headers=headers) as response:
                     if response.status not in REDIRECTS:
                         return _content(response, limits)
