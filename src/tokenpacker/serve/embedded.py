@@ -21,7 +21,16 @@ from tokenpacker.hf import TokenPackerForConditionalGeneration, TokenPackerProce
 from tokenpacker.serve.answer_text import AnswerText
 from tokenpacker.serve.packed_cache import PackedCache
 from tokenpacker.serve.prepared_prompts import Prompt, prepare_prompt
-from tokenpacker.serve.questions import ClosedError, Listener, Piece, Prepared, Question, QueueFullError, Ticket
+from tokenpacker.serve.questions import (
+    ClosedError,
+    EngineCounts,
+    Listener,
+    Piece,
+    Prepared,
+    Question,
+    QueueFullError,
+    Ticket,
+)
 from tokenpacker.serve.row_sampling import RowSampler, choose_tokens
 from tokenpacker.serve.running_batch import RunningBatch
 
@@ -97,6 +106,10 @@ class EmbeddedEngine:
     def running(self) -> int:
         """Questions that are being answered."""
         return len(self._open) - len(self._waiting)
+
+    def counts(self) -> EngineCounts:
+        """Waiting and running questions, and uses of the cache, where an image counts by its tiles."""
+        return EngineCounts(self.waiting, self.running, self.cache.hits, self.cache.misses)
 
     def prepare(self, question: Question) -> Prompt:
         """Tiles the images and counts the prompt's tokens, on the caller's thread.

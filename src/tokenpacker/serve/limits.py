@@ -25,13 +25,13 @@ class Limits:
         request_s: seconds from the first byte of a request to the last byte of its answer.
         fetch_s: seconds to fetch one image from its address, redirects included.
         redirects: of an address.
-        waiting: requests that wait for their turn.
+        waiting: requests that are being read at once, and as many in the engine's queue.
 
     Raises:
         ValueError: for a limit that is not positive; only `redirects` may be 0.
     """
 
-    body_bytes: int = 64 * 2**20
+    body_bytes: int = 32 * 2**20
     messages: int = 256
     characters: int = 200_000
     images: int = 16

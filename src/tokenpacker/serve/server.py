@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from ipaddress import ip_address
 
-from tokenpacker.serve.limits import Limits
+from tokenpacker.serve.chat_requests import ChatRules
 
 DEFAULT_PORT = 8000
 
 
 @dataclass(frozen=True, kw_only=True)
-class ServeSettings:
+class ServeSettings(ChatRules):
     """What a server offers and allows, whatever its engine.
 
     Args:
@@ -20,9 +20,6 @@ class ServeSettings:
         host: address or name to listen on.
         port: 0 takes a free one.
         api_key: what clients must send as `Authorization: Bearer KEY`; None lets everybody in.
-        allowed_hosts: names of hosts that images may be fetched from, such as `images.example.com`.
-        scale_factor: for requests that name none; None takes the model's own.
-        max_image_tokens: for requests that name none.
         grace_s: seconds from the signal to end until the process has ended.
 
     Raises:
@@ -35,11 +32,7 @@ class ServeSettings:
     host: str = "127.0.0.1"
     port: int = DEFAULT_PORT
     api_key: str | None = None
-    allowed_hosts: tuple[str, ...] = ()
-    scale_factor: int | None = None
-    max_image_tokens: int | None = None
     grace_s: float = 30.0
-    limits: Limits = field(default_factory=Limits)
 
     def __post_init__(self) -> None:
         if self.api_key is not None and not self.api_key.strip():
