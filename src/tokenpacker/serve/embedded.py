@@ -234,10 +234,11 @@ class EmbeddedEngine:
         self._push(rows, logits)
 
     def _step(self) -> None:
-        kept = [number for number, row in enumerate(self._rows) if not row.ended]
-        if len(kept) < len(self._rows):
-            self._batch.keep(kept)
-            self._rows = [self._rows[number] for number in kept]
+        for number in reversed(range(len(self._rows))):
+            if self._rows[number].ended:
+                self._batch.drop(number)
+                self._rows[number] = self._rows[-1]
+                self._rows.pop()
         if not self._rows:
             return
         self.batch_sizes[len(self._rows)] += 1
