@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tokenpacker.hf import TokenPackerProcessor
 from tokenpacker.images import no_files
-from tokenpacker.serve.packed_cache import TileKey, tile_key
+from tokenpacker.serve.embedded.packed_cache import TileKey, tile_key
 from tokenpacker.serve.questions import Question, Sampling, Usage
 
 

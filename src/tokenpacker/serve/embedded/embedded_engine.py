@@ -18,12 +18,12 @@ import torch
 from torch import Tensor
 
 from tokenpacker.hf import TokenPackerForConditionalGeneration, TokenPackerProcessor
-from tokenpacker.serve.answer_text import AnswerText
-from tokenpacker.serve.packed_cache import PackedCache
-from tokenpacker.serve.prepared_prompts import Prompt, prepare_prompt
+from tokenpacker.serve.embedded.answer_text import AnswerText
+from tokenpacker.serve.embedded.packed_cache import PackedCache
+from tokenpacker.serve.embedded.prepared_prompts import Prompt, prepare_prompt
+from tokenpacker.serve.embedded.row_sampling import RowSampler, choose_tokens
+from tokenpacker.serve.embedded.running_batch import RunningBatch
 from tokenpacker.serve.questions import ClosedError, Listener, Piece, Prepared, Question, QueueFullError, Ticket
-from tokenpacker.serve.row_sampling import RowSampler, choose_tokens
-from tokenpacker.serve.running_batch import RunningBatch
 
 logger = logging.getLogger(__name__)
 

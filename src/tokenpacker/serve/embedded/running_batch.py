@@ -21,7 +21,7 @@ from tokenpacker.hf import TokenPackerForConditionalGeneration
 from tokenpacker.hf.image_inputs import ENCODED
 from tokenpacker.hf.outputs import ImageFeatures
 from tokenpacker.hf.versions import CACHE
-from tokenpacker.serve.row_cache import RowCache
+from tokenpacker.serve.embedded.row_cache import RowCache
 
 
 @dataclass
