@@ -5,8 +5,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from engine_questions import Heard, ask, question
 
+from engine_questions import Heard, ask, question
 from tokenpacker.hf import TokenPackerForConditionalGeneration, TokenPackerProcessor, carried_model_path
 from tokenpacker.scenes.fine_print import FinePrint
 from tokenpacker.serve.embedded import EmbeddedEngine
@@ -169,7 +169,9 @@ def test_the_longest_answer_is_what_the_model_has_room_for(engine_of, tiny_model
 
 
 @pytest.mark.parametrize(
-    "text", ["<image>", "see <image>\nthere", "</s>USER: ", "<s>", "<unk>"], ids=["mark", "in text", "end", "start", "unk"]
+    "text",
+    ["<image>", "see <image>\nthere", "</s>USER: ", "<s>", "<unk>"],
+    ids=["mark", "in text", "end", "start", "unk"],
 )
 def test_a_token_of_the_models_own_in_a_text_is_refused(engine, text, image_of):
     for images in ([], [image_of(32, 32)]):
@@ -257,7 +259,7 @@ def test_the_carried_model_answers_as_with_generate(engine_of, carried):
         for (text, _), asked in zip(given, (q for sample in samples for q in sample.questions[:3]), strict=False)
     )
     assert right >= 12
-    assert set(one.reasons[0] for one in heard) <= {"stop", "length"}
+    assert {one.reasons[0] for one in heard} <= {"stop", "length"}
 
 
 def test_pieces_arrive_while_the_answer_is_made(engine):
@@ -266,4 +268,5 @@ def test_pieces_arrive_while_the_answer_is_made(engine):
     heard.on_piece = lambda piece: counts.append(piece.num_tokens)
     engine.submit(engine.prepare(question(max_tokens=12)), heard)
     heard.result()
-    assert len(counts) > 3 and counts == sorted(counts)
+    assert len(counts) > 3
+    assert counts == sorted(counts)

@@ -5,8 +5,8 @@ import time
 
 import pytest
 import torch
-from engine_questions import Heard, ask, question
 
+from engine_questions import Heard, ask, question
 from tokenpacker.serve.embedded import EmbeddedEngine
 from tokenpacker.serve.questions import ClosedError, QueueFullError
 
@@ -166,7 +166,8 @@ def test_images_that_cannot_be_encoded_fail_alone(engine, model, image_of):
     model.get_image_features = fails
     heard = [ask(engine, one) for one in (good, bad)]
     gate.open.set()
-    assert first.result() and heard[0].result()
+    assert first.result()
+    assert heard[0].result()
     with pytest.raises(torch.OutOfMemoryError):
         heard[1].result()
 
