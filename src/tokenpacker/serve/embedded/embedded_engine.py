@@ -235,9 +235,11 @@ class EmbeddedEngine:
             if prompt.tiles is not None
             for key, tile in zip(prompt.keys, prompt.tiles, strict=True)
         }
+        known = {key for key in tiles if key in self.cache}
         packed = self.cache.pack(self.model, tiles)
         for row, prompt in zip(rows, prompts, strict=True):
             row.packed = [packed[key] for key in prompt.keys]
+            row.cached_tokens = sum(len(packed[key]) for key in prompt.keys if key in known)
 
     def _join(self, rows: Sequence[_Row]) -> None:
         logits = self._batch.join([row.ids for row in rows], [tokens for row in rows for tokens in row.packed])
@@ -335,6 +337,7 @@ class _Row:
         self.text = AnswerText(tokenizer, sampling.stop)
         self.tokens: list[int] = []
         self.packed: list[Tensor] = []
+        self.cached_tokens = 0
         self.finished = self.alone = False
 
     @property
@@ -356,4 +359,4 @@ class _Row:
             text += self.text.finish()
         self.finished = is_end or is_last or self.text.stopped
         reason = None if not self.finished else "stop" if is_end or self.text.stopped else "length"
-        return Piece(self.index, text, len(self.tokens), reason)  # type: ignore[arg-type]
+        return Piece(self.index, text, len(self.tokens), reason, self.cached_tokens)  # type: ignore[arg-type]
