@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+from collections import Counter
 
 import pytest
 import schemathesis
@@ -115,7 +116,7 @@ bodies = st.one_of(
 @pytest.mark.parametrize("kind", ["fake", pytest.param("tiny", marks=pytest.mark.slow)])
 def test_2000_requests_bring_no_failure_and_no_worker_that_hangs(kind, tiny_model, tiny_processor):
     engine = FakeEngine() if kind == "fake" else EmbeddedEngine(tiny_model, tiny_processor, max_new_tokens=4)
-    statuses = set()
+    statuses: Counter[int] = Counter()
     with TestClient(app_of(engine)) as client:
 
         @FUZZING
@@ -123,14 +124,15 @@ def test_2000_requests_bring_no_failure_and_no_worker_that_hangs(kind, tiny_mode
         def send(body):
             content = body if isinstance(body, bytes) else body.encode("utf-8", "replace")
             response = client.post(CHAT, content=content, headers={"content-type": "application/json"})
-            statuses.add(response.status_code)
+            statuses[response.status_code] += 1
             assert response.status_code in (200, 400, 404), response.text
             assert '"internal_error"' not in response.text
             if response.status_code != 200:
                 assert set(response.json()["error"]) == {"message", "type", "param", "code"}
 
         send()
-        assert statuses == {200, 400, 404}
+        assert statuses.total() >= 2000
+        assert statuses[200] > 200, statuses  # many pass all checks
         assert client.post(CHAT, json=question("still there?", max_tokens=1)).status_code == 200
         assert client.app.state.service.preparing == 0
         assert engine.counts().running == engine.counts().waiting == 0

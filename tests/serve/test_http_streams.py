@@ -10,9 +10,12 @@ from threading import Event
 import httpx
 import openai
 import pytest
+from fastapi.testclient import TestClient
 
 from fake_engine import FakeEngine, question, serving
+from tokenpacker.serve.http_app import build_app
 from tokenpacker.serve.limits import Limits
+from tokenpacker.serve.server import ServeSettings
 
 CHAT = "/v1/chat/completions"
 
@@ -161,3 +164,13 @@ def test_a_server_that_ends_refuses_new_requests(serve, engine):
     response = client.post(CHAT, json=question())
     assert (response.status_code, response.headers["retry-after"]) == (503, "30")
     assert response.json()["error"]["code"] == "shutting_down"
+
+
+def test_a_server_that_drains_is_not_healthy():
+    app = build_app(FakeEngine(), ServeSettings(model="tiny"))
+    with TestClient(app) as client:
+        assert client.get("/health").status_code == 200
+        app.state.service.draining = True
+        for response in (client.get("/health"), client.post(CHAT, json=question())):
+            assert (response.status_code, response.headers["retry-after"]) == (503, "30")
+        assert client.get("/v1/models").status_code == 200

@@ -44,7 +44,7 @@ def _options(
 
 
 PANELS = {
-    "Use a model": (ask, chat, serve, count, show, models, convert),
+    "Use a model": (ask, chat, count, show, models, convert, serve),
     "Measure": (evaluate, speed, compare),
 }
 for _panel, _commands in PANELS.items():
