@@ -23,7 +23,16 @@ from tokenpacker.serve.embedded.packed_cache import PackedCache
 from tokenpacker.serve.embedded.prepared_prompts import Prompt, prepare_prompt
 from tokenpacker.serve.embedded.row_sampling import RowSampler, choose_tokens
 from tokenpacker.serve.embedded.running_batch import RunningBatch
-from tokenpacker.serve.questions import ClosedError, Listener, Piece, Prepared, Question, QueueFullError, Ticket
+from tokenpacker.serve.questions import (
+    ClosedError,
+    EngineCounts,
+    Listener,
+    Piece,
+    Prepared,
+    Question,
+    QueueFullError,
+    Ticket,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -99,6 +108,10 @@ class EmbeddedEngine:
     def running(self) -> int:
         """Questions that are being answered."""
         return len(self._open) - len(self._waiting)
+
+    def counts(self) -> EngineCounts:
+        """Waiting and running questions, and uses of the cache, where an image counts by its tiles."""
+        return EngineCounts(self.waiting, self.running, self.cache.hits, self.cache.misses)
 
     def prepare(self, question: Question) -> Prompt:
         """Tiles the images and counts the prompt's tokens, on the caller's thread.
@@ -226,9 +239,11 @@ class EmbeddedEngine:
             if prompt.tiles is not None
             for key, tile in zip(prompt.keys, prompt.tiles, strict=True)
         }
+        known = {key for key in tiles if key in self.cache}
         packed = self.cache.pack(self.model, tiles)
         for row, prompt in zip(rows, prompts, strict=True):
             row.packed = [packed[key] for key in prompt.keys]
+            row.cached_tokens = sum(len(packed[key]) for key in prompt.keys if key in known)
 
     def _join(self, rows: Sequence[_Row]) -> None:
         logits = self._batch.join([row.ids for row in rows], [tokens for row in rows for tokens in row.packed])
@@ -331,6 +346,7 @@ class _Row:
         self.text = AnswerText(tokenizer, sampling.stop)
         self.tokens: list[int] = []
         self.packed: list[Tensor] = []
+        self.cached_tokens = 0
         self.finished = self.alone = False
 
     @property
@@ -352,4 +368,4 @@ class _Row:
             text += self.text.finish()
         self.finished = is_end or is_last or self.text.stopped
         reason = None if not self.finished else "stop" if is_end or self.text.stopped else "length"
-        return Piece(self.index, text, len(self.tokens), reason)  # type: ignore[arg-type]
+        return Piece(self.index, text, len(self.tokens), reason, self.cached_tokens)  # type: ignore[arg-type]
