@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
+import socket
+import time
+import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from ipaddress import ip_address
+from threading import Timer
+from typing import TYPE_CHECKING, Any
 
+from tokenpacker.images import ImageNote
 from tokenpacker.serve.chat_requests import ChatRules
+from tokenpacker.serve.questions import Engine
+
+if TYPE_CHECKING:
+    import uvicorn
 
 DEFAULT_PORT = 8000
+ANSWERING = 0.9  # share of the grace time for answers; the rest is for sending them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,3 +66,89 @@ class ServeSettings(ChatRules):
             return ip_address(self.host).is_loopback
         except ValueError:
             return self.host == "localhost"
+
+
+def listen(settings: ServeSettings) -> socket.socket:
+    """The socket of a server, before a model is loaded. Raises ValueError if the address cannot be taken."""
+    try:
+        found = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, _, _, _, address = found[0]
+        return socket.create_server(address[:2], family=family, backlog=1)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        where = f"port {settings.port} of host {settings.host}"
+        raise ValueError(f"{where} cannot be taken ({reason}); choose another --port, or another --host") from None
+
+
+def run(
+    engine: Engine,
+    settings: ServeSettings,
+    listener: socket.socket | None = None,
+    on_ready: Callable[[str], Any] = print,
+) -> None:
+    """Serves until a signal ends it. Then running requests finish, and new ones are refused. A second one ends at once.
+
+    Args:
+        listener: from `listen`, which is called if there is none.
+        on_ready: gets the server's address once it answers.
+
+    Raises:
+        ValueError: if the address cannot be taken.
+    """
+    import uvicorn
+
+    from tokenpacker.serve.http_app import build_app
+
+    listener = listener or listen(settings)
+    app = build_app(engine, settings)
+    warnings.simplefilter("ignore", ImageNote)  # about images of requests
+    config = uvicorn.Config(
+        app,
+        log_config=None,
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        lifespan="off",
+        ws="none",
+        timeout_graceful_shutdown=settings.grace_s,  # type: ignore[arg-type]
+    )
+    host, port = listener.getsockname()[:2]
+    name = f"[{host}]" if ":" in host else host
+    server = _server(config, engine, settings, lambda: on_ready(f"http://{name}:{port}"))
+    server.run(sockets=[listener])
+    app.state.service.pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _server(
+    config: uvicorn.Config, engine: Engine, settings: ServeSettings, on_ready: Callable[[], Any]
+) -> uvicorn.Server:
+    import uvicorn
+
+    service = config.app.state.service  # type: ignore[union-attr]
+
+    class Server(uvicorn.Server):
+        """Ends with exit code 0 on the first signal, and leaves the engine the grace time."""
+
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().startup(sockets)
+            on_ready()
+
+        def handle_exit(self, sig: int, frame: Any) -> None:
+            if service.draining:
+                os._exit(128 + sig)
+            service.draining = self.should_exit = True
+            watchdog = Timer(settings.grace_s, os._exit, (1,))  # a thread may hang, such as in a look-up of a name
+            watchdog.daemon = True
+            watchdog.start()
+
+        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+            closing = asyncio.create_task(self.close_engine(time.monotonic() + ANSWERING * settings.grace_s))
+            await super().shutdown(sockets)
+            await closing
+
+        async def close_engine(self, deadline: float) -> None:
+            while service.preparing and time.monotonic() < deadline:
+                await asyncio.sleep(0.02)
+            await asyncio.to_thread(engine.close, max(0.0, deadline - time.monotonic()))
+
+    return Server(config)
