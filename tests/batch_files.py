@@ -8,9 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tokenpacker.batch import run_batch
-from tokenpacker.batch.batch_rows import Reply, output_row
-from tokenpacker.batch.in_order import in_order
+from tokenpacker.batch import Reply, run_batch
 
 URL = "/v1/chat/completions"
 
@@ -50,16 +48,14 @@ class Files:
         raw = [line if isinstance(line, bytes) else _text(line).encode() for line in lines]
         self.source.write_bytes(b"".join(line + b"\n" for line in raw))
 
-    def run(
-        self, answer: Callable[[dict[str, Any]], Reply] = echo, settings: str = "s", num_threads: int = 2, **options
-    ):
+    def run(self, answer: Callable[[dict[str, Any]], Reply] = echo, settings: str = "s", **options: Any):
         """Answers the input; returns summary and output rows."""
 
         @contextmanager
         def opened():
-            yield lambda rows: in_order(lambda row: output_row(row, answer, lambda body: body), rows, num_threads)
+            yield answer
 
-        summary = run_batch(self.source, self.target, settings, opened, **options)
+        summary = run_batch(self.source, self.target, opened, {"test": settings}, **{"concurrency": 2, **options})
         return summary, read(self.target)
 
 

@@ -28,7 +28,7 @@ def slow(body):
     with open(sys.argv[2], "a") as asked:
         asked.write(body["messages"][0]["content"] + "\\n")
     return echo(body)
-Files(Path(sys.argv[1])).run(slow, num_threads=4)
+Files(Path(sys.argv[1])).run(slow, concurrency=4)
 """
 
 
@@ -42,7 +42,7 @@ def test_rows_come_in_the_order_of_the_input(files):
         return echo(body)
 
     files.write(*many(60))
-    _, rows = files.run(unsteady, num_threads=8)
+    _, rows = files.run(unsteady, concurrency=8)
     assert texts(rows) == [f"question {number}" for number in range(60)]
 
 
@@ -124,7 +124,9 @@ def test_another_input_is_refused_unless_told_to_overwrite(files, overwrite):
         _, rows = files.run(overwrite=True)
         assert [row["custom_id"] for row in rows] == ["row-0", "other"]
     else:
-        with pytest.raises(ValueError, match="written for another input: its row 2 does not answer line 2;.*overwrite"):
+        with pytest.raises(
+            ValueError, match=r"another input: its row 2 does not answer line 2;.*overwrite"
+        ):
             files.run()
         assert files.target.read_bytes() == before
 
@@ -159,7 +161,7 @@ def test_an_old_output_is_kept_until_the_model_is_loaded(files):
     files.write(*many(2))
     files.target.write_text("precious\n")
     with pytest.raises(ValueError, match="no such model"):
-        run_batch(files.source, files.target, "s", broken, overwrite=True)
+        run_batch(files.source, files.target, broken, {}, overwrite=True)
     assert files.target.read_text() == "precious\n"
 
 
@@ -187,7 +189,6 @@ def test_an_output_that_cannot_be_a_file_is_refused(files):
 
 def test_a_full_disk_ends_the_run_with_the_remedy_and_it_goes_on(files, monkeypatch):
     files.write(*many(20))
-    real, size = os.fsync, []
 
     class Full:
         """A file on a disk with room for 1,000 bytes."""
@@ -210,7 +211,7 @@ def test_a_full_disk_ends_the_run_with_the_remedy_and_it_goes_on(files, monkeypa
         def __exit__(self, *error):
             self.file.close()
 
-    monkeypatch.setattr("tokenpacker.batch.batch_output.open", lambda *args: Full(open(*args)), raising=False)
+    monkeypatch.setattr("tokenpacker.batch.batch_output.open", lambda *args: Full(open(*args)), raising=False)  # noqa: SIM115
     with pytest.raises(OSError, match=r"No space left on device; the rows written so far are kept.*out\.jsonl"):
         files.run()
     monkeypatch.undo()
@@ -230,5 +231,5 @@ def test_a_row_is_in_the_file_before_the_next_is_answered(files):
             seen.append(len(read(files.target)) if files.target.exists() else 0)
         return echo(body)
 
-    files.run(watch, num_threads=1)
+    files.run(watch, concurrency=1)
     assert max(seen) >= 20 - AHEAD - 1

@@ -81,7 +81,7 @@ def test_rows_are_answered_in_order_by_an_endpoint_that_often_fails(files, serve
     files.write(*(request(question, question) for question in questions))
     trouble = [[429], [500], [503, 429], [DROP], [DROP, 500], [408]]
     server.plan = {question: list(trouble[number % 7]) for number, question in enumerate(questions) if number % 7 < 6}
-    summary, rows = files.run(Endpoint(server.url), num_threads=8)
+    summary, rows = files.run(Endpoint(server.url), concurrency=8)
     assert texts(rows) == questions
     assert (summary.errors, rows[0]["response"]["request_id"]) == (0, "req-1")
     assert server.asked["question 2"] == 3
@@ -154,15 +154,15 @@ def test_half_a_character_can_be_sent(server):
 def test_a_refused_key_ends_the_run_and_its_rows_are_kept(files, server):
     files.write(request("a", "a"), request("b", "b"), request("c", "c"))
     server.plan["b"] = [401]
-    with pytest.raises(ConnectionError, match="refuses the key .*--api-key-env; the rows written so far are kept"):
-        files.run(Endpoint(server.url), num_threads=1)
-    summary, rows = files.run(Endpoint(server.url), num_threads=1)
+    with pytest.raises(ConnectionError, match=r"refuses the key .*--api-key-env; the rows written so far are kept"):
+        files.run(Endpoint(server.url), concurrency=1)
+    summary, rows = files.run(Endpoint(server.url), concurrency=1)
     assert (summary.kept, texts(rows)) == (1, ["a", "b", "c"])
 
 
 def test_an_endpoint_that_is_gone_ends_the_run(files, server, unused_port):
     files.write(request("a"))
-    with pytest.raises(ConnectionError, match="cannot be reached .*the same command goes on"):
+    with pytest.raises(ConnectionError, match=r"cannot be reached .*the same command goes on"):
         files.run(Endpoint(f"http://127.0.0.1:{unused_port}", retries=1))
     assert files.target.read_bytes() == b""
 

@@ -6,7 +6,7 @@ Every row's id is a hash of the settings and of its input line. So the output al
 whether it belongs to this input and these settings; nothing else is stored.
 """
 
-from tokenpacker.batch.batch_rows import Answer, RowError, fingerprint
+from tokenpacker.batch.batch_rows import Answer, Reply, RowError
 from tokenpacker.batch.batch_run import BatchSummary, run_batch
 
-__all__ = ["Answer", "BatchSummary", "RowError", "fingerprint", "run_batch"]
+__all__ = ["Answer", "BatchSummary", "Reply", "RowError", "run_batch"]

@@ -10,14 +10,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from tokenpacker.serve.limits import Limits
+
 URL = "/v1/chat/completions"
 KEYS = ("custom_id", "method", "url", "body")
-MAX_LINE_BYTES = 128 * 2**20  # OpenAI's limit for a whole file is 200 MB
+MAX_LINE_BYTES = Limits().body_bytes
 GO_ON = "the rows written so far are kept, and the same command goes on"
 UTF8_MARK, UTF16_MARKS = b"\xef\xbb\xbf", (b"\xff\xfe", b"\xfe\xff")
 
@@ -47,6 +50,8 @@ Answer = Callable[[dict[str, Any]], Reply]
 """Answers the body of a request. Called from many threads. It raises RowError for one row, and any other error to end
 the run."""
 
+OpenAnswer = Callable[[], AbstractContextManager[Answer]]
+"""Loads what answers. It can be pickled, for workers on other machines."""
 Prepare = Callable[[dict[str, Any]], dict[str, Any]]
 """Makes the body that is asked of the body of a row. It may raise RowError."""
 
@@ -73,6 +78,10 @@ class Row:
     custom_id: str | None
     body: dict[str, Any] | None = None
     error: RowError | None = None
+
+
+Outputs = Callable[[Iterable[Row]], Iterator[dict[str, Any]]]
+"""Makes the output rows of rows, in order."""
 
 
 def fingerprint(settings: dict[str, Any]) -> str:

@@ -4,18 +4,27 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from tokenpacker.batch.batch_output import OutputRows, check_kept, only_writer
-from tokenpacker.batch.batch_rows import Row, check_input, read_rows
+from tokenpacker.batch.batch_rows import (
+    OpenAnswer,
+    Outputs,
+    Prepare,
+    check_input,
+    fingerprint,
+    output_row,
+    read_rows,
+)
+from tokenpacker.batch.in_order import in_order
+from tokenpacker.batch.ray_workers import ray_outputs
+from tokenpacker.batch.request_bodies import prepared_body
 from tokenpacker.progress import Progress
-
-Outputs = Callable[[Iterable[Row]], Iterator[dict[str, Any]]]
-"""Makes the output rows of rows, in order."""
 
 
 @dataclass
@@ -66,16 +75,26 @@ class BatchSummary:
 def run_batch(
     source: Path,
     target: Path,
-    settings: str,
-    open_outputs: Callable[[], AbstractContextManager[Outputs]],
+    open_answer: OpenAnswer,
+    settings: dict[str, Any],
     *,
+    defaults: dict[str, Any] | None = None,
+    images: Path | None = None,
+    concurrency: int = 32,
+    ray: str | None = None,
+    workers: int | None = None,
     overwrite: bool = False,
 ) -> BatchSummary:
     """Answers all rows of `source` that are not answered in `target`, in order.
 
     Args:
-        settings: the fingerprint of everything that changes answers.
-        open_outputs: loads the model; called if there is something to answer.
+        open_answer: loads the model; called if there is something to answer, and with `ray` in each worker.
+        settings: what changes its answers, such as the model.
+        defaults: fields for bodies that lack them.
+        images: start of image paths; None allows no paths.
+        concurrency: most rows that are answered at a time, by each model.
+        ray: address of Ray, as in `ray_workers`; None answers in this process.
+        workers: models on Ray.
         overwrite: starts anew if `target` exists.
 
     Raises:
@@ -85,19 +104,32 @@ def run_batch(
     total = check_input(source)
     if target.exists() and target.samefile(source):
         raise ValueError(f"{target} is both input and output; choose another output")
+    source, images, defaults = source.resolve(), images and images.resolve(), defaults or {}
+    prepare = partial(prepared_body, defaults=defaults, images=images)
+    all_settings = {**settings, "defaults": defaults, "images": images and str(images)}
+    if ray is None:
+        outputs = _outputs_here(open_answer, prepare, concurrency)
+    else:
+        outputs = ray_outputs(ray, source, open_answer, prepare, workers=workers, concurrency=concurrency)
     summary = BatchSummary()
     with only_writer(target):
-        rows = read_rows(source, settings)
+        rows = read_rows(source, fingerprint(all_settings))
         end = 0 if overwrite else check_kept(target, rows, summary.add)
         summary.kept = summary.rows
         if (first := next(rows, None)) is None:
             return summary
-        with open_outputs() as outputs, OutputRows(target, end) as written:
+        with outputs as output_of, OutputRows(target, end) as written:
             started = time.monotonic()
             with Progress("batch", total, done=summary.rows, written="{:,} rows".format) as shown:
-                for output in outputs(itertools.chain([first], rows)):
+                for output in output_of(itertools.chain([first], rows)):
                     written.append(output)
                     summary.add(output)
                     shown.update(summary.rows, f"{summary.errors:,} errors")
             summary.seconds = time.monotonic() - started
     return summary
+
+
+@contextmanager
+def _outputs_here(open_answer: OpenAnswer, prepare: Prepare, concurrency: int) -> Iterator[Outputs]:
+    with open_answer() as answer:
+        yield lambda rows: in_order(lambda row: output_row(row, answer, prepare), rows, concurrency)

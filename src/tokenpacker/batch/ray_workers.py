@@ -9,13 +9,23 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tokenpacker.batch.batch_rows import Answer, Place, Prepare, Row, error_row, output_row, row_at, to_line
+from tokenpacker.batch.batch_rows import (
+    OpenAnswer,
+    Outputs,
+    Place,
+    Prepare,
+    Row,
+    error_row,
+    output_row,
+    row_at,
+    to_line,
+)
 from tokenpacker.batch.in_order import in_order
 
 BLOCK_ROWS = 16  # of one task
@@ -26,16 +36,16 @@ OBJECT_STORE_BYTES = 256 * 2**20  # of a local Ray; the rows of a few hundred ta
 def ray_outputs(
     address: str,
     source: Path,
-    open_answer: Callable[[], AbstractContextManager[Answer]],
+    open_answer: OpenAnswer,
     prepare: Prepare,
     *,
     workers: int | None = None,
     concurrency: int = 32,
-) -> Iterator[Callable[[Iterable[Row]], Iterator[dict[str, Any]]]]:
+) -> Iterator[Outputs]:
     """A context that connects to Ray and gives the function that makes output rows of rows, in order.
 
     Args:
-        address: `local` starts Ray on this machine for this run; `auto` finds the cluster of this machine; or HOST:PORT.
+        address: `local` starts Ray for this run; `auto` finds the cluster of this machine; or HOST:PORT.
         source: the input, under the same path on all machines.
         open_answer: loads the model, in each worker.
         prepare: as for `output_row`.
@@ -53,7 +63,7 @@ def ray_outputs(
     machines = [node["Resources"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
     gpus, cpus = (int(sum(machine.get(kind, 0) for machine in machines)) for kind in ("GPU", "CPU"))
     workers = workers or gpus or len(machines)
-    options = {"num_gpus": 1} if gpus else {"num_cpus": max(1, cpus // workers)}
+    options: dict[str, Any] = {"num_gpus": 1} if gpus else {"num_cpus": max(1, cpus // workers)}
     pool = ActorPoolStrategy(
         size=workers,
         max_concurrent_calls_per_actor=-(-concurrency // BLOCK_ROWS),
@@ -103,7 +113,7 @@ def _start(address: str) -> None:
 class _Worker:
     """What a process of Ray holds: a model, which answers the rows of several blocks at a time."""
 
-    def __init__(self, source: Path, open_answer: Callable[[], AbstractContextManager[Answer]], prepare: Prepare):
+    def __init__(self, source: Path, open_answer: OpenAnswer, prepare: Prepare):
         self.source, self.prepare = source, prepare
         self.answer = open_answer().__enter__()  # ends with the process
 

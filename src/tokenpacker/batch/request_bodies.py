@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from tokenpacker.batch.batch_rows import RowError
+from tokenpacker.serve.limits import Limits
 
 SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")  # of two letters or more; one is a drive of Windows
-MAX_FILE_BYTES = 64 * 2**20
+MAX_FILE_BYTES = Limits().image_bytes
 
 
 def prepared_body(body: dict[str, Any], defaults: dict[str, Any], images: Path | None) -> dict[str, Any]:
@@ -19,32 +20,35 @@ def prepared_body(body: dict[str, Any], defaults: dict[str, Any], images: Path |
 
     Args:
         defaults: fields for a body that lacks them.
-        images: start of relative image paths, outside of which no file is read; None leaves paths as they are.
+        images: start of image paths; no file outside of it is read, and none at all if it is None.
 
     Raises:
         RowError: for a path that leads out of the folder, or to no file.
     """
     body = {**defaults, **body}
     messages = body.get("messages")
-    if images is None or not isinstance(messages, list):  # whoever answers says what is wrong with the messages
+    if not isinstance(messages, list):  # whoever answers says what is wrong
         return body
     return {**body, "messages": [_message(message, images) for message in messages]}
 
 
-def _message(message: Any, folder: Path) -> Any:
+def _message(message: Any, images: Path | None) -> Any:
     if not isinstance(message, dict) or not isinstance(message.get("content"), list):
         return message
-    return {**message, "content": [_part(part, folder) for part in message["content"]]}
+    return {**message, "content": [_part(part, images) for part in message["content"]]}
 
 
-def _part(part: Any, folder: Path) -> Any:
+def _part(part: Any, images: Path | None) -> Any:
     image = part.get("image_url") if isinstance(part, dict) else None
-    url = image.get("url") if isinstance(image, dict) else None
+    url = image.get("url") if isinstance(image, dict) else image
     if not isinstance(url, str) or SCHEME.match(url):
         return part
-    kind = mimetypes.guess_type(url)[0] or "application/octet-stream"
-    content = base64.b64encode(_content(url, folder)).decode()
-    return {**part, "image_url": {**image, "url": f"data:{kind};base64,{content}"}}
+    if images is None:
+        raise RowError("invalid_image_path", f"image {url[:80]!r} is a path; say with --images where paths start")
+    kind = mimetypes.guess_type(url)[0] or "image/png"  # readers look at the bytes
+    content = base64.b64encode(_content(url, images)).decode()
+    address = f"data:{kind};base64,{content}"
+    return {**part, "image_url": {**image, "url": address} if isinstance(image, dict) else address}
 
 
 def _content(name: str, folder: Path) -> bytes:

@@ -1,0 +1,121 @@
+"""`tokenpacker batch`: a file of requests in OpenAI's batch format."""
+
+import os
+from collections.abc import Callable
+from contextlib import closing
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer import Argument
+
+from tokenpacker.cli import options
+from tokenpacker.cli.arguments import exclude, refuse
+from tokenpacker.cli.errors import UNFINISHED, keeping
+from tokenpacker.cli.loading import load_model
+from tokenpacker.cli.model_files import CARRIED, find_model
+from tokenpacker.cli.options import flag, number, value
+from tokenpacker.cli.output import print_result
+
+if TYPE_CHECKING:
+    from tokenpacker.batch.batch_rows import OpenAnswer
+
+ROWS_FAILED = 1  # exit code if a row of the output is an error
+ENDPOINT, RAY = "Endpoint", "Many machines"  # panels
+
+
+def batch(
+    source: Annotated[Path, Argument(metavar="IN.jsonl", exists=True, dir_okay=False, help="One request a line.")],
+    target: Annotated[Path, Argument(metavar="OUT.jsonl", help="Where the answers go, in the order of the input.")],
+    model: Annotated[str | None, value("MODEL", "As elsewhere; with --endpoint, the name to ask.", "carried")] = None,
+    images: Annotated[
+        Path | None, value("FOLDER", "Start of image paths in requests.", "no paths", exists=True, file_okay=False)
+    ] = None,
+    allow_urls: Annotated[list[str] | None, value("HOST", "Fetch images from HOST; repeat it.", "none")] = None,
+    scale_factor: options.ScaleFactor = None,
+    max_image_tokens: options.MaxImageTokens = None,
+    concurrency: Annotated[int, number("Requests at a time, of each model.")] = 32,
+    overwrite: Annotated[bool, flag("--overwrite", "Start anew if OUT.jsonl exists.")] = False,
+    endpoint: Annotated[str | None, value("URL", "Ask this OpenAI-compatible API.", "load a model", ENDPOINT)] = None,
+    api_key_env: Annotated[str | None, value("VAR", "Variable that holds its key.", "no key", ENDPOINT)] = None,
+    retries: Annotated[int | None, number("Tries after a failure that may pass.", "8", ENDPOINT, least=0)] = None,
+    timeout: Annotated[int | None, number("Seconds for each try.", "600", ENDPOINT, metavar="S")] = None,
+    ray: Annotated[str | None, value("ADDRESS", "Ray: local, auto or HOST:PORT.", "this process", RAY)] = None,
+    workers: Annotated[int | None, number("Models on Ray.", "one a GPU, or a machine", RAY)] = None,
+    device: options.Device = None,
+    dtype: options.Dtype = None,
+    as_json: options.Json = False,
+    verbose: options.Verbose = False,
+) -> None:
+    """Answer a file of requests in OpenAI's batch format. A run that was killed goes on when called again.
+
+    Each line of the input that is not empty becomes one line of the output, in its order. A request that fails is a
+    line with an error or with a status that is not 200. Requests without a model, a scale factor or a limit get those
+    of the options.
+
+    Exit code 0: all are answered. 1: some lines are errors. 2: the batch cannot be run. 75: stopped; call it again.
+
+    Examples:
+        tokenpacker batch requests.jsonl answers.jsonl --images photos
+        tokenpacker batch requests.jsonl answers.jsonl --endpoint http://localhost:8000/v1 --model tiny
+        tokenpacker batch requests.jsonl answers.jsonl --ray auto
+    """
+    exclude({"--endpoint": endpoint, "--ray": ray})
+    budget: dict[str, Any] = {"scale_factor": scale_factor, "max_image_tokens": max_image_tokens}
+    if ray is None:
+        refuse({"--workers": workers}, "needs --ray")
+    if endpoint is None:
+        refuse({"--api-key-env": api_key_env, "--retries": retries, "--timeout": timeout}, "needs --endpoint")
+        model = os.path.abspath(model) if model and os.path.exists(model) else model or CARRIED
+        load = partial(load_model, model, verbose, device, dtype, **budget)
+        opened, settings = _loaded(model, load, dtype, tuple(sorted(allow_urls or ())), concurrency)
+    else:
+        of_model = {"--allow-urls": allow_urls, "--device": device, "--dtype": dtype}
+        refuse(of_model, "is for a model that is loaded here; leave it out with --endpoint")
+        opened, settings = _asked(endpoint, api_key_env, retries, timeout, concurrency)
+    from tokenpacker.batch import run_batch
+
+    with keeping(f"the rows in {target} are kept, and the same command goes on", UNFINISHED):
+        summary = run_batch(
+            source,
+            target,
+            opened,
+            settings,
+            defaults={name: given for name, given in {"model": model, **budget}.items() if given is not None},
+            images=images,
+            concurrency=concurrency,
+            ray=ray,
+            workers=workers,
+            overwrite=overwrite,
+        )
+    print_result(as_json, {"output": str(target), **summary.to_dict()}, str(summary))
+    if summary.errors:
+        raise typer.Exit(ROWS_FAILED)
+
+
+def _loaded(
+    model: str, load: Callable[[], Any], dtype: str | None, hosts: tuple[str, ...], concurrency: int
+) -> tuple["OpenAnswer", dict[str, Any]]:
+    """What answers with a model that is loaded here, and its settings."""
+    from tokenpacker.batch.local_model import embedded_answer, model_digest
+
+    opened = partial(embedded_answer, load, model=model, allowed_hosts=hosts, concurrency=concurrency)
+    return opened, {"model": model_digest(find_model(model)), "dtype": dtype, "hosts": hosts}
+
+
+def _asked(
+    url: str, key_name: str | None, retries: int | None, timeout: int | None, concurrency: int
+) -> tuple["OpenAnswer", dict[str, Any]]:
+    """What answers through an endpoint, and its settings."""
+    try:
+        from tokenpacker.batch.endpoint import Endpoint
+    except ImportError:
+        raise ImportError("--endpoint needs httpx; run: pip install 'tokenpacker[serve]'") from None
+    key = None if key_name is None else os.environ.get(key_name)
+    if key_name is not None and not key:
+        raise ValueError(f"--api-key-env {key_name}: there is no such variable, or it is empty; set it to the key")
+    given = {"retries": retries, "timeout_s": timeout}
+    chosen = {name: number for name, number in given.items() if number is not None}
+    endpoint = Endpoint(url, api_key=key, connections=concurrency, **chosen)
+    return partial(closing, endpoint), {"endpoint": endpoint.url}
