@@ -120,7 +120,7 @@ def run_batch(
             return summary
         with outputs as output_of, OutputRows(target, end) as written:
             started = time.monotonic()
-            with Progress("batch", total, done=summary.rows, written="{:,} rows".format) as shown:
+            with Progress("batch", total, done=summary.rows) as shown:
                 for output in output_of(itertools.chain([first], rows)):
                     written.append(output)
                     summary.add(output)

@@ -115,7 +115,8 @@ class _Worker:
 
     def __init__(self, source: Path, open_answer: OpenAnswer, prepare: Prepare):
         self.source, self.prepare = source, prepare
-        self.answer = open_answer().__enter__()  # ends with the process
+        self.opened = open_answer()  # ends with the process
+        self.answer = self.opened.__enter__()
 
     def __call__(self, block: dict[str, Any]) -> dict[str, list[str]]:
         """The output rows of a block, as lines of JSON."""

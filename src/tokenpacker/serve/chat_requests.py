@@ -21,6 +21,7 @@ from tokenpacker.serve.questions import (
     Engine,
     FinishReason,
     Piece,
+    Prepared,
     Question,
     QueueFullError,
     Sampling,
@@ -187,6 +188,18 @@ class Completion:
         return {**self._about, "object": "chat.completion.chunk", "choices": [], "usage": self.usage()}
 
 
+def prepare(engine: Engine, body: Any, rules: ChatRules) -> tuple[ChatRequest, Prepared]:
+    """The request in a body, and its prompt with its images, ready for `engine.submit`. Raises RequestError."""
+    request = read_request(body, rules)
+    question = read_question(request, rules)
+    try:
+        return request, engine.prepare(question)
+    except ValueError as error:
+        if _place(error).startswith("tokenpacker."):
+            raise RequestError(str(error), code="invalid_value") from error
+        raise
+
+
 def refusal(error: Exception) -> RequestError:
     """What a client is told of an error. A message of a library may repeat a prompt, and stays here."""
     if isinstance(error, RequestError):
@@ -199,8 +212,6 @@ def refusal(error: Exception) -> RequestError:
         )
     if isinstance(error, (TimeoutError, queue.Empty)):
         return RequestError("the answer took longer than allowed; ask for fewer tokens", status=504, code="timeout")
-    if isinstance(error, ValueError) and _place(error).startswith("tokenpacker."):
-        return RequestError(str(error), code="invalid_value")
     logger.error("a request failed with %s in %s", type(error).__name__, _place(error))
     logger.debug("its traceback", exc_info=error)
     return RequestError("the server failed on this request", status=500, code="internal_error")
@@ -222,11 +233,10 @@ def answer(engine: Engine, body: Any, rules: ChatRules) -> tuple[int, dict[str, 
     """
     ticket = None
     try:
-        request = read_request(body, rules)
+        deadline = time.monotonic() + rules.limits.request_s
+        request, prepared = prepare(engine, body, rules)
         if request.stream:
             raise RequestError("stream must be false here, where an answer comes in one piece", "stream")
-        deadline = time.monotonic() + rules.limits.request_s
-        prepared = engine.prepare(read_question(request, rules))
         news: queue.SimpleQueue[Piece | Exception] = queue.SimpleQueue()
         ticket = engine.submit(prepared, news.put)
         completion = Completion(request.model, prepared.usage, request.n or 1)

@@ -24,7 +24,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tokenpacker import __version__
-from tokenpacker.serve.chat_requests import Completion, check_model, read_question, read_request, refusal
+from tokenpacker.serve.chat_requests import Completion, check_model, prepare, refusal
 from tokenpacker.serve.metrics import Metrics
 from tokenpacker.serve.openai_schema import (
     ChatCompletion,
@@ -227,8 +227,7 @@ class Service:
 
     def prepare(self, body: bytes) -> tuple[ChatRequest, Prepared]:
         """The request in a body, and its prompt with its images; for a thread of the pool."""
-        request = read_request(read_json(body), self.settings)
-        return request, self.engine.prepare(read_question(request, self.settings))
+        return prepare(self.engine, read_json(body), self.settings)
 
 
 class _Exchange:

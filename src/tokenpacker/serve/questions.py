@@ -93,7 +93,9 @@ block."""
 class Prepared(Protocol):
     """A question whose prompt and images are ready for the model."""
 
-    usage: Usage
+    @property
+    def usage(self) -> Usage:
+        """Tokens of the prompt."""
 
 
 class Ticket(Protocol):

@@ -67,8 +67,9 @@ def batch(
         refuse({"--workers": workers}, "needs --ray")
     if endpoint is None:
         refuse({"--api-key-env": api_key_env, "--retries": retries, "--timeout": timeout}, "needs --endpoint")
-        model = os.path.abspath(model) if model and os.path.exists(model) else model or CARRIED
-        load = partial(load_model, model, verbose, device, dtype, **budget)
+        model = model or CARRIED
+        place = os.path.abspath(model) if os.path.exists(model) else model  # Ray's workers have a folder of their own
+        load = partial(load_model, place, verbose, device, dtype, **budget)
         opened, settings = _loaded(model, load, dtype, tuple(sorted(allow_urls or ())), concurrency)
     else:
         of_model = {"--allow-urls": allow_urls, "--device": device, "--dtype": dtype}
