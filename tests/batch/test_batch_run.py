@@ -124,9 +124,7 @@ def test_another_input_is_refused_unless_told_to_overwrite(files, overwrite):
         _, rows = files.run(overwrite=True)
         assert [row["custom_id"] for row in rows] == ["row-0", "other"]
     else:
-        with pytest.raises(
-            ValueError, match=r"another input: its row 2 does not answer line 2;.*overwrite"
-        ):
+        with pytest.raises(ValueError, match=r"another input: its row 2 does not answer line 2;.*overwrite"):
             files.run()
         assert files.target.read_bytes() == before
 

@@ -29,6 +29,7 @@ from tokenpacker.batch.batch_rows import (
 from tokenpacker.batch.in_order import in_order
 
 BLOCK_ROWS = 16  # of one task
+LOSSES = 5  # workers that rows may cost, before they and not the machines are to blame
 OBJECT_STORE_BYTES = 256 * 2**20  # of a local Ray; the rows of a few hundred tasks need no more
 
 
@@ -55,6 +56,7 @@ def ray_outputs(
     Raises:
         ImportError: without Ray.
         ConnectionError: if there is no cluster at `address`.
+        ChildProcessError: if workers cannot start, or are lost again and again.
     """
     _start(address)
     import ray
@@ -78,16 +80,21 @@ def ray_outputs(
             fn_constructor_args=(source, open_answer, prepare),
             batch_size=BLOCK_ROWS,
             compute=pool,
+            max_restarts=-1,
+            max_task_retries=LOSSES,
             **options,
         )
         answered = iter(data.iter_rows() if items else ())
         for row in known:
-            output = json.loads(next(answered)["output"]) if row.error is None else error_row(row, row.error)
+            output = error_row(row, row.error) if row.error is not None else json.loads(next(answered)["output"])
             assert output["id"] == row.id, "Ray keeps the order"
             yield output
 
     try:
         yield outputs
+    except ray.exceptions.RayActorError as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise ChildProcessError(f"Ray's workers failed ({reason}); {GO_ON}") from error
     finally:
         ray.shutdown()
 

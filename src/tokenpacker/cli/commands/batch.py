@@ -1,7 +1,6 @@
 """`tokenpacker batch`: a file of requests in OpenAI's batch format."""
 
 import os
-from collections.abc import Callable
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -12,6 +11,7 @@ from typer import Argument
 
 from tokenpacker.cli import options
 from tokenpacker.cli.arguments import exclude, refuse
+from tokenpacker.cli.commands.serve import EngineName, choose_engine, read_key, served_name
 from tokenpacker.cli.errors import UNFINISHED, keeping
 from tokenpacker.cli.loading import load_model
 from tokenpacker.cli.model_files import CARRIED, find_model
@@ -29,6 +29,7 @@ def batch(
     source: Annotated[Path, Argument(metavar="IN.jsonl", exists=True, dir_okay=False, help="One request a line.")],
     target: Annotated[Path, Argument(metavar="OUT.jsonl", help="Where the answers go, in the order of the input.")],
     model: Annotated[str | None, value("MODEL", "As elsewhere; with --endpoint, the name to ask.", "carried")] = None,
+    engine: Annotated[EngineName | None, value("ENGINE", "vllm or embedded.", "vllm with a GPU")] = None,
     images: Annotated[
         Path | None, value("FOLDER", "Start of image paths in requests.", "no paths", exists=True, file_okay=False)
     ] = None,
@@ -67,14 +68,16 @@ def batch(
         refuse({"--workers": workers}, "needs --ray")
     if endpoint is None:
         refuse({"--api-key-env": api_key_env, "--retries": retries, "--timeout": timeout}, "needs --endpoint")
-        model = model or CARRIED
-        place = os.path.abspath(model) if os.path.exists(model) else model  # Ray's workers have a folder of their own
-        load = partial(load_model, place, verbose, device, dtype, **budget)
-        opened, settings = _loaded(model, load, dtype, tuple(sorted(allow_urls or ())), concurrency)
+        load = partial(load_model, _absolute(model), verbose, device, dtype, **budget)
+        name = choose_engine(engine or "auto")[0]
+        if name == "vllm":
+            refuse({"--device": device, "--dtype": dtype}, "belongs to --engine embedded")
+        opened, settings = _loaded(name, model, load, allow_urls or [], concurrency)
+        model = served_name(model)
     else:
-        of_model = {"--allow-urls": allow_urls, "--device": device, "--dtype": dtype}
+        of_model = {"--engine": engine, "--allow-urls": allow_urls, "--device": device, "--dtype": dtype}
         refuse(of_model, "is for a model that is loaded here; leave it out with --endpoint")
-        opened, settings = _asked(endpoint, api_key_env, retries, timeout, concurrency)
+        opened, settings = _asked(endpoint, read_key(api_key_env), retries, timeout, concurrency)
     from tokenpacker.batch import run_batch
 
     with keeping(f"the rows in {target} are kept, and the same command goes on", UNFINISHED):
@@ -95,27 +98,35 @@ def batch(
         raise typer.Exit(ROWS_FAILED)
 
 
+def _absolute(model: str | None) -> str | None:
+    """A folder's path as Ray's workers need it, which run in other folders."""
+    return os.path.abspath(model) if model and os.path.isdir(model) else model
+
+
 def _loaded(
-    model: str, load: Callable[[], Any], dtype: str | None, hosts: tuple[str, ...], concurrency: int
+    engine: str, model: str | None, load: partial[Any], hosts: list[str], concurrency: int
 ) -> tuple["OpenAnswer", dict[str, Any]]:
     """What answers with a model that is loaded here, and its settings."""
     from tokenpacker.batch.local_model import embedded_answer, model_digest
 
-    opened = partial(embedded_answer, load, model=model, allowed_hosts=hosts, concurrency=concurrency)
-    return opened, {"model": model_digest(find_model(model)), "dtype": dtype, "hosts": hosts}
+    shared: dict[str, Any] = {"allowed_hosts": tuple(sorted(map(str.lower, hosts))), "concurrency": concurrency}
+    settings = {"engine": engine, "dtype": load.args[-1], "hosts": shared["allowed_hosts"]}
+    settings["model"] = model_digest(find_model(model))
+    if engine == "embedded":
+        return partial(embedded_answer, load, model=served_name(model), **shared), settings
+    from tokenpacker.batch.vllm_child import vllm_answer
+
+    return partial(vllm_answer, _absolute(model) or CARRIED, verbose=load.args[1], **shared), settings
 
 
 def _asked(
-    url: str, key_name: str | None, retries: int | None, timeout: int | None, concurrency: int
+    url: str, key: str | None, retries: int | None, timeout: int | None, concurrency: int
 ) -> tuple["OpenAnswer", dict[str, Any]]:
     """What answers through an endpoint, and its settings."""
     try:
         from tokenpacker.batch.endpoint import Endpoint
     except ImportError:
         raise ImportError("--endpoint needs httpx; run: pip install 'tokenpacker[serve]'") from None
-    key = None if key_name is None else os.environ.get(key_name)
-    if key_name is not None and not key:
-        raise ValueError(f"--api-key-env {key_name}: there is no such variable, or it is empty; set it to the key")
     given = {"retries": retries, "timeout_s": timeout}
     chosen = {name: number for name, number in given.items() if number is not None}
     endpoint = Endpoint(url, api_key=key, connections=concurrency, **chosen)
