@@ -151,7 +151,8 @@ class Completion:
         self._texts[piece.index] += piece.text
         self._tokens[piece.index] = piece.num_tokens
         self._reasons[piece.index] = piece.finish_reason
-        self._cached_tokens = max(self._cached_tokens, piece.cached_tokens)
+        if piece.index == 0:  # later answers find the images of the first one in the cache
+            self._cached_tokens = piece.cached_tokens
 
     def usage(self) -> dict[str, Any]:
         """Tokens of the prompt, and of all answers together."""

@@ -65,7 +65,7 @@ class Piece:
 
     Args:
         num_tokens: generated tokens of the answer so far, the end token included.
-        cached_tokens: image tokens of the prompt that were in the cache.
+        cached_tokens: tokens of the prompt that were in a cache; of the embedded engine packed tokens of images.
     """
 
     index: int

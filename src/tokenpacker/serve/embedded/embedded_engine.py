@@ -18,9 +18,11 @@ import torch
 from torch import Tensor
 
 from tokenpacker.hf import TokenPackerForConditionalGeneration, TokenPackerProcessor
-from tokenpacker.serve.answer_text import AnswerText
-from tokenpacker.serve.packed_cache import PackedCache
-from tokenpacker.serve.prepared_prompts import Prompt, prepare_prompt
+from tokenpacker.serve.embedded.answer_text import AnswerText
+from tokenpacker.serve.embedded.packed_cache import PackedCache
+from tokenpacker.serve.embedded.prepared_prompts import Prompt, prepare_prompt
+from tokenpacker.serve.embedded.row_sampling import RowSampler, choose_tokens
+from tokenpacker.serve.embedded.running_batch import RunningBatch
 from tokenpacker.serve.questions import (
     ClosedError,
     EngineCounts,
@@ -31,8 +33,6 @@ from tokenpacker.serve.questions import (
     QueueFullError,
     Ticket,
 )
-from tokenpacker.serve.row_sampling import RowSampler, choose_tokens
-from tokenpacker.serve.running_batch import RunningBatch
 
 logger = logging.getLogger(__name__)
 
@@ -235,9 +235,11 @@ class EmbeddedEngine:
             if prompt.tiles is not None
             for key, tile in zip(prompt.keys, prompt.tiles, strict=True)
         }
+        known = {key for key in tiles if key in self.cache}
         packed = self.cache.pack(self.model, tiles)
         for row, prompt in zip(rows, prompts, strict=True):
             row.packed = [packed[key] for key in prompt.keys]
+            row.cached_tokens = sum(len(packed[key]) for key in prompt.keys if key in known)
 
     def _join(self, rows: Sequence[_Row]) -> None:
         logits = self._batch.join([row.ids for row in rows], [tokens for row in rows for tokens in row.packed])
@@ -247,10 +249,11 @@ class EmbeddedEngine:
         self._push(rows, logits)
 
     def _step(self) -> None:
-        kept = [number for number, row in enumerate(self._rows) if not row.ended]
-        if len(kept) < len(self._rows):
-            self._batch.keep(kept)
-            self._rows = [self._rows[number] for number in kept]
+        for number in reversed(range(len(self._rows))):
+            if self._rows[number].ended:
+                self._batch.drop(number)
+                self._rows[number] = self._rows[-1]
+                self._rows.pop()
         if not self._rows:
             return
         self.batch_sizes[len(self._rows)] += 1
@@ -334,6 +337,7 @@ class _Row:
         self.text = AnswerText(tokenizer, sampling.stop)
         self.tokens: list[int] = []
         self.packed: list[Tensor] = []
+        self.cached_tokens = 0
         self.finished = self.alone = False
 
     @property
@@ -355,4 +359,4 @@ class _Row:
             text += self.text.finish()
         self.finished = is_end or is_last or self.text.stopped
         reason = None if not self.finished else "stop" if is_end or self.text.stopped else "length"
-        return Piece(self.index, text, len(self.tokens), reason)  # type: ignore[arg-type]
+        return Piece(self.index, text, len(self.tokens), reason, self.cached_tokens)  # type: ignore[arg-type]
