@@ -14,6 +14,7 @@ from tokenpacker.cli.commands.count import count
 from tokenpacker.cli.commands.data import data_app
 from tokenpacker.cli.commands.evaluate import evaluate
 from tokenpacker.cli.commands.models import models
+from tokenpacker.cli.commands.serve import serve
 from tokenpacker.cli.commands.show import show
 from tokenpacker.cli.commands.speed import speed
 from tokenpacker.cli.commands.train import train_app
@@ -43,7 +44,7 @@ def _options(
 
 
 PANELS = {
-    "Use a model": (ask, chat, count, show, models, convert),
+    "Use a model": (ask, chat, serve, count, show, models, convert),
     "Measure": (evaluate, speed, compare),
 }
 for _panel, _commands in PANELS.items():

@@ -23,6 +23,7 @@ OTHER_NAMES = {
     "models": "checkpoints download info list ls names zoo",
     "recipes": "configs list ls",
     "regions": "convert coco make masks refcoco",
+    "serve": "api deploy endpoint host http openai server vllm",
     "show": "attention draw explain picture plot view visualise visualize",
     "speed": "bench benchmark flops latency measure memory plan profile time throughput",
     "train": "fine-tune finetune fit learn lora pretrain recipe recipes sft",

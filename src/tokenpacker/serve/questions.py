@@ -65,12 +65,24 @@ class Piece:
 
     Args:
         num_tokens: generated tokens of the answer so far, the end token included.
+        cached_tokens: image tokens of the prompt that were in the cache.
     """
 
     index: int
     text: str
     num_tokens: int
     finish_reason: FinishReason | None = None
+    cached_tokens: int = 0
+
+
+@dataclass(frozen=True)
+class EngineCounts:
+    """What an engine does now, and how often its cache had an image since the start."""
+
+    waiting: int = 0
+    running: int = 0
+    cache_hits: int = 0
+    cache_misses: int = 0
 
 
 Listener = Callable[["Piece | Exception"], None]
@@ -81,7 +93,9 @@ block."""
 class Prepared(Protocol):
     """A question whose prompt and images are ready for the model."""
 
-    usage: Usage
+    @property
+    def usage(self) -> Usage:
+        """Tokens of the prompt."""
 
 
 class Ticket(Protocol):
@@ -120,6 +134,9 @@ class Engine(Protocol):
             QueueFullError: if too many wait.
             ClosedError: once `close` was called.
         """
+
+    def counts(self) -> EngineCounts:
+        """Waiting and running questions, and uses of the cache."""
 
     def close(self, grace_s: float) -> None:
         """Takes no more questions, answers those that were accepted, and ends those that take longer than `grace_s`."""

@@ -1,0 +1,79 @@
+"""Packed tokens of tiles that were encoded before.
+
+Shapes: N tiles, T packed tokens of a tile, D language width.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Mapping
+from threading import Lock
+
+import torch
+from torch import Tensor
+
+from tokenpacker.hf import TokenPackerForConditionalGeneration
+
+TileKey = tuple[bytes, "int | None"]
+"""Digest of a tile's pixels, and its scale factor, which is None for a projector that has none."""
+
+
+def tile_key(tile: Tensor, scale_factor: int | None) -> TileKey:
+    """Equal for tiles with equal packed tokens. The pixels are those after resizing and normalization."""
+    return hashlib.blake2b(tile.contiguous().numpy().data, digest_size=16).digest(), scale_factor
+
+
+class PackedCache:
+    """Keeps the most recently used tiles' tokens, up to a number of bytes. Safe to use from many threads.
+
+    Attributes:
+        bytes: held at present.
+        hits: look-ups that found their tile.
+        misses: look-ups that did not.
+    """
+
+    def __init__(self, max_bytes: int):
+        self.max_bytes = max_bytes
+        self.bytes = self.hits = self.misses = 0
+        self._tokens: OrderedDict[TileKey, Tensor] = OrderedDict()
+        self._lock = Lock()
+
+    def get(self, key: TileKey) -> Tensor | None:
+        """Packed tokens (T, D), or None."""
+        with self._lock:
+            found = self._tokens.get(key)
+            if found is None:
+                self.misses += 1
+            else:
+                self.hits += 1
+                self._tokens.move_to_end(key)
+            return found
+
+    def put(self, key: TileKey, tokens: Tensor) -> None:
+        """Stores packed tokens (T, D) and drops the tiles that were not used for longest."""
+        with self._lock:
+            if key in self._tokens or tokens.nbytes > self.max_bytes:
+                return
+            self._tokens[key] = tokens.clone()  # a view would keep the tokens of the whole call
+            self.bytes += tokens.nbytes
+            while self.bytes > self.max_bytes:
+                self.bytes -= self._tokens.popitem(last=False)[1].nbytes
+
+    def pack(
+        self, model: TokenPackerForConditionalGeneration, tiles: Mapping[TileKey, Tensor]
+    ) -> dict[TileKey, Tensor]:
+        """Packed tokens (T, D) of each tile (3, h, w). Those that are missing here are encoded in one call."""
+        found = {key: self.get(key) for key in tiles}
+        missing = [key for key, tokens in found.items() if tokens is None]
+        if missing:
+            factors = [factor for _, factor in missing]
+            packed = model.get_image_features(
+                torch.stack([tiles[key] for key in missing]).to(model.device),
+                scale_factors=None if None in factors else torch.tensor(factors),
+                return_dict=True,
+            ).pooler_output
+            for key, tokens in zip(missing, packed, strict=True):
+                found[key] = tokens
+                self.put(key, tokens)
+        return {key: tokens for key, tokens in found.items() if tokens is not None}
