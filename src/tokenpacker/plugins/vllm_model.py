@@ -1,7 +1,8 @@
 """The model under vLLM: vision tower and projector as everywhere, the language model vLLM's own.
 
-The other way, a subclass of vLLM's `TransformersMultiModalForCausalLM`, gives the same tokens. It is slower, changes
-transformers' classes of the language model for the whole process, and replaces the layers of the projector.
+A subclass of vLLM's `TransformersMultiModalForCausalLM` was measured beside it: same tokens, same speed. But it wraps
+transformers' class of the language model for the whole process, which then cannot load another one, and puts vLLM's
+layers into tower and projector, whose weights it may empty on a CPU.
 
 Shapes: N tiles of all images in order, (h, w) tile size, T packed tokens of a tile, D language width.
 """
@@ -25,13 +26,13 @@ from vllm.multimodal import MULTIMODAL_REGISTRY
 from tokenpacker import projectors
 from tokenpacker.hf import TokenPackerConfig, TokenPackerModel
 from tokenpacker.hf.vision_encoder import build_vision_tower, encode_tiles
-from tokenpacker.plugins.vllm_processing import DummyInputs, ProcessingInfo, Processor
+from tokenpacker.plugins.vllm_images import ImageInfo, ImageProcessor, LargestImages
 from tokenpacker.projectors.base import pack_tiles
 
 NEVER_USED = re.compile(r"vision_tower\..*(head|post_layernorm)\.")  # saved models may lack them
 
 
-@MULTIMODAL_REGISTRY.register_processor(Processor, info=ProcessingInfo, dummy_inputs=DummyInputs)
+@MULTIMODAL_REGISTRY.register_processor(ImageProcessor, info=ImageInfo, dummy_inputs=LargestImages)
 class TokenPackerForVLLM(nn.Module, SupportsMultiModal, SupportsLoRA, SupportsPP):
     """`TokenPackerForConditionalGeneration` for vLLM."""
 

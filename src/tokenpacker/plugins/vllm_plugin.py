@@ -1,20 +1,33 @@
-"""Registers the model with vLLM, which calls `register` in each of its processes."""
+"""The entry point `vllm.general_plugins`: makes `vllm serve DIR` and `LLM(DIR)` know the model."""
 
 from __future__ import annotations
 
+from typing import Any
+
 ARCHITECTURE = "TokenPackerForConditionalGeneration"
-TOKENIZER_MODE = "tokenpacker"
+MODE = "tokenpacker"  # of tokenizers and renderers, vLLM's choice of how prompts become ids
 
 
 def register() -> None:
-    """Registers the configuration, the model and its tokenizer with vLLM. A second call changes nothing."""
-    from vllm.model_executor.models.config import MODELS_CONFIG_MAP
+    """Registers the model with transformers and vLLM, in each of vLLM's processes. A second call changes nothing."""
+    from vllm.model_executor.models.config import MODELS_CONFIG_MAP, VerifyAndUpdateConfig
     from vllm.model_executor.models.registry import ModelRegistry
+    from vllm.renderers.registry import RENDERER_REGISTRY
+    from vllm.tokenizers import TokenizerRegistry
 
-    import tokenpacker.hf  # noqa: F401 - the configuration, with transformers
-    from tokenpacker.plugins.vllm_tokenizer import TokenizerChoice, register_tokenizer
+    import tokenpacker.hf  # noqa: F401 - registers with transformers
 
-    if ARCHITECTURE not in ModelRegistry.get_supported_archs():
-        ModelRegistry.register_model(ARCHITECTURE, "tokenpacker.plugins.vllm_model:TokenPackerForVLLM")
-    MODELS_CONFIG_MAP[ARCHITECTURE] = TokenizerChoice
-    register_tokenizer()
+    class ChooseMode(VerifyAndUpdateConfig):
+        """Sets the mode where the user has set none, as vLLM does for models of its own."""
+
+        @staticmethod
+        def verify_and_update_model_config(model_config: Any) -> None:
+            if model_config.tokenizer_mode == "auto":
+                model_config.tokenizer_mode = MODE
+
+    if ARCHITECTURE in MODELS_CONFIG_MAP:
+        return
+    ModelRegistry.register_model(ARCHITECTURE, "tokenpacker.plugins.vllm_model:TokenPackerForVLLM")
+    TokenizerRegistry.register(MODE, "vllm.tokenizers.hf", "CachedHfTokenizer")
+    RENDERER_REGISTRY.register(MODE, "tokenpacker.plugins.vllm_prompts", "PromptRenderer")
+    MODELS_CONFIG_MAP[ARCHITECTURE] = ChooseMode
