@@ -63,7 +63,7 @@ class TokenPackerForVLLM(nn.Module, SupportsMultiModal, SupportsLoRA, SupportsPP
             self.language_model = init_vllm_registered_model(
                 vllm_config,
                 hf_config=text,
-                architectures=text.architectures or [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[text.model_type]],
+                architectures=[MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[text.model_type]],  # a converted config has another
                 prefix=maybe_prefix(prefix, "language_model"),
             )
         self.make_empty_intermediate_tensors = self.language_model.make_empty_intermediate_tensors

@@ -1,7 +1,7 @@
 """What stands before vLLM's routes, so that both engines have the same API: fields, limits, addresses, key, errors.
 
 A request is read by the rules of the embedded engine. It goes on to vLLM with every image as data, and with
-`scale_factor` and `max_image_tokens` where vLLM wants them. Plain `vllm serve FOLDER` has all of vLLM's routes and fields.
+`scale_factor` and `max_image_tokens` where vLLM wants them. Plain `vllm serve FOLDER` has all that vLLM has.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """vLLM's own server with the rules of `tokenpacker serve`: `vllm serve FOLDER` with the right flags.
 
-`VLLMFrontDoor` stands before vLLM's routes. vLLM makes it without arguments, so it reads the rules from the environment.
+`VLLMFrontDoor` stands before vLLM's routes. vLLM makes it without arguments; its rules are in the environment.
 """
 
 from __future__ import annotations
