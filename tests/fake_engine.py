@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -25,7 +26,7 @@ from tokenpacker.serve.questions import (
 class FakeEngine:
     """Answers a question with its own words, a piece for each.
 
-    The word WAIT waits until `released`, and FAIL fails with a message that nobody may see.
+    The word WAIT waits until `released`, SLOW takes a second, and FAIL fails with a message that nobody may see.
     """
 
     def __init__(self, max_waiting: int = 64):
@@ -91,6 +92,8 @@ class FakeTicket:
                 if word == "WAIT":
                     while not (self.engine.released.wait(0.01) or self.ended.is_set()):
                         pass
+                if word == "SLOW":
+                    time.sleep(1)
                 if word == "FAIL":
                     self.tell(RuntimeError("the secret of the prompt"))
                     return self.ended.set()

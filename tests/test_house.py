@@ -15,12 +15,12 @@ MAX_LINES, MAX_FILES = 400, 14
 LAYERS = (
     {"", "projectors"},
     {"hf"},
-    {"checkpoints", "scenes", "visualize"},
+    {"checkpoints", "plugins", "scenes", "visualize"},
     {"data"},
     {"train"},
     {"carried"},
-    {"evaluate", "speed"},
-    {"compare"},
+    {"evaluate", "serve", "speed"},
+    {"batch", "compare"},
     {"cli", "demo"},
 )
 RANK = {room: rank for rank, layer in enumerate(LAYERS) for room in layer}

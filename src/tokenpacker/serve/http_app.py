@@ -111,15 +111,17 @@ def _describe(app: FastAPI) -> dict[str, Any]:
     """The OpenAPI document. The body of a chat request is read by us, within limits, so FastAPI does not know it."""
     document = get_openapi(title=app.title, version=app.version, routes=app.routes)
     request = ChatRequest.model_json_schema(ref_template="#/components/schemas/{model}")
+    request["properties"]["model"]["enum"] = [app.state.service.settings.model]
     schemas = document["components"]["schemas"]
     schemas |= request.pop("$defs") | {"ChatRequest": request}
     for unused in ("HTTPValidationError", "ValidationError"):
         schemas.pop(unused, None)
+    needs_key = app.state.service.settings.api_key is not None
     document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
     for path, operations in document["paths"].items():
         for operation in operations.values():
             operation["responses"].pop("422", None)
-            operation["security"] = [{}] if path in OPEN else [{"key": []}]
+            operation["security"] = [{"key": []}] if needs_key and path not in OPEN else []
     app.openapi_schema = document
     return document
 

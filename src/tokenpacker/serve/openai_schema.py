@@ -9,7 +9,15 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    WithJsonSchema,
+    model_validator,
+)
 from pydantic_core import from_json
 
 from tokenpacker.text import did_you_mean
@@ -19,6 +27,16 @@ SEED = 2**63  # torch's generators take no larger ones
 Neutral = Annotated[float | None, Field(ge=0, le=0)]
 Nothing = Annotated[list[Any] | None, Field(max_length=0)]
 StopText = Annotated[str, Field(min_length=1, max_length=200)]
+
+
+def _off(value: bool) -> bool:
+    if value:
+        raise ValueError("must be false")
+    return value
+
+
+# Not Literal[False], which takes 0 as well.
+Off = Annotated[bool, AfterValidator(_off), WithJsonSchema({"type": "boolean", "const": False})]
 
 
 class RequestError(ValueError):
@@ -119,7 +137,7 @@ class StreamOptions(_Strict):
     """What a stream holds beside the answers."""
 
     include_usage: bool | None = None
-    include_obfuscation: Literal[False] | None = None
+    include_obfuscation: Off | None = None
 
 
 class TextFormat(_Strict):
@@ -149,7 +167,7 @@ class ChatRequest(_Strict):
     frequency_penalty: Neutral = None
     presence_penalty: Neutral = None
     logit_bias: Annotated[dict[str, Any] | None, Field(max_length=0)] = None
-    logprobs: Literal[False] | None = None
+    logprobs: Off | None = None
     metadata: dict[str, str] | None = None
     modalities: list[Literal["text"]] | None = None
     parallel_tool_calls: bool | None = None
@@ -157,7 +175,7 @@ class ChatRequest(_Strict):
     response_format: TextFormat | None = None
     safety_identifier: str | None = None
     service_tier: Literal["auto", "default"] | None = None
-    store: Literal[False] | None = None
+    store: Off | None = None
     tools: Nothing = None
     tool_choice: Literal["none", "auto"] | None = None
     user: str | None = None
@@ -301,5 +319,6 @@ def _refusal(error: Any, path: list[str | int]) -> RequestError:
         name += f".{error['ctx']['discriminator']}".replace("'", "")
         rule = f"must be {tags}" if tags else "is missing"
     elif error["type"] == "value_error":
-        return RequestError(rule.removeprefix("Value error, "), code=code)
-    return RequestError(f"{name or 'the body'} {rule}", name or None, code=code)
+        rule = rule.removeprefix("Value error, ")
+    what = name or ("" if error["type"] == "value_error" else "the body")
+    return RequestError(f"{what} {rule}".strip(), name or None, code=code)

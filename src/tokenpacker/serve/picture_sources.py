@@ -6,6 +6,7 @@ elsewhere. It uses no proxy, no cookies and no credentials.
 
 from __future__ import annotations
 
+import base64
 import ipaddress
 import re
 import socket
@@ -14,7 +15,6 @@ from collections.abc import Collection, Iterable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from tokenpacker.hf.processing.pictures import DATA, decode_base64
 from tokenpacker.images import ImageError, image_size, load_image
 from tokenpacker.serve.limits import Limits
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 # The formats of OpenAI's API, and TIFF. Pillow reads many more, with decoders that few people test.
 FORMATS = re.compile(rb"\x89PNG\r\n\x1a\n|\xff\xd8\xff|GIF8[79]a|RIFF....WEBP|II\*\x00|MM\x00\*", re.DOTALL)
+DATA = re.compile(r"data:[^,]{0,200}?;base64,", re.IGNORECASE)
 REDIRECTS = (301, 302, 303, 307, 308)
 # Metadata services with addresses that Python, or an older one, takes for public: Azure's and Oracle's.
 METADATA = (ipaddress.ip_network("168.63.129.16/32"), ipaddress.ip_network("192.0.0.0/24"))
@@ -95,7 +96,7 @@ def read_address(address: str, hosts: Collection[str], limits: Limits) -> bytes:
         if (len(address) - header.end()) * 3 // 4 > limits.image_bytes + 2:  # padding
             raise PictureError(f"the image has more than the {limits.image_bytes:,} bytes allowed; shrink it")
         try:
-            return decode_base64(address[header.end() :])
+            return base64.b64decode("".join(address[header.end() :].split()), validate=True)
         except ValueError:
             raise PictureError("the data address holds no valid base64; encode the file's bytes anew") from None
     if not re.match("https?:", address, re.IGNORECASE):
@@ -145,6 +146,8 @@ def fetch(address: str, hosts: Collection[str], limits: Limits) -> bytes:
 def _check_url(url: Any, hosts: Collection[str]) -> None:
     if url.scheme not in ("http", "https"):
         raise PictureError("the image's address redirects to another scheme than http and https")
+    if not 0 < (url.port or 80) < 2**16:
+        raise PictureError("the image's address has a port that does not exist")
     if url.userinfo:
         raise PictureError("the image's address holds a user name; leave it out")
     if url.host.lower().rstrip(".") not in hosts:

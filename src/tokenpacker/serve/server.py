@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import uvicorn
 
 DEFAULT_PORT = 8000
-ANSWERING = 0.9  # share of the grace time for answers; the rest is for sending them
+SENDING_S = 2.0  # part of the grace time for sending answers; at most half of it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,7 +142,8 @@ def _server(
             watchdog.start()
 
         async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-            closing = asyncio.create_task(self.close_engine(time.monotonic() + ANSWERING * settings.grace_s))
+            answering_s = max(settings.grace_s - SENDING_S, settings.grace_s / 2)
+            closing = asyncio.create_task(self.close_engine(time.monotonic() + answering_s))
             await super().shutdown(sockets)
             await closing
 

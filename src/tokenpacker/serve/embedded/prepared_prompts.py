@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tokenpacker.hf import TokenPackerProcessor
 from tokenpacker.images import no_files
-from tokenpacker.serve.packed_cache import TileKey, tile_key
+from tokenpacker.serve.embedded.packed_cache import TileKey, tile_key
 from tokenpacker.serve.questions import Question, Sampling, Usage
 
 
@@ -82,7 +82,7 @@ def _check(processor: TokenPackerProcessor, question: Question) -> None:
     texts, num_images = [], 0
     for kind, text in _parts(question):
         texts.append(text)
-        num_images += kind != "text"
+        num_images += kind in ("image", "image_url")
     if num_images != len(question.images):
         raise ValueError(
             f"the messages have {num_images} image parts but there are {len(question.images)} images; give one image"

@@ -18,9 +18,11 @@ import torch
 from torch import Tensor
 
 from tokenpacker.hf import TokenPackerForConditionalGeneration, TokenPackerProcessor
-from tokenpacker.serve.answer_text import AnswerText
-from tokenpacker.serve.packed_cache import PackedCache
-from tokenpacker.serve.prepared_prompts import Prompt, prepare_prompt
+from tokenpacker.serve.embedded.answer_text import AnswerText
+from tokenpacker.serve.embedded.packed_cache import PackedCache
+from tokenpacker.serve.embedded.prepared_prompts import Prompt, prepare_prompt
+from tokenpacker.serve.embedded.row_sampling import RowSampler, choose_tokens
+from tokenpacker.serve.embedded.running_batch import RunningBatch
 from tokenpacker.serve.questions import (
     ClosedError,
     EngineCounts,
@@ -31,8 +33,6 @@ from tokenpacker.serve.questions import (
     QueueFullError,
     Ticket,
 )
-from tokenpacker.serve.row_sampling import RowSampler, choose_tokens
-from tokenpacker.serve.running_batch import RunningBatch
 
 logger = logging.getLogger(__name__)
 
@@ -247,10 +247,11 @@ class EmbeddedEngine:
         self._push(rows, logits)
 
     def _step(self) -> None:
-        kept = [number for number, row in enumerate(self._rows) if not row.ended]
-        if len(kept) < len(self._rows):
-            self._batch.keep(kept)
-            self._rows = [self._rows[number] for number in kept]
+        for number in reversed(range(len(self._rows))):
+            if self._rows[number].ended:
+                self._batch.drop(number)
+                self._rows[number] = self._rows[-1]
+                self._rows.pop()
         if not self._rows:
             return
         self.batch_sizes[len(self._rows)] += 1

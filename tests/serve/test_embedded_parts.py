@@ -1,0 +1,136 @@
+"""The parts of the embedded engine: drawing tokens, packed tokens of tiles, and the cache of rows."""
+
+import random
+
+import pytest
+import torch
+from transformers import DynamicCache
+
+from tokenpacker.serve.embedded.packed_cache import PackedCache, tile_key
+from tokenpacker.serve.embedded.row_cache import SPARE_COLUMNS, RowCache
+from tokenpacker.serve.embedded.row_sampling import RowSampler, choose_tokens
+from tokenpacker.serve.questions import Sampling
+
+
+def sampler(index=0, **sampling):
+    return RowSampler(Sampling(**sampling), index)
+
+
+def test_a_temperature_of_zero_takes_the_most_likely_token():
+    logits = torch.randn(5, 30)
+    assert choose_tokens(logits, [sampler(temperature=0) for _ in range(5)]) == logits.argmax(dim=-1).tolist()
+
+
+def test_tokens_are_drawn_as_often_as_temperature_and_top_p_say():
+    logits = torch.tensor([1.0, 2.0, 3.0, -1.0]).log_softmax(dim=0)
+    hot = sampler(temperature=2.0, seed=1)
+    counts = torch.bincount(torch.tensor([hot.draw(logits) for _ in range(4000)]), minlength=4) / 4000
+    # four standard deviations of a share of 4,000 draws
+    torch.testing.assert_close(counts, (logits / 2).softmax(dim=0), atol=4 * (0.25 / 4000) ** 0.5, rtol=0)
+    two = sampler(top_p=0.8, seed=1)  # the probabilities are 0.66, 0.24, 0.09 and 0.01
+    assert {two.draw(logits) for _ in range(300)} == {1, 2}
+    assert {sampler(top_p=0.0, seed=seed).draw(logits) for seed in range(20)} == {2}
+
+
+def test_rows_draw_as_if_they_were_alone():
+    logits = torch.randn(4, 50)
+    settings = [{"temperature": 0}, {"seed": 5}, {"seed": 5, "index": 1}, {"temperature": 0.5, "seed": -9}]
+    alone = [choose_tokens(logits[row : row + 1], [sampler(**each)])[0] for row, each in enumerate(settings)]
+    assert choose_tokens(logits, [sampler(**each) for each in settings]) == alone
+
+
+def test_a_row_with_a_nan_or_without_a_finite_maximum_gets_no_token():
+    logits = torch.zeros(5, 3)
+    logits[1, 2], logits[2, 0], logits[3], logits[4, 0] = torch.nan, torch.inf, -torch.inf, -torch.inf
+    tokens = choose_tokens(logits, [sampler(seed=1) for _ in range(5)])
+    assert [token is None for token in tokens] == [False, True, True, True, False]
+
+
+def test_the_cache_of_packed_tokens_drops_what_was_not_used_for_longest():
+    tokens = torch.ones(2, 3)
+    cache = PackedCache(2 * tokens.nbytes)
+    keys = [tile_key(torch.full((3, 2, 2), float(value)), 2) for value in range(3)]
+    cache.put(keys[0], tokens)
+    cache.put(keys[1], tokens)
+    assert cache.get(keys[0]) is not None
+    cache.put(keys[2], tokens)
+    assert [cache.get(key) is not None for key in keys] == [True, False, True]
+    assert (cache.bytes, cache.hits, cache.misses) == (2 * tokens.nbytes, 3, 1)
+
+
+def test_what_is_larger_than_the_cache_is_not_kept():
+    cache = PackedCache(10)
+    cache.put((b"", None), torch.ones(2, 3))
+    assert cache.get((b"", None)) is None
+    assert cache.bytes == 0
+
+
+def test_a_tile_is_known_by_its_pixels_and_its_scale_factor():
+    tile = torch.rand(3, 4, 4)
+    changed = tile.clone()
+    changed[2, 3, 3] += 1e-6
+    assert tile_key(tile, 2) == tile_key(tile.clone(), 2) != tile_key(tile, 4)
+    assert tile_key(changed, 2) != tile_key(tile, 2)
+
+
+def test_packed_tokens_from_the_cache_are_those_of_the_model(tiny_model, tiny_processor, image_of):
+    inputs = [
+        tiny_processor(image_of(64, 96, seed=seed), scale_factor=factor) for seed, factor in ((0, 1), (0, 2), (1, 4))
+    ]
+    cache = PackedCache(10**9)
+    for _ in range(2):
+        for given in inputs:
+            pixels, factors = torch.as_tensor(given["pixel_values"]), given["scale_factors"]
+            tiles = {tile_key(tile, int(factor)): tile for tile, factor in zip(pixels, factors, strict=True)}
+            with torch.inference_mode():
+                expected = tiny_model.get_image_features(pixels, scale_factors=factors).pooler_output
+                packed = cache.pack(tiny_model, tiles)
+            for tokens, each in zip(packed.values(), expected, strict=True):
+                torch.testing.assert_close(tokens, each)
+    assert cache.hits == cache.misses == len(cache._tokens)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_rows_keep_their_keys_and_values_while_others_come_and_go(seed):
+    rng, generator = random.Random(seed), torch.Generator().manual_seed(seed)
+    cache, rows = RowCache(2), []  # rows: keys of the first layer, (H, S, D) each
+    for _ in range(300):
+        if not rows or rng.random() < 0.2:
+            count, length = rng.randint(1, 3), rng.randint(1, 120)
+            new = DynamicCache()
+            states = torch.rand(count, 2, length, 3, generator=generator) + 1
+            for layer in range(2):
+                new.update(states + layer, states * 10 + layer, layer)
+            cache.add(new)
+            rows += list(states)
+        elif rng.random() < 0.2:
+            place = rng.randrange(len(rows))
+            width = max(row.shape[1] for row in rows)
+            rows[place] = rows[-1]
+            rows.pop()
+            cache.drop(place, width - max((row.shape[1] for row in rows), default=0))
+        else:
+            states = torch.rand(len(rows), 2, 1, 3, generator=generator) + 1
+            for layer in range(2):
+                keys, values = cache.update(states + layer, states * 10 + layer, layer)
+            assert keys.shape == values.shape == (len(rows), 2, cache.get_seq_length(), 3)
+            rows = [torch.cat([row, new], dim=1) for row, new in zip(rows, states, strict=True)]
+        for layer in range(2):
+            kept = cache.layers[layer]
+            assert kept.keys.shape[2] == max((row.shape[1] for row in rows), default=0)
+            for place, row in enumerate(rows):
+                padding = kept.keys.shape[2] - row.shape[1]
+                assert torch.equal(kept.keys[place, :, padding:], row + layer)
+                assert torch.equal(kept.values[place, :, padding:], row * 10 + layer)
+                assert not kept.keys[place, :, :padding].any()
+                assert not kept.values[place, :, :padding].any()
+
+
+def test_a_step_does_not_copy_the_cache():
+    cache, new = RowCache(1), DynamicCache()
+    new.update(torch.ones(2, 1, 5, 3), torch.ones(2, 1, 5, 3), 0)
+    cache.add(new)
+    first = cache.layers[0].keys.data_ptr()
+    for _ in range(SPARE_COLUMNS):
+        cache.update(torch.ones(2, 1, 1, 3), torch.ones(2, 1, 1, 3), 0)
+    assert cache.layers[0].keys.data_ptr() == first

@@ -1,0 +1,167 @@
+"""The process: its settings, and how it starts and ends."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import pytest
+
+from fake_engine import question
+from tokenpacker.serve.server import ServeSettings, listen
+
+CHAT = "/v1/chat/completions"
+PROGRAM = """
+    import sys
+    from fake_engine import FakeEngine
+    from tokenpacker.serve.server import ServeSettings, run
+    engine = FakeEngine()
+    settings = ServeSettings(model="tiny", port=0, grace_s=float(sys.argv[1]))
+    run(engine, settings, on_ready=lambda address: print(address, flush=True))
+    assert engine.closed
+    print("ended", flush=True)
+"""
+
+
+class Process:
+    """A server in a process of its own."""
+
+    def __init__(self, grace_s: float):
+        path = os.pathsep.join(sys.path)
+        code = textwrap.dedent(PROGRAM)
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", code, str(grace_s)], env=os.environ | {"PYTHONPATH": path}, stdout=-1, text=True
+        )
+        assert self.process.stdout is not None
+        self.address = self.process.stdout.readline().strip()
+        self.client = httpx.Client(base_url=self.address, timeout=30)
+
+    def end(self, sign: int) -> None:
+        self.process.send_signal(sign)
+
+    def wait(self, timeout: float) -> tuple[int, str]:
+        out, _ = self.process.communicate(timeout=timeout)
+        return self.process.returncode, out.strip()
+
+
+@pytest.fixture
+def start():
+    started = []
+
+    def begin(grace_s: float) -> Process:
+        started.append(Process(grace_s))
+        return started[-1]
+
+    yield begin
+    for server in started:
+        server.process.kill()
+        server.process.communicate()
+
+
+def wait_for(client: httpx.Client, line: str) -> None:
+    end = time.monotonic() + 10
+    while line not in client.get("/metrics").text:
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def refused_until_the_port_is_closed(address: str) -> None:
+    for _ in range(200):
+        assert httpx.post(address + CHAT, json=question("no")).status_code == 503
+        time.sleep(0.02)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGTERM for another process")
+class TestSignals:
+    @pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGINT])
+    def test_running_requests_finish_new_ones_are_refused_and_the_exit_code_is_0(self, start, sign):
+        server = start(20)
+        with (
+            ThreadPoolExecutor(1) as pool,
+            server.client.stream("POST", CHAT, json=question("a " * 20 + "SLOW b", stream=True)) as response,
+        ):
+            lines = response.iter_lines()
+            next(lines)
+            whole = pool.submit(httpx.post, server.address + CHAT, json=question("SLOW c"), timeout=30)
+            wait_for(httpx.Client(base_url=server.address), "tokenpacker_running 2.0")
+            server.end(sign)
+            with pytest.raises(httpx.TransportError):
+                refused_until_the_port_is_closed(server.address)
+            assert list(lines)[-2] == "data: [DONE]"
+            assert whole.result().json()["choices"][0]["message"]["content"] == "SLOW c"
+        assert server.wait(5) == (0, "ended")
+
+    def test_what_takes_longer_than_the_grace_time_is_told_so_and_the_exit_code_is_0(self, start):
+        server = start(4)
+        with ThreadPoolExecutor(1) as pool:
+            late = pool.submit(server.client.post, CHAT, json=question("WAIT"))
+            wait_for(httpx.Client(base_url=server.address), "tokenpacker_running 1.0")
+            server.end(signal.SIGTERM)
+            assert late.result().status_code == 503
+            assert late.result().json()["error"]["code"] == "shutting_down"
+        assert server.wait(5) == (0, "ended")
+
+    def test_a_second_signal_ends_at_once(self, start):
+        server = start(60)
+        with ThreadPoolExecutor(1) as pool:
+            lost = pool.submit(server.client.post, CHAT, json=question("WAIT"))
+            wait_for(httpx.Client(base_url=server.address), "tokenpacker_running 1.0")
+            for _ in range(2):
+                server.end(signal.SIGTERM)
+                time.sleep(0.3)
+            with pytest.raises(httpx.TransportError):
+                lost.result()
+        assert server.wait(5) == (128 + signal.SIGTERM, "")
+
+    def test_after_kill_9_clients_see_an_error_and_never_half_an_answer(self, start):
+        server = start(60)
+        with ThreadPoolExecutor(1) as pool:
+            lost = pool.submit(server.client.post, CHAT, json=question("a b WAIT"))
+            with server.client.stream("POST", CHAT, json=question("a WAIT", stream=True)) as response:
+                lines = response.iter_lines()
+                next(lines)
+                wait_for(httpx.Client(base_url=server.address), "tokenpacker_running 2.0")
+                server.end(signal.SIGKILL)
+                with pytest.raises(httpx.TransportError):
+                    list(lines)
+            with pytest.raises(httpx.TransportError):
+                lost.result()
+        assert start(5).client.post(CHAT, json=question("a b")).status_code == 200
+
+
+def test_a_taken_port_is_one_sentence():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(ValueError, match=f"port {port} of host 127.0.0.1 cannot be taken .*choose another --port"):
+            listen(ServeSettings(model="m", port=port))
+    with pytest.raises(ValueError, match=r"host nowhere\.invalid cannot be taken"):
+        listen(ServeSettings(model="m", host="nowhere.invalid"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"api_key": " "}, "the API key is empty"),
+        ({"port": 70000}, "port 70000 does not exist"),
+        ({"grace_s": 0}, "grace_s=0 must be positive"),
+        ({"allowed_hosts": ("https://a.example",)}, "'https://a.example' is no name of a host"),
+        ({"allowed_hosts": ("*.example",)}, "is no name of a host"),
+    ],
+)
+def test_settings_are_checked(settings, message):
+    with pytest.raises(ValueError, match=message.replace("*", r"\*")):
+        ServeSettings(model="m", **settings)
+
+
+def test_only_this_machine_can_connect_by_default():
+    assert ServeSettings(model="m").is_loopback
+    assert ServeSettings(model="m", host="localhost").is_loopback
+    assert ServeSettings(model="m", host="::1").is_loopback
+    assert not ServeSettings(model="m", host="0.0.0.0").is_loopback
