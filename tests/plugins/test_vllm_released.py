@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from vllm_cases import Case, Transformers, answers, start
 
 from tokenpacker.checkpoints import convert
+from vllm_cases import Case, Transformers, answers, start
 
 
 @pytest.fixture(scope="module")
