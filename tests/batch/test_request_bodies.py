@@ -57,7 +57,7 @@ def test_nothing_outside_of_the_folder_is_read(folder, url):
 
 @pytest.mark.parametrize("url", ["none.png", "more", "", "a\0.png", "x" * 5000])
 def test_what_is_no_file_is_an_error_of_the_row(folder, url):
-    with pytest.raises(RowError, match="image .* (is no file|is no path|cannot be read)") as error:
+    with pytest.raises(RowError, match=r"image .* (is no file|is no path|cannot be read)") as error:
         prepared_body(body(url), {}, folder)
     assert error.value.code == "invalid_image_path"
     assert len(error.value.message) < 200
@@ -78,7 +78,7 @@ def test_a_file_beyond_the_limit_is_not_read(folder):
 
 
 def test_without_a_folder_no_path_is_read(folder):
-    with pytest.raises(RowError, match="'a.png' is a path; say with --images where paths start"):
+    with pytest.raises(RowError, match=r"'a\.png' is a path; say with --images where paths start"):
         prepared_body(body("a.png"), {}, None)
     assert addresses(prepared_body(body("file:///etc/passwd"), {}, None)) == ["file:///etc/passwd"]
 

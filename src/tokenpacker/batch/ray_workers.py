@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from tokenpacker.batch.batch_rows import (
+    GO_ON,
     OpenAnswer,
     Outputs,
     Place,
