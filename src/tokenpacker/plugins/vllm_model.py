@@ -56,7 +56,8 @@ class TokenPackerForVLLM(nn.Module, SupportsMultiModal, SupportsLoRA, SupportsPP
         config: TokenPackerConfig = vllm_config.model_config.hf_config
         self.config = config
         with self._mark_tower_model(vllm_config, "image"):
-            self.vision_tower = build_vision_tower(config).requires_grad_(False).eval()
+            tower = build_vision_tower(config)  # of transformers, which does not look at vLLM's dtype
+            self.vision_tower = tower.to(vllm_config.model_config.dtype).requires_grad_(False).eval()
             self.multi_modal_projector = projectors.build(config.projector).eval()
         text = config.text_config
         with self._mark_language_model(vllm_config):
