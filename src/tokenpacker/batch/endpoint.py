@@ -32,7 +32,13 @@ class Endpoint:
     """
 
     def __init__(
-        self, url: str, *, api_key: str | None = None, retries: int = 8, timeout_s: float = 600, connections: int = 32
+        self,
+        url: str,
+        *,
+        api_key: str | None = None,
+        retries: int = 8,
+        timeout_s: float = 600,
+        connections: int = 32,
     ):
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:

@@ -20,9 +20,14 @@ KEY, HOST = "TOKENPACKER_BATCH_KEY", "127.0.0.1"
 POLL_SECONDS = 0.5
 # Starts a program and ends it when standard input closes, which the system does when our process is killed.
 WATCH = """
-import subprocess, sys, threading
+import subprocess, sys, threading, time
 child = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL)
-threading.Thread(target=lambda: (sys.stdin.read(), child.terminate()), daemon=True).start()
+def end():
+    sys.stdin.read()
+    child.terminate()
+    time.sleep(30)
+    child.kill()
+threading.Thread(target=end, daemon=True).start()
 while True:
     try:
         sys.exit(child.wait())

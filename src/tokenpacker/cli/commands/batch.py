@@ -22,13 +22,14 @@ if TYPE_CHECKING:
     from tokenpacker.batch.batch_rows import OpenAnswer
 
 ROWS_FAILED = 1  # exit code if a row of the output is an error
-ENDPOINT, RAY = "Endpoint", "Many machines"  # panels
 
 
 def batch(
     source: Annotated[Path, Argument(metavar="IN.jsonl", exists=True, dir_okay=False, help="One request a line.")],
     target: Annotated[Path, Argument(metavar="OUT.jsonl", help="Where the answers go, in the order of the input.")],
-    model: Annotated[str | None, value("MODEL", "As elsewhere; with --endpoint, the name to ask.", "carried")] = None,
+    model: Annotated[
+        str | None, value("MODEL", "Folder, hub id or name; or its name at the endpoint.", "carried")
+    ] = None,
     engine: Annotated[EngineName | None, value("ENGINE", "vllm or embedded.", "vllm with a GPU")] = None,
     images: Annotated[
         Path | None, value("FOLDER", "Start of image paths in requests.", "no paths", exists=True, file_okay=False)
@@ -38,36 +39,29 @@ def batch(
     max_image_tokens: options.MaxImageTokens = None,
     concurrency: Annotated[int, number("Requests at a time, of each model.")] = 32,
     overwrite: Annotated[bool, flag("--overwrite", "Start anew if OUT.jsonl exists.")] = False,
-    endpoint: Annotated[str | None, value("URL", "Ask this OpenAI-compatible API.", "load a model", ENDPOINT)] = None,
-    api_key_env: Annotated[str | None, value("VAR", "Variable that holds its key.", "no key", ENDPOINT)] = None,
-    retries: Annotated[int | None, number("Tries after a failure that may pass.", "8", ENDPOINT, least=0)] = None,
-    timeout: Annotated[int | None, number("Seconds for each try.", "600", ENDPOINT, metavar="S")] = None,
-    ray: Annotated[str | None, value("ADDRESS", "Ray: local, auto or HOST:PORT.", "this process", RAY)] = None,
-    workers: Annotated[int | None, number("Models on Ray.", "one a GPU, or a machine", RAY)] = None,
+    endpoint: Annotated[str | None, value("URL", "Ask this OpenAI-compatible API.", "load a model")] = None,
+    api_key_env: Annotated[str | None, value("VAR", "Variable that holds its key.", "no key")] = None,
+    ray: Annotated[str | None, value("ADDRESS", "Ray: local, auto or HOST:PORT.", "this process")] = None,
+    workers: Annotated[int | None, number("Models on Ray.", "one a GPU, or a machine")] = None,
     device: options.Device = None,
     dtype: options.Dtype = None,
     as_json: options.Json = False,
     verbose: options.Verbose = False,
 ) -> None:
-    """Answer a file of requests in OpenAI's batch format. A run that was killed goes on when called again.
+    """Answer a file of requests in OpenAI's batch format. Called again, it goes on.
 
-    Each line of the input that is not empty becomes one line of the output, in its order. A request that fails is a
-    line with an error or with a status that is not 200. Requests without a model, a scale factor or a limit get those
-    of the options.
-
-    Exit code 0: all are answered. 1: some lines are errors. 2: the batch cannot be run. 75: stopped; call it again.
+    Exit code 0: all are answered. 1: some rows are errors. 2: it cannot run. 75: stopped; it goes on.
 
     Examples:
         tokenpacker batch requests.jsonl answers.jsonl --images photos
-        tokenpacker batch requests.jsonl answers.jsonl --endpoint http://localhost:8000/v1 --model tiny
-        tokenpacker batch requests.jsonl answers.jsonl --ray auto
+        tokenpacker batch requests.jsonl out.jsonl --endpoint http://localhost:8000/v1
     """
     exclude({"--endpoint": endpoint, "--ray": ray})
     budget: dict[str, Any] = {"scale_factor": scale_factor, "max_image_tokens": max_image_tokens}
     if ray is None:
         refuse({"--workers": workers}, "needs --ray")
     if endpoint is None:
-        refuse({"--api-key-env": api_key_env, "--retries": retries, "--timeout": timeout}, "needs --endpoint")
+        refuse({"--api-key-env": api_key_env}, "needs --endpoint")
         load = partial(load_model, _absolute(model), verbose, device, dtype, **budget)
         name = choose_engine(engine or "auto")[0]
         if name == "vllm":
@@ -77,7 +71,7 @@ def batch(
     else:
         of_model = {"--engine": engine, "--allow-urls": allow_urls, "--device": device, "--dtype": dtype}
         refuse(of_model, "is for a model that is loaded here; leave it out with --endpoint")
-        opened, settings = _asked(endpoint, read_key(api_key_env), retries, timeout, concurrency)
+        opened, settings = _asked(endpoint, read_key(api_key_env), concurrency)
     from tokenpacker.batch import run_batch
 
     with keeping(f"the rows in {target} are kept, and the same command goes on", UNFINISHED):
@@ -119,15 +113,11 @@ def _loaded(
     return partial(vllm_answer, _absolute(model) or CARRIED, verbose=load.args[1], **shared), settings
 
 
-def _asked(
-    url: str, key: str | None, retries: int | None, timeout: int | None, concurrency: int
-) -> tuple["OpenAnswer", dict[str, Any]]:
+def _asked(url: str, key: str | None, concurrency: int) -> tuple["OpenAnswer", dict[str, Any]]:
     """What answers through an endpoint, and its settings."""
     try:
         from tokenpacker.batch.endpoint import Endpoint
     except ImportError:
         raise ImportError("--endpoint needs httpx; run: pip install 'tokenpacker[serve]'") from None
-    given = {"retries": retries, "timeout_s": timeout}
-    chosen = {name: number for name, number in given.items() if number is not None}
-    endpoint = Endpoint(url, api_key=key, connections=concurrency, **chosen)
+    endpoint = Endpoint(url, api_key=key, connections=concurrency)
     return partial(closing, endpoint), {"endpoint": endpoint.url}
