@@ -33,11 +33,12 @@ def embedded_answer(
         allowed_hosts: hosts that images may be fetched from.
         concurrency: most calls at a time.
     """
-    from tokenpacker.serve.chat_requests import ChatRules, answer
+    from tokenpacker.serve.chat_requests import answer
     from tokenpacker.serve.embedded import EmbeddedEngine
     from tokenpacker.serve.limits import Limits
+    from tokenpacker.serve.server import ServeSettings
 
-    rules = ChatRules(model=model, allowed_hosts=allowed_hosts, limits=Limits(request_s=ONE_DAY_S))
+    rules = ServeSettings(model=model, allowed_hosts=allowed_hosts, limits=Limits(request_s=ONE_DAY_S))
     engine = EmbeddedEngine(*load(), max_waiting=concurrency)
 
     def answered(body: dict[str, Any]) -> Reply:

@@ -45,7 +45,7 @@ def _options(
 
 
 PANELS = {
-    "Use a model": (ask, chat, serve, batch, count, show, models, convert),
+    "Use a model": (ask, chat, count, show, models, convert, serve, batch),
     "Measure": (evaluate, speed, compare),
 }
 for _panel, _commands in PANELS.items():
