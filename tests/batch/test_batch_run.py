@@ -177,12 +177,19 @@ def test_the_input_is_not_its_own_output(files):
         files.run()
 
 
-def test_an_output_that_cannot_be_a_file_is_refused(files):
+def test_an_output_that_cannot_be_written_is_refused(files):
     files.write(*many(2))
-    for target, said in ((files.folder, "is a folder"), (files.folder / "none" / "out.jsonl", "is no folder")):
+    for target, said in ((files.folder, "not a file"), (files.folder / "none" / "out.jsonl", "there is no folder")):
         files.target = target
         with pytest.raises(ValueError, match=said):
             files.run()
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="Windows has no such pipes")
+def test_an_input_that_can_be_read_only_once_is_refused(files):
+    os.mkfifo(files.source)
+    with pytest.raises(ValueError, match="not a regular file"):
+        files.run()
 
 
 def test_a_full_disk_ends_the_run_with_the_remedy_and_it_goes_on(files, monkeypatch):

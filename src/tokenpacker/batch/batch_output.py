@@ -22,13 +22,12 @@ def only_writer(path: Path) -> Iterator[None]:
     """Keeps other processes from writing the same output. The system releases the lock of a process that dies.
 
     Raises:
-        ValueError: if another process writes it, or the folder does not exist.
+        ValueError: if another process writes it, or it cannot be written.
     """
-    if path.is_dir() or not path.parent.is_dir():
-        raise ValueError(
-            f"{path} cannot be a file, for {path if path.is_dir() else path.parent} is "
-            f"{'a folder' if path.is_dir() else 'no folder'}; choose another output"
-        )
+    if not path.parent.is_dir():
+        raise ValueError(f"{path} cannot be written: there is no folder {path.parent}; create it first")
+    if path.exists() and not (path.is_file() and os.access(path, os.W_OK)):
+        raise ValueError(f"{path} is not a file that can be written; choose another output")
     lock = FileLock(path.parent / f".{path.name}.lock", timeout=0)
     try:
         lock.acquire()
@@ -37,7 +36,8 @@ def only_writer(path: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        Path(lock.lock_file).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # Windows keeps a file that is open
+            Path(lock.lock_file).unlink(missing_ok=True)
         lock.release()
 
 

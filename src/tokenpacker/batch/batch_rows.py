@@ -91,6 +91,8 @@ def fingerprint(settings: dict[str, Any]) -> str:
 
 def check_input(path: Path) -> int:
     """Counts the rows of an input file. Raises ValueError if the file holds no request at all."""
+    if not path.is_file():
+        raise ValueError(f"{path} is not a regular file; save the requests in one, as they are read more than once")
     with path.open("rb") as file:
         if file.read(2) in UTF16_MARKS:
             raise ValueError(f"{path} is UTF-16 text; save it as UTF-8")

@@ -53,10 +53,10 @@ class BatchSummary:
         if response is None or response["status_code"] != 200:
             self.errors += 1
             return
-        usage = response["body"].get("usage") or {}
-        self.prompt_tokens += usage.get("prompt_tokens") or 0
-        self.completion_tokens += usage.get("completion_tokens") or 0
-        self.image_tokens += (usage.get("prompt_tokens_details") or {}).get("image_tokens") or 0
+        body = response["body"]
+        self.prompt_tokens += _tokens(body, "prompt_tokens")
+        self.completion_tokens += _tokens(body, "completion_tokens")
+        self.image_tokens += _tokens(body, "prompt_tokens_details", "image_tokens")
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready dict."""
@@ -70,6 +70,13 @@ class BatchSummary:
             f"{self.image_tokens:,} image tokens of {self.prompt_tokens:,} prompt tokens;"
             f" {self.completion_tokens:,} tokens answered"
         )
+
+
+def _tokens(body: Any, *path: str) -> int:
+    """A count in `usage`, or 0 if the server does not say."""
+    for name in ("usage", *path):
+        body = body.get(name) if isinstance(body, dict) else None
+    return body if isinstance(body, int) else 0
 
 
 def run_batch(

@@ -13,6 +13,7 @@ import httpx
 
 from tokenpacker.batch.batch_rows import GO_ON, Reply, RowError
 
+CONNECT_S = 10.0
 RETRIED = (408, 409, 429)  # as OpenAI's client does, beside 5xx
 FIRST_WAIT_S, LONGEST_WAIT_S, LONGEST_RETRY_AFTER_S = 0.5, 30.0, 600.0
 
@@ -49,7 +50,7 @@ class Endpoint:
         if api_key is not None:
             headers["Authorization"] = f"Bearer {api_key}"
         limits = httpx.Limits(max_connections=connections, max_keepalive_connections=connections)
-        self.client = httpx.Client(headers=headers, timeout=timeout_s, limits=limits)
+        self.client = httpx.Client(headers=headers, timeout=httpx.Timeout(timeout_s, connect=CONNECT_S), limits=limits)
 
     def __call__(self, body: dict[str, Any]) -> Reply:
         """Answers the body of a request.

@@ -6,6 +6,7 @@ import queue
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, wait
+from contextlib import suppress
 from itertools import islice
 from threading import Thread
 from typing import TypeVar
@@ -46,8 +47,9 @@ def in_order(work: Callable[[Item], Result], items: Iterable[Item], num_threads:
             yield _result(waiting.popleft())
             waiting.extend(map(begin, islice(rest, 1)))
     finally:
-        while not jobs.empty():  # nobody waits for these any more
-            jobs.get_nowait()
+        with suppress(queue.Empty):  # nobody waits for these any more
+            while True:
+                jobs.get_nowait()
         for _ in range(num_threads):
             jobs.put(None)
 

@@ -55,9 +55,7 @@ def vllm_answer(
         free.bind((HOST, 0))
         port = free.getsockname()[1]
     key = secrets.token_urlsafe()
-    serve = ["serve", "--engine", "vllm", "--model", model, "--port", str(port), "--api-key-env", KEY]
-    hosts = [word for host in allowed_hosts for word in ("--allow-urls", host)]
-    command = [sys.executable, "-c", WATCH, sys.executable, "-m", "tokenpacker", *serve, *hosts]
+    command = [sys.executable, "-c", WATCH, sys.executable, *_arguments(model, port, allowed_hosts)]
     environment = {"VLLM_LOGGING_LEVEL": "INFO" if verbose else "WARNING", **os.environ, KEY: key}
     with (
         subprocess.Popen(command, stdin=subprocess.PIPE, stdout=sys.stderr.fileno(), env=environment) as child,
@@ -69,6 +67,11 @@ def vllm_answer(
             yield endpoint
         finally:
             child.stdin.close()
+
+
+def _arguments(model: str, port: int, hosts: tuple[str, ...]) -> list[str]:
+    serve = ["-m", "tokenpacker", "serve", "--engine", "vllm", "--model", model, "--port", str(port)]
+    return [*serve, "--api-key-env", KEY, *(word for host in hosts for word in ("--allow-urls", host))]
 
 
 def _wait(child: subprocess.Popen[bytes], health: str) -> None:
