@@ -55,11 +55,11 @@ class TokenPackerForVLLM(nn.Module, SupportsMultiModal, SupportsLoRA, SupportsPP
         super().__init__()
         config: TokenPackerConfig = vllm_config.model_config.hf_config
         self.config = config
-        with self._mark_tower_model(vllm_config, "image"):
+        with self._mark_tower_model(vllm_config, "image"):  # type: ignore[operator]
             self.vision_tower = build_vision_tower(config).requires_grad_(False).eval()
             self.multi_modal_projector = projectors.build(config.projector).eval()
         text = config.text_config
-        with self._mark_language_model(vllm_config):
+        with self._mark_language_model(vllm_config):  # type: ignore[operator]
             self.language_model = init_vllm_registered_model(
                 vllm_config,
                 hf_config=text,
