@@ -40,9 +40,11 @@ class Transformers:
 
 
 def start(folder: Path, **options: Any) -> Any:
+    """An engine, in this process unless it needs several."""
     from vllm import LLM
 
-    return LLM(str(folder), dtype="float32", enforce_eager=True, max_num_seqs=16, **{"max_model_len": 2048, **options})
+    settings = {"dtype": "float32", "max_model_len": 2048, "max_num_seqs": 16, "enforce_eager": True}
+    return LLM(str(folder), **settings | options)
 
 
 def answers(engine: Any, cases: list[Case], max_tokens: int = 12, **options: Any) -> list[tuple[list[int], list[int]]]:

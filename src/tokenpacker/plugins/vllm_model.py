@@ -54,13 +54,12 @@ class TokenPackerForVLLM(nn.Module, SupportsMultiModal, SupportsLoRA, SupportsPP
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = ""):
         super().__init__()
         config: TokenPackerConfig = vllm_config.model_config.hf_config
-        self.config = config
-        with self._mark_tower_model(vllm_config, "image"):
-            tower = build_vision_tower(config)  # of transformers, which does not look at vLLM's dtype
-            self.vision_tower = tower.to(vllm_config.model_config.dtype).requires_grad_(False).eval()
-            self.multi_modal_projector = projectors.build(config.projector).eval()
+        self.config, dtype = config, vllm_config.model_config.dtype
+        with self._mark_tower_model(vllm_config, "image"):  # type: ignore[operator]
+            self.vision_tower = build_vision_tower(config).to(dtype).requires_grad_(False).eval()
+            self.multi_modal_projector = projectors.build(config.projector).to(dtype).eval()
         text = config.text_config
-        with self._mark_language_model(vllm_config):
+        with self._mark_language_model(vllm_config):  # type: ignore[operator]
             self.language_model = init_vllm_registered_model(
                 vllm_config,
                 hf_config=text,
