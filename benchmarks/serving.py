@@ -6,8 +6,8 @@
 is complete, 5 % send something broken. Every good request must get the answer that `generate` gives for it alone. Then
 one client sends the same good requests to a fresh server, one after the other.
 
-**Tokens**: a model of random weights with CLIP-L/336's patch grid answers at four scale factors, to one client and to
-eight. Every request has an image of its own, so that no cache helps.
+**Tokens**: a model of random weights with CLIP-L/336's patch grid gives answers of 64 tokens at four scale factors, to
+one client and to sixteen. Every request has an image of its own, so that no cache helps.
 """
 
 from __future__ import annotations
@@ -48,7 +48,8 @@ from tokenpacker.speed.tables import markdown
 MAX_TOKENS = 8  # of an answer of the carried model; every true answer is shorter
 WARM_UP = 0.25  # share of the requests
 TOKEN_COUNTS = {4: 36, 3: 64, 2: 144, 1: 576}  # scale factor -> packed tokens of 24 x 24 patches
-ANSWER = 32  # tokens of each answer of the random model
+TOGETHER = 16  # clients at once in the part about tokens; the engine's batch has as many rows
+ANSWER = 64  # tokens of each answer of the random model
 MIB = 1024 * 1024
 
 
@@ -318,7 +319,7 @@ def save_random_model(folder: Path) -> None:
 
 
 def measure_tokens(program: Sequence[str], engine: str, folder: Path, rounds: int) -> list[dict[str, Any]]:
-    """Time to the first token and per token of one client, and the throughput of eight, at each number of tokens."""
+    """Times of one client, and the throughput of one and of many, at each number of tokens an image."""
     numbers = iter(range(10**6))
 
     def requests(scale_factor: int, count: int) -> list[Request]:
@@ -331,15 +332,15 @@ def measure_tokens(program: Sequence[str], engine: str, folder: Path, rounds: in
         return made
 
     alone: dict[int, list[Outcome]] = {factor: [] for factor in TOKEN_COUNTS}
-    together: dict[int, list[float]] = {factor: [] for factor in TOKEN_COUNTS}
+    rates: dict[int, list[tuple[float, float]]] = {factor: [] for factor in TOKEN_COUNTS}
     with serving(program, folder, engine) as server:
         for number in range(rounds + 1):  # the first warms up
             for factor in TOKEN_COUNTS:
-                single, _, _ = asyncio.run(send_all(server, requests(factor, 2), 1))
-                eight, seconds, _ = asyncio.run(send_all(server, requests(factor, 8), 8))
+                single, seconds_alone, _ = asyncio.run(send_all(server, requests(factor, 2), 1))
+                many, seconds, _ = asyncio.run(send_all(server, requests(factor, TOGETHER), TOGETHER))
                 if number:
                     alone[factor] += single
-                    together[factor].append(sum(one.usage["completion_tokens"] for one in eight) / seconds)
+                    rates[factor].append((_tokens(single) / seconds_alone, _tokens(many) / seconds))
     rows = []
     for factor, tokens in TOKEN_COUNTS.items():
         first = [outcome.first_token_s for outcome in alone[factor] if outcome.first_token_s]
@@ -356,10 +357,16 @@ def measure_tokens(program: Sequence[str], engine: str, folder: Path, rounds: in
                 "prompt_tokens": alone[factor][0].usage["prompt_tokens"],
                 "first_token_ms": 1000 * statistics.median(first),
                 "per_token_ms": 1000 * statistics.median(rest),
-                "tokens_per_second_8_clients": statistics.median(together[factor]),
+                "tokens_per_second_1_client": statistics.median(one for one, _ in rates[factor]),
+                f"tokens_per_second_{TOGETHER}_clients": statistics.median(many for _, many in rates[factor]),
+                "throughput_ratio": statistics.median(many / one for one, many in rates[factor]),
             }
         )
     return rows
+
+
+def _tokens(outcomes: Sequence[Outcome]) -> int:
+    return sum(outcome.usage["completion_tokens"] for outcome in outcomes)
 
 
 def main() -> None:
@@ -405,14 +412,17 @@ def tables(figures: dict[str, Any]) -> list[str]:
         rows = [[row["engine"], *(_shown(name, row[name]) for name in names)] for row in figures["load"]]
         lines += [*markdown(["engine", *names.values()], rows), ""]
     if figures["tokens"]:
-        head = ["engine", "tokens an image", "first token, ms", "per token, ms", "tokens/s, 8 clients"]
+        many = f"tokens/s, {TOGETHER} clients"
+        head = ["engine", "tokens an image", "first token, ms", "per token, ms", "tokens/s, 1 client", many, "ratio"]
         rows = [
             [
                 row["engine"],
                 str(row["packed_tokens"]),
                 f"{row['first_token_ms']:.0f}",
                 f"{row['per_token_ms']:.1f}",
-                f"{row['tokens_per_second_8_clients']:.1f}",
+                f"{row['tokens_per_second_1_client']:.1f}",
+                f"{row[f'tokens_per_second_{TOGETHER}_clients']:.1f}",
+                f"{row['throughput_ratio']:.2f}",
             ]
             for row in figures["tokens"]
         ]
