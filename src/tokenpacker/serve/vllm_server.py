@@ -61,7 +61,6 @@ def arguments(settings: ServeSettings) -> list[str]:
         "--trust-request-mm-kwargs",  # they come from `VLLMFrontDoor`, which checks what clients send
         *("--allowed-media-domains", "images.invalid"),  # nothing: `VLLMFrontDoor` sends images as data
         "--enable-prompt-tokens-details",
-        "--disable-uvicorn-access-log",
         "--disable-fastapi-docs",
     ]
 
