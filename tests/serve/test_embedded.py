@@ -10,6 +10,7 @@ from engine_questions import Heard, ask, question
 from tokenpacker.hf import TokenPackerForConditionalGeneration, TokenPackerProcessor, carried_model_path
 from tokenpacker.scenes.fine_print import FinePrint
 from tokenpacker.serve.embedded import EmbeddedEngine
+from tokenpacker.serve.questions import Sampling
 
 
 @pytest.fixture(scope="module")
@@ -168,15 +169,17 @@ def test_the_longest_answer_is_what_the_model_has_room_for(engine_of, tiny_model
     assert engine.prepare(question("what is it?    ")).max_tokens == 1
 
 
-@pytest.mark.parametrize(
-    "text",
-    ["<image>", "see <image>\nthere", "</s>USER: ", "<s>", "<unk>"],
-    ids=["mark", "in text", "end", "start", "unk"],
-)
+@pytest.mark.parametrize("text", ["<image>", "see <image>\nthere", "</s>USER: ", "<s>", "<unk>"])
 def test_a_token_of_the_models_own_in_a_text_is_refused(engine, text, image_of):
     for images in ([], [image_of(32, 32)]):
-        with pytest.raises(ValueError, match="token of the model's own; leave it out"):
+        with pytest.raises(ValueError, match="a token of the model's own; leave it out"):
             engine.prepare(question(text, images))
+
+
+def test_a_token_of_the_models_own_is_refused_in_parts_too(engine):
+    content = [{"type": "text", "text": "<"}, {"type": "text", "text": "/s>"}]
+    with pytest.raises(ValueError, match="writes '</s>'"):
+        engine.prepare(question(history=({"role": "user", "content": content},)))
 
 
 def test_marks_of_regions_are_refused_by_a_model_with_regions(engine_of, region_model, image_of):
@@ -234,6 +237,25 @@ def test_many_threads_ask_at_once(engine_of, tiny_model, tiny_processor, image_o
     with ThreadPoolExecutor(16) as pool:
         given = list(pool.map(lambda number: ask(engine, questions[number % 12]).result()[0], range(300)))
     assert given == expected * 25
+
+
+def test_settings_of_the_model_that_are_not_applied_are_named(engine_of, make_tiny_model, tiny_processor):
+    model = make_tiny_model()
+    model.generation_config.repetition_penalty, model.generation_config.temperature = 1.3, 0.2
+    with pytest.warns(UserWarning, match="sets repetition_penalty, which the embedded engine does not apply"):
+        engine_of(model, tiny_processor)
+
+
+def test_sampling_outside_of_its_range_is_refused():
+    for name, value in (
+        ("max_tokens", 0),
+        ("temperature", -1),
+        ("temperature", float("nan")),
+        ("top_p", 1.1),
+        ("n", 0),
+    ):
+        with pytest.raises(ValueError, match=f"{name}={value} is out of range; use"):
+            Sampling(**{name: value})
 
 
 def test_limits_below_one_are_refused(tiny_model, tiny_processor):

@@ -220,6 +220,18 @@ def test_closing_ends_what_takes_longer_than_the_grace(engine):
     assert (engine.waiting, engine.running) == (0, 0)
 
 
+def test_closing_does_not_wait_for_a_step_that_hangs(engine, model, monkeypatch):
+    monkeypatch.setattr("tokenpacker.serve.embedded.embedded_engine.LAST_STEP_S", 0.1)
+    gate = Gate(model)
+    gate.open.clear()
+    heard = ask(engine, question())
+    wait_until(lambda: gate.calls)
+    engine.close(0.1)
+    with pytest.raises(ClosedError):
+        heard.result(0)
+    gate.open.set()
+
+
 def test_each_question_is_answered_exactly_once_while_others_come_and_go(tiny_model, tiny_processor):
     engine = EmbeddedEngine(tiny_model, tiny_processor, max_batch_size=8, max_waiting=1000)
     expected = {size: ask(engine, question("w" * size, max_tokens=size)).result() for size in range(1, 13)}

@@ -58,6 +58,16 @@ def test_an_image_is_seen_and_its_tokens_are_counted(ask, engine):
     assert red.usage.total_tokens == red.usage.prompt_tokens + red.usage.completion_tokens
 
 
+def test_an_image_that_was_seen_before_comes_from_the_cache(ask):
+    first, second, smaller = (
+        ask(COLOR, box("green"), n=2, extra_body=options).usage.prompt_tokens_details
+        for options in ({}, {}, {"scale_factor": 3})
+    )
+    assert (first.cached_tokens, smaller.cached_tokens) == (0, 0)
+    separators = 10  # between and after the rows of tiles
+    assert second.cached_tokens == second.image_tokens - separators
+
+
 def test_a_larger_scale_factor_or_a_budget_makes_fewer_image_tokens(ask, engine):
     for options in ({"scale_factor": 3}, {"max_image_tokens": 100}):
         usage = ask(COLOR, box("red"), extra_body=options).usage

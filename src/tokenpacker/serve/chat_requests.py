@@ -5,6 +5,7 @@ body -> `read_request` -> ChatRequest -> `read_question` -> Question -> engine -
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import queue
 import time
@@ -53,12 +54,12 @@ def read_request(body: Any, rules: ChatRules) -> ChatRequest:
     """The request in a body. Raises RequestError for a wrong field, an unknown model, and beyond the limits."""
     request, limits = check_request(body), rules.limits
     check_model(request.model, rules.model)
-    texts = [part for message in request.messages for part in _texts(message)]
-    images = [part for message in request.messages for part in _images(message)]
+    parts = [part for message in request.messages for part in _parts(message)]
+    texts = [part for part in parts if isinstance(part, str)]
     for name, value, most in (
         ("messages", len(request.messages), limits.messages),
         ("characters of text in messages", sum(map(len, texts)), limits.characters),
-        ("images in messages", len(images), limits.images),
+        ("images in messages", len(parts) - len(texts), limits.images),
         ("n", request.n or 1, limits.answers),
         ("texts in stop", len(request.stop) if isinstance(request.stop, list) else 0, limits.stops),
         ("max_tokens", request.max_tokens or request.max_completion_tokens or 1, limits.max_tokens),
@@ -117,14 +118,6 @@ def _parts(message: Message) -> Iterator[str | ImagePart]:
         yield part if isinstance(part, (str, ImagePart)) else part.text
 
 
-def _texts(message: Message) -> Iterator[str]:
-    return (part for part in _parts(message) if isinstance(part, str))
-
-
-def _images(message: Message) -> Iterator[ImagePart]:
-    return (part for part in _parts(message) if isinstance(part, ImagePart))
-
-
 class Completion:
     """The answers to a request, put together from their pieces."""
 
@@ -151,7 +144,8 @@ class Completion:
         self._texts[piece.index] += piece.text
         self._tokens[piece.index] = piece.num_tokens
         self._reasons[piece.index] = piece.finish_reason
-        self._cached_tokens = max(self._cached_tokens, piece.cached_tokens)
+        if piece.index == 0:  # later answers find the images of the first one in the cache
+            self._cached_tokens = piece.cached_tokens
 
     def usage(self) -> dict[str, Any]:
         """Tokens of the prompt, and of all answers together."""
@@ -210,7 +204,7 @@ def refusal(error: Exception) -> RequestError:
         return RequestError(
             "the server is shutting down; try again", status=503, code="shutting_down", retry_after_s=CLOSED_RETRY_S
         )
-    if isinstance(error, (TimeoutError, queue.Empty)):
+    if isinstance(error, (TimeoutError, asyncio.TimeoutError, queue.Empty)):
         return RequestError("the answer took longer than allowed; ask for fewer tokens", status=504, code="timeout")
     logger.error("a request failed with %s in %s", type(error).__name__, _place(error))
     logger.debug("its traceback", exc_info=error)

@@ -242,13 +242,13 @@ class _Exchange:
         self.loop = asyncio.get_running_loop()
         self.news: asyncio.Queue[Any] = asyncio.Queue()
         self.timer = self.loop.call_later(self.limit_s, self.news.put_nowait, TimeoutError())
-        self.helper: asyncio.Task[None] | None = None
+        self.watch: asyncio.Task[None] | None = None
         self.ticket: Ticket | None = None
         self.completion: Completion | None = None
 
     async def answer(self) -> Response:
         """The response, once the first piece is there: an error before that has a status of its own."""
-        self.helper = self.loop.create_task(self._read())
+        await self._prepare()
         asked, prepared = await self._next()
         self.completion = Completion(asked.model, prepared.usage, asked.n or 1)
         self.ticket = self.service.engine.submit(prepared, self._put)
@@ -265,8 +265,8 @@ class _Exchange:
     def close(self) -> None:
         """Ends what still goes on for the request."""
         self.timer.cancel()
-        if self.helper is not None:
-            self.helper.cancel()
+        if self.watch is not None:
+            self.watch.cancel()
         if self.ticket is not None:
             self.ticket.cancel()
         if self.completion is not None:
@@ -285,29 +285,29 @@ class _Exchange:
             raise news
         return news
 
-    async def _read(self) -> None:
-        """Reads the body, has it prepared, and then waits for the client to leave."""
-        service, started = self.service, False
+    async def _prepare(self) -> None:
+        """Reads the body, and has a thread prepare it."""
+        service = self.service
         service.preparing += 1
+        try:
+            body = await asyncio.wait_for(_body(self.request, service.settings.limits.body_bytes), self.limit_s)
+        except BaseException:
+            service.preparing -= 1
+            raise
 
         def ended(future: asyncio.Future[Any]) -> None:
             service.preparing -= 1
             if not future.cancelled():
                 self.news.put_nowait(future.exception() or future.result())
 
-        try:
-            body = await _body(self.request, service.settings.limits.body_bytes)
-            future = self.loop.run_in_executor(service.pool, service.prepare, body)
-            future.add_done_callback(ended)
-            started = True
-            del body  # the thread has it
-            while (await self.request.receive())["type"] != "http.disconnect":
-                pass
-            self.news.put_nowait(ClientDisconnect())
-        except Exception as error:
-            self.news.put_nowait(error)
-        finally:
-            service.preparing -= not started
+        self.loop.run_in_executor(service.pool, service.prepare, body).add_done_callback(ended)
+        self.watch = self.loop.create_task(self._watch())
+
+    async def _watch(self) -> None:
+        """Waits for the client to leave."""
+        while (await self.request.receive())["type"] != "http.disconnect":
+            pass
+        self.news.put_nowait(ClientDisconnect())
 
     async def events(self, piece: Piece, include_usage: bool) -> AsyncIterator[str]:
         """Server-sent events from the first piece on. An error ends them with an event of its own."""

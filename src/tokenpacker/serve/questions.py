@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import inf
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 if TYPE_CHECKING:
@@ -23,6 +24,9 @@ class Sampling:
         seed: makes drawn answers repeatable; None draws anew each time.
         stop: texts that end an answer and do not belong to it.
         n: number of answers.
+
+    Raises:
+        ValueError: for a number outside of its range.
     """
 
     max_tokens: int | None = None
@@ -31,6 +35,13 @@ class Sampling:
     seed: int | None = None
     stop: tuple[str, ...] = ()
     n: int = 1
+
+    def __post_init__(self) -> None:
+        for name, least, most in (("max_tokens", 1, inf), ("temperature", 0, inf), ("top_p", 0, 1), ("n", 1, inf)):
+            value = getattr(self, name)
+            if value is not None and not least <= value <= most:
+                remedy = f"use {least} or more" if most == inf else f"use {least} to {most}"
+                raise ValueError(f"{name}={value} is out of range; {remedy}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +76,7 @@ class Piece:
 
     Args:
         num_tokens: generated tokens of the answer so far, the end token included.
-        cached_tokens: image tokens of the prompt that were in the cache.
+        cached_tokens: tokens of the prompt that were in a cache; of the embedded engine packed tokens of images.
     """
 
     index: int

@@ -49,7 +49,7 @@ def serve(
         tokenpacker serve --port 8001 --allow-urls images.example.com
         tokenpacker serve --model FOLDER --engine vllm --api-key-env TOKENPACKER_KEY
     """
-    name, why = _engine(engine)
+    name, why = choose_engine(engine)
     if name == "vllm":
         own = {"--max-batch": max_batch, "--max-waiting": max_waiting, "--device": device, "--dtype": dtype}
         refuse(own, "belongs to --engine embedded; vLLM has settings of its own, see docs/serving.md")
@@ -61,11 +61,11 @@ def serve(
     from tokenpacker.serve.server import ServeSettings, listen
 
     settings = ServeSettings(
-        model=_served_name(model),
+        model=served_name(model),
         engine=name,
         host=host,
         port=port,
-        api_key=_key(api_key_env),
+        api_key=read_key(api_key_env),
         allowed_hosts=tuple(host.lower() for host in allow_urls or ()),
         scale_factor=scale_factor,
         max_image_tokens=max_image_tokens,
@@ -91,7 +91,7 @@ def serve(
         run(embedded, settings, listener, lambda address: _tell(settings, address, why, as_json))
 
 
-def _engine(asked: str) -> tuple[str, str]:
+def choose_engine(asked: str) -> tuple[str, str]:
     """The engine, and why. Raises ImportError for vLLM where it is not installed."""
     is_there = find_spec("vllm") is not None
     if asked == "vllm" and not is_there:
@@ -105,12 +105,13 @@ def _engine(asked: str) -> tuple[str, str]:
     return ("vllm", "it is installed and there is a GPU") if torch.cuda.is_available() else ("embedded", "no GPU")
 
 
-def _served_name(model: str | None) -> str:
+def served_name(model: str | None) -> str:
     """The name that requests give: of a folder the last part of its path, which is nobody else's business."""
     return os.path.basename(os.path.abspath(model)) if model and os.path.isdir(model) else model or CARRIED
 
 
-def _key(variable: str | None) -> str | None:
+def read_key(variable: str | None) -> str | None:
+    """The key in an environment variable. Raises ValueError if there is none."""
     if variable is None:
         return None
     key = os.environ.get(variable, "").strip()

@@ -9,25 +9,26 @@ from __future__ import annotations
 import logging
 import math
 import time
+import warnings
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
-from threading import Condition, RLock, Thread
+from collections.abc import Callable, Iterator, Sequence
+from threading import Condition, Thread
 from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import GenerationConfig
 
 from tokenpacker.hf import TokenPackerForConditionalGeneration, TokenPackerProcessor
-from tokenpacker.serve.embedded.answer_text import AnswerText
+from tokenpacker.serve.embedded.asked_questions import Asked, Row
 from tokenpacker.serve.embedded.packed_cache import PackedCache
 from tokenpacker.serve.embedded.prepared_prompts import Prompt, prepare_prompt
-from tokenpacker.serve.embedded.row_sampling import RowSampler, choose_tokens
+from tokenpacker.serve.embedded.row_sampling import choose_tokens
 from tokenpacker.serve.embedded.running_batch import RunningBatch
 from tokenpacker.serve.questions import (
     ClosedError,
     EngineCounts,
     Listener,
-    Piece,
     Prepared,
     Question,
     QueueFullError,
@@ -37,8 +38,19 @@ from tokenpacker.serve.questions import (
 logger = logging.getLogger(__name__)
 
 RECENT = 64  # questions that the rate is taken from
+LAST_STEP_S = 5  # that a step of the model may still take when all questions have ended
 LONGEST_WAIT_S = 120  # that a client is told
-SIMILAR = 0.75  # prompts are padded together if the shortest has at least this share of the longest
+# Short prompts are computed together, longer ones keep a processor busy alone (measured at 52 to 1,300 tokens).
+SIMILAR = 0.75  # the shortest of them has at least this share of the longest
+TOGETHER_TOKENS = 1024
+
+
+NOT_APPLIED = (
+    *("repetition_penalty", "no_repeat_ngram_size", "bad_words_ids", "sequence_bias", "num_beams", "penalty_alpha"),
+    *("suppress_tokens", "begin_suppress_tokens", "forced_bos_token_id", "forced_eos_token_id", "guidance_scale"),
+    *("min_length", "min_new_tokens", "exponential_decay_length_penalty", "stop_strings"),
+)
+"""Settings of a generation config that change greedy answers. Those about drawing are the question's."""
 
 
 class EmbeddedEngine:
@@ -76,6 +88,7 @@ class EmbeddedEngine:
         for name, value in (limits | {"batch_tokens": batch_tokens}).items():
             if value < 1:
                 raise ValueError(f"{name}={value} is too small; use at least 1")
+        _check_settings(model.generation_config)
         self.model, self.processor = model.eval(), processor
         self.max_batch_size, self.max_waiting, self.max_new_tokens = max_batch_size, max_waiting, max_new_tokens
         self.batch_tokens = batch_tokens
@@ -87,10 +100,10 @@ class EmbeddedEngine:
         ends = model.generation_config.eos_token_id
         self._end_tokens = set(ends if isinstance(ends, list) else [ends]) - {None}
         self._changed = Condition()
-        self._waiting: deque[_Asked] = deque()
-        self._open: set[_Asked] = set()
-        self._alone: deque[_Row] = deque()  # after an error in a batch, each of its rows is tried again alone
-        self._rows: list[_Row] = []
+        self._waiting: deque[Asked] = deque()
+        self._open: set[Asked] = set()
+        self._alone: deque[Row] = deque()  # after an error in a batch, each of its rows is tried again alone
+        self._rows: list[Row] = []
         self._batch = RunningBatch(model)
         self._ended_at: deque[float] = deque(maxlen=RECENT)
         self._closed = False
@@ -129,7 +142,7 @@ class EmbeddedEngine:
             ClosedError: once `close` was called.
         """
         assert isinstance(prepared, Prompt)
-        asked = _Asked(self, prepared, listener)
+        asked = Asked(prepared, self.processor.tokenizer, listener, self._forget)
         with self._changed:
             if self._closed:
                 raise ClosedError("the engine is closed and takes no more questions")
@@ -150,7 +163,7 @@ class EmbeddedEngine:
             late = list(self._open)
         for asked in late:
             asked.tell(ClosedError("the engine was closed before the answer was complete"))
-        self._thread.join()
+        self._thread.join(LAST_STEP_S)
 
     def _retry_after_s(self) -> int:
         """Seconds until those that wait now will have been answered, at the recent rate."""
@@ -159,7 +172,7 @@ class EmbeddedEngine:
         rate = len(self._ended_at) / max(time.monotonic() - self._ended_at[0], 1e-3)
         return max(1, min(math.ceil(len(self._waiting) / rate), LONGEST_WAIT_S))
 
-    def _forget(self, asked: _Asked) -> None:
+    def _forget(self, asked: Asked) -> None:
         with self._changed:
             if asked in self._open:
                 self._open.remove(asked)
@@ -169,29 +182,34 @@ class EmbeddedEngine:
             self._changed.notify()
 
     def _run(self) -> None:
-        while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._rows or self._alone or self._waiting or self._closed)
-                rows = self._admit()
-                if self._closed and not (rows or self._rows or self._alone or self._waiting):
-                    return
-            try:
-                with torch.inference_mode():
-                    self._start(rows)
-                    self._step()
-            except Exception as error:  # a bug of ours must not end the thread
-                logger.error("the engine failed with %s", type(error).__name__)
-                logger.debug("its traceback", exc_info=True)
-                for asked in {row.asked for row in (*rows, *self._rows, *self._alone)}:
-                    asked.tell(error)
-                self._drop_batch()
+        while self._turn():
+            pass
 
-    def _admit(self) -> list[_Row]:
+    def _turn(self) -> bool:
+        """Lets rows join and makes a token for each row. Returns False at the end, after `close`."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._rows or self._alone or self._waiting or self._closed)
+            rows = self._admit()
+            if not (rows or self._rows or self._alone or self._waiting):
+                return not self._closed
+        try:
+            with torch.inference_mode():
+                self._start(rows)
+                self._step()
+        except Exception as error:  # a mistake of the engine must not end its thread
+            logger.error("the engine failed with %s", type(error).__name__)
+            logger.debug("its traceback", exc_info=True)
+            for asked in {row.asked for row in (*rows, *self._rows, *self._alone)}:
+                asked.tell(error)
+            self._drop_batch()
+        return True
+
+    def _admit(self) -> list[Row]:
         """Takes the rows out of the queue for which there is room."""
         self._alone = deque(row for row in self._alone if not row.asked.ended)
         if self._alone or any(row.alone for row in self._rows):
             return [] if self._rows else [self._alone.popleft()]
-        taken: list[_Row] = []
+        taken: list[Row] = []
         while self._waiting:
             asked = self._waiting[0]
             together = [*self._rows, *taken, *asked.rows[:1]]
@@ -203,31 +221,38 @@ class EmbeddedEngine:
                 self._waiting.popleft()
         return taken
 
-    def _start(self, rows: list[_Row]) -> None:
+    def _start(self, rows: list[Row]) -> None:
         """Encodes the images of new rows and lets them join the batch."""
-        self._isolate(self._encode, rows)
-        new = sorted((row for row in rows if not row.asked.ended), key=lambda row: len(row.ids))
+        encoded = [row for group, _ in self._isolate(self._encode, rows) for row in group]
+        new = sorted(encoded, key=lambda row: len(row.ids))
         while new:
-            group = [row for row in new if len(new[0].ids) >= SIMILAR * len(row.ids)]
-            new = new[len(group) :]
-            self._isolate(self._join, group)
+            size = 1
+            while size < len(new) and _fit_together(len(new[0].ids), len(new[size].ids), size + 1):
+                size += 1
+            for group, logits in self._isolate(self._join, new[:size]):
+                self._push(group, logits)
+            new = new[size:]
 
-    def _isolate(self, work: Callable[[Sequence[_Row]], None], rows: Sequence[_Row]) -> None:
-        """Does work on rows together, and after an error on each alone. Only those that fail alone end with it."""
-        if not rows:
-            return
+    def _isolate(self, work: Callable[[list[Row]], Any], rows: list[Row]) -> Iterator[tuple[list[Row], Any]]:
+        """Yields rows and what `work` makes of them: of all together, or after an error of each alone.
+
+        Rows that fail alone are told the error.
+        """
+        rows = [row for row in rows if not row.ended]
         try:
-            work(rows)
-            return
+            made = work(rows) if rows else None
         except Exception as error:
             if len(rows) == 1:
                 rows[0].asked.tell(error)
                 return
             logger.warning("%d prompts failed together with %s; trying each", len(rows), type(error).__name__)
-        for row in rows:
-            self._isolate(work, [row])
+        else:
+            yield rows, made
+            return
+        for row in rows:  # outside of the handler, where the error would keep memory of the model in use
+            yield from self._isolate(work, [row])
 
-    def _encode(self, rows: Sequence[_Row]) -> None:
+    def _encode(self, rows: list[Row]) -> None:
         prompts = [row.asked.prompt for row in rows]
         tiles = {
             key: tile
@@ -235,16 +260,18 @@ class EmbeddedEngine:
             if prompt.tiles is not None
             for key, tile in zip(prompt.keys, prompt.tiles, strict=True)
         }
+        known = {key for key in tiles if key in self.cache}
         packed = self.cache.pack(self.model, tiles)
         for row, prompt in zip(rows, prompts, strict=True):
             row.packed = [packed[key] for key in prompt.keys]
+            row.cached_tokens = sum(len(packed[key]) for key in prompt.keys if key in known)
 
-    def _join(self, rows: Sequence[_Row]) -> None:
+    def _join(self, rows: list[Row]) -> Tensor:
         logits = self._batch.join([row.ids for row in rows], [tokens for row in rows for tokens in row.packed])
         for row in rows:
             row.packed = []
         self._rows += rows
-        self._push(rows, logits)
+        return logits
 
     def _step(self) -> None:
         for number in reversed(range(len(self._rows))):
@@ -278,7 +305,7 @@ class EmbeddedEngine:
         self._rows = []
         self._batch.clear()
 
-    def _push(self, rows: Sequence[_Row], logits: Tensor) -> None:
+    def _push(self, rows: Sequence[Row], logits: Tensor) -> None:
         """Gives each row its next token."""
         tokens = choose_tokens(logits, [row.sampler for row in rows])
         for row, token in zip(rows, tokens, strict=True):
@@ -293,67 +320,17 @@ class EmbeddedEngine:
                 row.asked.tell(piece)
 
 
-class _Asked:
-    """A question on its way, and its ticket."""
-
-    def __init__(self, engine: EmbeddedEngine, prompt: Prompt, listener: Listener):
-        self.prompt, self.ended = prompt, False
-        self.rows = [_Row(self, index, engine.processor.tokenizer) for index in range(prompt.sampling.n)]
-        self._engine, self._listener, self._left = engine, listener, prompt.sampling.n
-        self._lock = RLock()
-
-    def tell(self, news: Piece | Exception) -> None:
-        """Calls the listener, unless the question has ended. An error ends it."""
-        with self._lock:
-            if self.ended:
-                return
-            self._left -= isinstance(news, Piece) and news.finish_reason is not None
-            self.ended = isinstance(news, Exception) or self._left == 0
-            try:
-                self._listener(news)
-            except Exception as error:
-                logger.warning("a listener failed with %s; its question ends", type(error).__name__)
-                self.ended = True
-            ended = self.ended
-        if ended:
-            self._engine._forget(self)
-
-    def cancel(self) -> None:
-        """Ends the answers as soon as possible. The listener is not called any more, once this returns."""
-        with self._lock:
-            self.ended = True
-        self._engine._forget(self)
+def _check_settings(config: GenerationConfig) -> None:
+    """Warns of settings for which answers would differ from those of `generate`."""
+    set_here = [name for name in NOT_APPLIED if getattr(config, name, None) not in (None, False, 0, 1, [])]
+    if set_here:
+        warnings.warn(
+            f"the model's generation config sets {', '.join(set_here)}, which the embedded engine does not apply; take"
+            " it out to be sure, or serve the model with vLLM",
+            stacklevel=3,
+        )
 
 
-class _Row:
-    """One answer to a question."""
-
-    def __init__(self, asked: _Asked, index: int, tokenizer: Any):
-        sampling = asked.prompt.sampling
-        self.asked, self.index = asked, index
-        self.sampler = RowSampler(sampling, index)
-        self.text = AnswerText(tokenizer, sampling.stop)
-        self.tokens: list[int] = []
-        self.packed: list[Tensor] = []
-        self.finished = self.alone = False
-
-    @property
-    def ids(self) -> list[int]:
-        """The prompt, and the answer so far."""
-        return self.asked.prompt.ids + self.tokens
-
-    @property
-    def ended(self) -> bool:
-        """Whether the row needs no more tokens."""
-        return self.finished or self.asked.ended
-
-    def push(self, token: int, end_tokens: set[int]) -> Piece:
-        """Appends a token and returns the text that is new."""
-        self.tokens.append(token)
-        is_end, is_last = token in end_tokens, len(self.tokens) >= self.asked.prompt.max_tokens
-        text = "" if is_end else self.text.push(token)
-        if (is_end or is_last) and not self.text.stopped:
-            text += self.text.finish()
-        self.finished = is_end or is_last or self.text.stopped
-        reason = None if not self.finished else "stop" if is_end or self.text.stopped else "length"
-        return Piece(self.index, text, len(self.tokens), reason)  # type: ignore[arg-type]
+def _fit_together(shortest: int, longest: int, count: int) -> bool:
+    """Whether prompts of these lengths are computed in one call."""
+    return shortest >= SIMILAR * longest and count * longest <= TOGETHER_TOKENS

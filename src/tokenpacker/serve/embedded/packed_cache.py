@@ -39,6 +39,10 @@ class PackedCache:
         self._tokens: OrderedDict[TileKey, Tensor] = OrderedDict()
         self._lock = Lock()
 
+    def __contains__(self, key: TileKey) -> bool:
+        with self._lock:
+            return key in self._tokens
+
     def get(self, key: TileKey) -> Tensor | None:
         """Packed tokens (T, D), or None."""
         with self._lock:

@@ -5,7 +5,7 @@ Shapes: N tiles of all images of a question, (h, w) tile size.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,18 +47,14 @@ def prepare_prompt(processor: TokenPackerProcessor, question: Question, *, max_l
     Raises:
         ValueError: for messages, images, options and lengths that the model cannot take.
     """
-    _check(processor, question)
+    _check_images(question)
     options = {"scale_factor": question.scale_factor, "max_image_tokens": question.max_image_tokens}
     with no_files():
-        try:
-            text = processor.apply_chat_template(list(question.messages), add_generation_prompt=True, tokenize=False)
-        except TemplateError as error:
-            raise ValueError(f"the messages do not fit the chat template: {error}") from None
-        inputs = processor([list(question.images)], [text], return_tensors="pt", **options)
-        layouts = [processor.image_layout((image.height, image.width), **options) for image in question.images]
+        text = _fill_template(processor, question.messages)
+        inputs = processor(
+            [list(question.images)], [text], return_tensors="pt", return_mm_token_type_ids=True, **options
+        )
     ids = inputs["input_ids"][0].tolist()
-    if processor.region_token_id is not None and processor.region_token_id in ids:
-        raise ValueError(f"the messages hold the token {processor.region_token}; regions cannot be given here")
     if len(ids) >= max_length:
         raise ValueError(
             f"the prompt has {len(ids)} tokens but prompt and answer have room for {max_length}; use fewer or shorter"
@@ -73,31 +69,52 @@ def prepare_prompt(processor: TokenPackerProcessor, question: Question, *, max_l
         keys=[] if tiles is None else [tile_key(tile, factor) for tile, factor in zip(tiles, numbers, strict=True)],
         sampling=question.sampling,
         max_tokens=min(wanted, max_tokens, max_length - len(ids)),
-        usage=Usage(prompt_tokens=len(ids), image_tokens=sum(layout.num_tokens for layout in layouts)),
+        usage=Usage(prompt_tokens=len(ids), image_tokens=int(inputs["mm_token_type_ids"].sum())),
     )
 
 
-def _check(processor: TokenPackerProcessor, question: Question) -> None:
-    """Raises ValueError for marks in a text, as they would stand for an image, or end a message early."""
-    texts, num_images = [], 0
-    for kind, text in _parts(question):
-        texts.append(text)
-        num_images += kind in ("image", "image_url")
-    if num_images != len(question.images):
+def _check_images(question: Question) -> None:
+    parts = [part for message in question.messages for part in _parts(message)]
+    places = sum(part.get("type") in ("image", "image_url") for part in parts)
+    if places != len(question.images):
         raise ValueError(
-            f"the messages have {num_images} image parts but there are {len(question.images)} images; give one image"
-            " for each part"
+            f"the messages have {places} image parts but there are {len(question.images)} images; give one image for"
+            " each part"
         )
+
+
+def _fill_template(processor: TokenPackerProcessor, messages: Sequence[dict[str, Any]]) -> str:
+    """The prompt as text.
+
+    Raises:
+        ValueError: for messages that do not fit the template, and for texts that would write one of the model's own
+            tokens, which could stand for an image or end a message.
+    """
+    try:
+        text, bare = (
+            processor.apply_chat_template(list(form), add_generation_prompt=True, tokenize=False)
+            for form in (messages, map(_without_texts, messages))
+        )
+    except TemplateError as error:
+        raise ValueError(f"the messages do not fit the chat template: {error}") from None
     for token in processor.tokenizer.get_added_vocab():
-        if any(token in text for text in texts):
-            raise ValueError(f"a message holds {token!r}, which is a token of the model's own; leave it out")
+        if text.count(token) != bare.count(token):
+            raise ValueError(f"a message writes {token!r}, which is a token of the model's own; leave it out")
+    return text
 
 
-def _parts(question: Question) -> Iterator[tuple[Any, str]]:
-    """Type and text of each part of each message."""
-    for message in question.messages:
-        content = message.get("content")
-        for part in content if isinstance(content, (list, tuple)) else [{"type": "text", "text": content}]:
-            if not isinstance(part, dict):
-                raise ValueError(f"a part of a message is given as {type(part).__name__}; pass a dict with a type")
-            yield part.get("type"), str(part.get("text") or "")
+def _without_texts(message: dict[str, Any]) -> dict[str, Any]:
+    """The message with a letter in place of each text."""
+    parts = [part | {"text": "x"} if part.get("text") else part for part in _parts(message)]
+    content = message.get("content")
+    return message | {"content": parts if isinstance(content, (list, tuple)) else content and "x"}
+
+
+def _parts(message: dict[str, Any]) -> list[dict[str, Any]]:
+    """The parts of a message; none if its content is a text."""
+    content = message.get("content")
+    parts = list(content) if isinstance(content, (list, tuple)) else []
+    for part in parts:
+        if not isinstance(part, dict):
+            raise ValueError(f"a part of a message is given as {type(part).__name__}; pass a dict with a type")
+    return parts

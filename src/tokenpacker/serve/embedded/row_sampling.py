@@ -13,6 +13,7 @@ from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopPLogit
 
 from tokenpacker.serve.questions import Sampling
 
+COLDEST = 1e-5  # a draw at less is the most likely token, and float32 cannot divide by much less; vLLM has it, too
 SEEDS = 2**63  # more than torch's generators take on every device
 
 
@@ -24,7 +25,7 @@ class RowSampler:
     """
 
     def __init__(self, sampling: Sampling, index: int):
-        self.greedy = sampling.temperature == 0
+        self.greedy = sampling.temperature < COLDEST
         self._warpers = LogitsProcessorList()
         if self.greedy:
             return
