@@ -27,7 +27,7 @@ from tokenpacker.serve.vllm_server import run_vllm_server
 settings = ServeSettings(model="packer", engine="vllm", port={port}, api_key={key!r}, scale_factor=2)
 run_vllm_server(settings, carried_model_path(), ["--enforce-eager", "--max-model-len", "2048", "--dtype", "float32"])
 """
-STARTUP_S = 240
+STARTUP_S = 600  # a start takes 40 seconds, on a busy machine several times that
 
 
 @pytest.fixture(scope="module")
