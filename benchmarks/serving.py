@@ -145,7 +145,7 @@ class Server:
         command = [*program, "serve", "--model", str(folder), "--engine", engine, "--port", str(self.port)]
         with log.open("wb") as file:
             self.process = subprocess.Popen(command, stdout=file, stderr=file, env=os.environ | {"HF_HUB_OFFLINE": "1"})
-        self.address, self.log = f"http://127.0.0.1:{self.port}", log
+        self.address, self.log, self.model = f"http://127.0.0.1:{self.port}", log, ""
 
     def wait(self, seconds: float = 600) -> float:
         """Returns the seconds until the server is ready. Raises RuntimeError with its last words if it never is."""
@@ -155,6 +155,7 @@ class Server:
                 break
             try:
                 if httpx.get(f"{self.address}/health", timeout=5).status_code == 200:
+                    self.model = httpx.get(f"{self.address}/v1/models", timeout=5).json()["data"][0]["id"]
                     return time.perf_counter() - start
             except httpx.TransportError:
                 time.sleep(0.2)
@@ -189,10 +190,10 @@ def serving(program: Sequence[str], folder: Path, engine: str) -> Iterator[Serve
             server.stop()
 
 
-async def send(client: httpx.AsyncClient, request: Request, leaves_after_s: float = 0.0) -> Outcome:
+async def send(client: httpx.AsyncClient, model: str, request: Request, leaves_after_s: float = 0.0) -> Outcome:
     """Sends one request; waits and tries again as long as the server is busy."""
     headers = {"Content-Type": "application/json"}
-    content = json.dumps(request.body).encode() if request.content is None else request.content
+    content = json.dumps({"model": model, **request.body}).encode() if request.content is None else request.content
     retries = 0
     while True:
         start = time.perf_counter()
@@ -248,7 +249,7 @@ async def send_all(server: Server, requests: Sequence[Request], clients: int) ->
 
             async def work() -> None:
                 for request in waiting:
-                    outcomes.append(await send(client, request, draw.uniform(0, 0.5)))
+                    outcomes.append(await send(client, server.model, request, draw.uniform(0, 0.5)))
                     shown.update(len(outcomes))
                     if len(outcomes) % max(len(requests) // 20, 1) == 0:
                         memory.append((len(outcomes) / len(requests), server.memory_mib()))

@@ -41,7 +41,8 @@ STAND_INS = {  # small checkpoints of the same kind, for what the README takes f
 }
 # Installing and training are what CI and hours are for; their commands are checked to exist.
 INSTALLING = ("make ", "pip ", "git ", "cd ")
-LONG = ("tokenpacker train", "tokenpacker evaluate", "tokenpacker chat", "tokenpacker compare")
+LONG = tuple(f"tokenpacker {name}" for name in ("train", "evaluate", "chat", "compare", "serve", "batch"))
+SERVER = "http://127.0.0.1:8000"  # a block that calls it gets one
 
 
 @pytest.fixture
@@ -65,9 +66,22 @@ def stand_ins(make_complete, make_stage_1, lora_folder, base_folder):
     return {name: str(folders[kind]) for name, kind in STAND_INS.items()}
 
 
+@pytest.fixture
+def server():
+    """The address of `tokenpacker serve`."""
+    pytest.importorskip("fastapi", reason="the extra serve is not installed")
+    command = [sys.executable, "-m", "tokenpacker", "serve", "--engine", "embedded", "--port", "0", "--json"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        yield json.loads(process.stdout.readline())["address"]
+        process.terminate()
+        assert process.wait(timeout=60) == 0
+
+
 @pytest.mark.parametrize("code", PYTHON, ids=lambda code: code.strip().splitlines()[0][:40])
-def test_a_python_block_does_what_it_shows(checkout, stand_ins, monkeypatch, code):
+def test_a_python_block_does_what_it_shows(request, checkout, stand_ins, monkeypatch, code):
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, **_: stand_ins[name])
+    if SERVER in code:
+        code = code.replace(SERVER, request.getfixturevalue("server"))
     test = doctest.DocTestParser().get_doctest(code, {}, "README", None, 0)
     assert test.examples, "a python block without >>> proves nothing"
     report = []

@@ -24,7 +24,8 @@ from transformers.exporters import exporter_dynamo as exporters
 from transformers.exporters.utils import decompose_multimodal, get_leaf_tensors
 from transformers.utils.import_utils import is_serve_available
 
-from tokenpacker.hf import TokenPackerProcessor, carried_model_path, register
+from tokenpacker.hf import TokenPackerProcessor, carried_model_path
+from tokenpacker.plugins.vllm_plugin import register
 
 ROOT = Path(__file__).resolve().parents[2]
 SIGN = ROOT / "docs" / "images" / "sign.png"

@@ -23,13 +23,7 @@ from tokenpacker.serve.server import ServeSettings
 
 CHAT = "/v1/chat/completions"
 LIMITS = Limits(image_pixels=100_000, request_pixels=200_000, request_s=60, max_tokens=4)
-FUZZING = settings(
-    max_examples=2000,
-    deadline=None,
-    derandomize=True,
-    database=None,
-    suppress_health_check=list(HealthCheck),
-)
+FUZZING = settings(deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
 
 
 def app_of(engine, **more):
@@ -45,7 +39,7 @@ junk = st.recursive(
 
 
 @st.composite
-def picture_files(draw) -> bytes:
+def picture_files(draw, whole: bool = False) -> bytes:
     """An image file of any kind, whole, cut, or with some bytes changed."""
     mode = draw(st.sampled_from(["RGB", "L", "P", "RGBA", "1", "CMYK", "I;16"]))
     kinds = {"CMYK": ["JPEG", "TIFF"], "I;16": ["PNG", "TIFF"], "RGBA": ["PNG", "WEBP"], "1": ["PNG", "TIFF"]}
@@ -53,9 +47,9 @@ def picture_files(draw) -> bytes:
     file = io.BytesIO()
     Image.new(mode, size).save(file, draw(st.sampled_from(kinds.get(mode, ["PNG", "GIF", "TIFF"]))))
     content = bytearray(file.getvalue())
-    for place, value in draw(st.lists(st.tuples(st.integers(0, 200), st.integers(0, 255)), max_size=4)):
+    for place, value in draw(st.just([]) if whole else st.lists(st.tuples(st.integers(0, 200), st.integers(0, 255)))):
         content[place % len(content)] = value
-    return bytes(content[: draw(st.sampled_from([len(content), len(content) // 2, 30]))])
+    return bytes(content if whole else content[: draw(st.sampled_from([len(content), len(content) // 2, 30]))])
 
 
 def in_base64(content: bytes) -> str:
@@ -97,29 +91,46 @@ FIELDS = {
     "logit_bias": st.dictionaries(words, st.integers(), max_size=1),
     "tools": st.lists(junk, max_size=1),
 }
+GOOD_FIELDS = {
+    "max_tokens": st.integers(1, 4),
+    "temperature": st.floats(0, 2),
+    "top_p": st.floats(0, 1, exclude_min=True),
+    "seed": st.integers(-(2**63), 2**63 - 1),
+    "stop": st.lists(st.text(min_size=1, max_size=5), max_size=4),
+    "n": st.integers(1, 3),
+    "stream": st.booleans(),
+    "scale_factor": st.integers(1, 4),
+}
 likely = st.fixed_dictionaries(
     {"model": st.sampled_from(["tiny"] * 9 + ["x"]), "messages": messages},
     optional={name: values | st.none() | junk for name, values in FIELDS.items()},
 )
-sensible = st.builds(
-    lambda text, urls, more: question(text, *urls, **more),
-    st.sampled_from(["what color?", "a b c"]),
-    st.lists(addresses, max_size=2),
-    st.fixed_dictionaries({}, optional=FIELDS),
-)
+
+
+def chats(pictures, fields):
+    texts = st.sampled_from(["what color?", "a b c"])
+    more = st.fixed_dictionaries({}, optional=fields)
+    return st.builds(
+        lambda text, urls, more: question(text, *urls, **more), texts, st.lists(pictures, max_size=2), more
+    )
+
+
+good, broken = chats(picture_files(whole=True).map(in_base64), GOOD_FIELDS), chats(addresses, FIELDS)
 bodies = st.one_of(
-    sensible.map(json.dumps), likely.map(json.dumps), junk.map(json.dumps), st.binary(max_size=60), st.text(max_size=60)
+    *(strategy.map(json.dumps) for strategy in (good, good, broken, likely, junk)),
+    st.binary(max_size=60),
+    st.text(max_size=60),
 )
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("kind", ["fake", pytest.param("tiny", marks=pytest.mark.slow)])
-def test_2000_requests_bring_no_failure_and_no_worker_that_hangs(kind, tiny_model, tiny_processor):
+@pytest.mark.parametrize(("kind", "count"), [("fake", 500), pytest.param("tiny", 2000, marks=pytest.mark.slow)])
+def test_many_requests_bring_no_failure_and_no_worker_that_hangs(kind, count, tiny_model, tiny_processor):
     engine = FakeEngine() if kind == "fake" else EmbeddedEngine(tiny_model, tiny_processor, max_new_tokens=4)
     statuses: Counter[int] = Counter()
     with TestClient(app_of(engine)) as client:
 
-        @FUZZING
+        @settings(FUZZING, max_examples=count)
         @given(bodies)
         def send(body):
             content = body if isinstance(body, bytes) else body.encode("utf-8", "replace")
@@ -131,8 +142,8 @@ def test_2000_requests_bring_no_failure_and_no_worker_that_hangs(kind, tiny_mode
                 assert set(response.json()["error"]) == {"message", "type", "param", "code"}
 
         send()
-        assert statuses.total() >= 2000
-        assert statuses[200] > 200, statuses  # many pass all checks
+        assert statuses.total() >= count
+        assert statuses[200] > count / 5, statuses  # many pass all checks
         assert client.post(CHAT, json=question("still there?", max_tokens=1)).status_code == 200
         assert client.app.state.service.preparing == 0
         assert engine.counts().running == engine.counts().waiting == 0
@@ -144,7 +155,7 @@ API = schemathesis.openapi.from_asgi("/openapi.json", app_of(FakeEngine(), api_k
 
 
 @API.parametrize()
-@settings(max_examples=50, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+@settings(FUZZING, max_examples=50)
 def test_the_openapi_document_is_true(case):
     # A schema cannot say that base64 is an image, nor that stream_options need stream=true.
     case.call_and_validate(headers=KEY, excluded_checks=[positive_data_acceptance])

@@ -12,7 +12,7 @@ import openai
 import pytest
 from fastapi.testclient import TestClient
 
-from fake_engine import FakeEngine, question, serving
+from fake_engine import FakeEngine, question, serving, text_of
 from tokenpacker.serve.http_app import build_app
 from tokenpacker.serve.limits import Limits
 from tokenpacker.serve.server import ServeSettings
@@ -123,15 +123,21 @@ def test_a_full_queue_says_when_to_try_again(serve, engine):
     assert second.json()["error"]["type"] == "rate_limit_error"
 
 
-def test_requests_that_are_read_at_once_are_limited(serve, engine, monkeypatch):
-    reading = Event()
+@pytest.fixture
+def reading(engine, monkeypatch) -> Event:
+    """Is set once the first request is prepared, which goes on when the engine is released."""
+    begun = Event()
 
     def prepare(asked):
-        reading.set()
+        begun.set()
         assert engine.released.wait(10)
         return FakeEngine.prepare(engine, asked)
 
     monkeypatch.setattr(engine, "prepare", prepare)
+    return begun
+
+
+def test_requests_that_are_read_at_once_are_limited(serve, engine, reading):
     client = serve(limits=Limits(waiting=1))
     with ThreadPoolExecutor(1) as pool:
         first = pool.submit(client.post, CHAT, json=question())
@@ -140,6 +146,17 @@ def test_requests_that_are_read_at_once_are_limited(serve, engine, monkeypatch):
         engine.released.set()
         assert first.result().status_code == 200
     assert client.post(CHAT, json=question()).status_code == 200
+
+
+def test_a_client_that_leaves_before_its_question_is_asked_asks_nothing(serve, engine, reading):
+    client = serve(limits=Limits(waiting=1))
+    with pytest.raises(httpx.ReadTimeout):
+        client.post(CHAT, json=question("nobody waits"), timeout=0.3)
+    until(lambda: 'status="499"' in client.get("/metrics").text)
+    assert client.post(CHAT, json=question()).status_code == 429  # a thread still works on it
+    engine.released.set()
+    until(lambda: client.post(CHAT, json=question("yes")).status_code == 200)
+    assert [text_of(asked.messages[0]) for asked in engine.questions] == ["yes"]
 
 
 def test_the_official_client_tries_again_after_a_full_queue(serve, engine, monkeypatch):

@@ -7,6 +7,7 @@ import typer
 from tokenpacker import __version__
 from tokenpacker.cli.command_group import CommandGroup
 from tokenpacker.cli.commands.ask import ask
+from tokenpacker.cli.commands.batch import batch
 from tokenpacker.cli.commands.chat import chat
 from tokenpacker.cli.commands.compare import compare
 from tokenpacker.cli.commands.convert import convert
@@ -44,7 +45,7 @@ def _options(
 
 
 PANELS = {
-    "Use a model": (ask, chat, count, show, models, convert, serve),
+    "Use a model": (ask, chat, count, show, models, convert, serve, batch),
     "Measure": (evaluate, speed, compare),
 }
 for _panel, _commands in PANELS.items():

@@ -12,6 +12,7 @@ from tokenpacker.text import check_text, did_you_mean
 # Command -> what others call it. A word must stand once among the commands of one group.
 OTHER_NAMES = {
     "ask": "answer caption describe generate infer inference predict prompt query run vqa",
+    "batch": "bulk jobs jsonl offline ray",
     "chat": "conversation converse interactive repl talk",
     "check": "inspect lint stats validate verify",
     "compare": "ablate ablation projectors study",

@@ -1,0 +1,1 @@
+"""Plugins for engines that load models of their own: vLLM."""
