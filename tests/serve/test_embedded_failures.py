@@ -103,12 +103,16 @@ def test_a_full_queue_refuses_and_takes_questions_again_later(engine, model):
 
 
 def test_a_listener_that_raises_ends_its_question_alone(engine, caplog):
+    calls = []
+
     def broken(news):
+        calls.append(news)
         raise RuntimeError("the secret text")
 
     healthy = ask(engine, question(max_tokens=20))
     engine.submit(engine.prepare(question()), broken)
     assert healthy.result() == ask(engine, question(max_tokens=20)).result()
+    assert len(calls) == 1
     assert "a listener failed with RuntimeError" in caplog.text
     assert "secret" not in caplog.text
 

@@ -6,10 +6,12 @@ import pytest
 import torch
 from transformers import DynamicCache
 
+from tokenpacker.serve.embedded.asked_questions import Asked
 from tokenpacker.serve.embedded.packed_cache import PackedCache, tile_key
+from tokenpacker.serve.embedded.prepared_prompts import Prompt
 from tokenpacker.serve.embedded.row_cache import SPARE_COLUMNS, RowCache
 from tokenpacker.serve.embedded.row_sampling import RowSampler, choose_tokens
-from tokenpacker.serve.questions import Sampling
+from tokenpacker.serve.questions import Piece, Sampling, Usage
 
 
 def sampler(index=0, **sampling):
@@ -46,6 +48,17 @@ def test_a_row_with_a_nan_or_without_a_finite_maximum_gets_no_token():
     logits[1, 2], logits[2, 0], logits[3], logits[4, 0] = torch.nan, torch.inf, -torch.inf, -torch.inf
     tokens = choose_tokens(logits, [sampler(seed=1) for _ in range(5)])
     assert [token is None for token in tokens] == [False, True, True, True, False]
+
+
+def test_a_listener_is_told_nothing_after_the_end(tiny_tokenizer):
+    prompt = Prompt(ids=[1], tiles=None, keys=[], sampling=Sampling(), max_tokens=1, usage=Usage(1, 0))
+    for end in (Asked.cancel, lambda asked: asked.tell(MemoryError())):
+        heard, ended = [], []
+        asked = Asked(prompt, tiny_tokenizer, heard.append, ended.append)
+        end(asked)
+        told = list(heard)
+        asked.tell(Piece(0, "late", 2))
+        assert (heard, ended) == (told, [asked])
 
 
 def test_the_cache_of_packed_tokens_drops_what_was_not_used_for_longest():
@@ -105,7 +118,7 @@ def test_rows_keep_their_keys_and_values_while_others_come_and_go(seed):
                 new.update(states + layer, states * 10 + layer, layer)
             cache.add(new)
             rows += list(states)
-        elif rng.random() < 0.2:
+        elif rng.random() < 0.4:
             place = rng.randrange(len(rows))
             width = max(row.shape[1] for row in rows)
             rows[place] = rows[-1]
