@@ -68,6 +68,15 @@ def test_the_same_image_again_comes_from_the_caches_and_with_other_options_it_do
     equal(first)
     equal(again, other)
     equal(Case(ask("what is it?", images=2), [image, image_of(*ONE_TILE, 8)]))  # one cached, one not
+    equal(Case(ask(), [image_of(*TWO_TILES, 9)]))  # as long a prompt, another image
+
+
+def test_an_image_is_turned_as_its_exif_orientation_says_and_not_mixed_up_with_the_same_pixels(equal, image_of):
+    image = image_of(*TWO_TILES, 10)
+    turned = image.copy()
+    turned.getexif()[274] = 6  # orientation: a quarter turn
+    equal(Case(ask(), [image]))
+    equal(Case(ask(), [turned]))
 
 
 def test_a_start_token_that_a_prompt_begins_with_is_not_added_again(equal, image_of, theirs):

@@ -92,6 +92,42 @@ def test_a_language_model_in_4_bits_and_the_rest_in_16_reads_a_sign(four_bit):
     assert answers(start(packed, dtype="bfloat16"), [case]) == [Transformers(plain).answer(case)]
 
 
+def test_a_model_with_regions_answers_but_a_region_is_refused(image_of, tmp_path):
+    from tokenpacker.hf import add_regions
+
+    made = Transformers(carried_model_path())
+    add_regions(made.model, made.processor)
+    made.model.save_pretrained(tmp_path)
+    made.processor.save_pretrained(tmp_path)
+    engine, case = start(tmp_path), Case(QUESTION, [image_of(96, 190)])
+    assert answers(engine, [case]) == [Transformers(tmp_path).answer(case)]
+    for images in ([], case.images):
+        marks = "<image> " * len(images)
+        with pytest.raises(ValueError, match="<mask> stands for a region, which vLLM cannot serve"):
+            answers(engine, [Case(f"<s>USER: {marks}what is <mask>? ASSISTANT:", images)])
+
+
+def test_other_towers_language_models_and_projectors_are_served(image_of, tmp_path):
+    from conftest import byte_tokenizer
+    from tokenpacker.hf import TokenPackerConfig, TokenPackerForConditionalGeneration, TokenPackerProcessor
+
+    tokenizer = byte_tokenizer()
+    sizes = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 2, "num_hidden_layers": 5}
+    vision = {"model_type": "siglip_vision_model", "image_size": 32, "patch_size": 4, **sizes}
+    ids = {f"{role}_token_id": getattr(tokenizer, f"{role}_token_id") for role in ("bos", "eos", "pad")}
+    text = {"model_type": "qwen2", "vocab_size": len(tokenizer), "num_key_value_heads": 1, "tie_word_embeddings": True}
+    projector = {"name": "resampler", "num_heads": 2}
+    config = TokenPackerConfig(
+        vision, text | sizes | ids, projector_config=projector, vision_levels=[4], image_token_id=3
+    )
+    torch.manual_seed(0)
+    TokenPackerForConditionalGeneration(config).save_pretrained(tmp_path)
+    TokenPackerProcessor.from_config(config, tokenizer, image_mode="slice").save_pretrained(tmp_path)
+    cases = [Case("<s>a <image> b", [image_of(70, 90)]), Case("<s>a <image> b", [image_of(30, 30, 1)])]
+    theirs = Transformers(tmp_path)
+    assert answers(start(tmp_path, max_model_len=4096), cases) == [theirs.answer(case) for case in cases]
+
+
 def test_two_processes_that_share_the_language_model_give_the_same_answers(theirs, image_of):
     cases = [
         Case(QUESTION, [image_of(200, 300)]),

@@ -10,6 +10,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
+from PIL import Image
 from transformers import BatchFeature
 from vllm.multimodal.inputs import MultiModalFieldConfig
 from vllm.multimodal.parse import ImageProcessorItems, MultiModalDataItems
@@ -25,7 +26,7 @@ from vllm.transformers_utils.processor import cached_get_processor
 from tokenpacker.hf import TokenPackerProcessor
 from tokenpacker.hf.processing.keywords import check_names
 from tokenpacker.hf.processing.pictures import to_source
-from tokenpacker.images import image_size
+from tokenpacker.images import image_size, upright
 from tokenpacker.sequence import ImageLayout
 
 OPTIONS = ("scale_factor", "max_image_tokens")  # others could make tiles that the model does not take
@@ -49,6 +50,15 @@ class ImageInfo(BaseProcessingInfo):
     def get_supported_mm_limits(self) -> Mapping[str, int | None]:
         """Any number of images."""
         return {"image": None}
+
+    def parse_mm_data(self, mm_data: Mapping[str, Any], *, validate: bool = True) -> MultiModalDataItems:
+        """Turns pictures upright, as vLLM's caches know them by their pixels alone, and calls vLLM's method."""
+        given = mm_data.get("image")
+        pictures = [given] if isinstance(given, Image.Image) else given
+        if isinstance(pictures, (list, tuple)):
+            turned = [upright(one) if isinstance(one, Image.Image) else one for one in pictures]
+            mm_data = {**mm_data, "image": turned}
+        return super().parse_mm_data(mm_data, validate=validate)
 
     def image_options(self, given: Mapping[str, object]) -> dict[str, Any]:
         """`mm_processor_kwargs` of a request, over those of the engine.

@@ -48,6 +48,8 @@ def _program(folder: Path | str) -> list[str]:
 
 def arguments(settings: ServeSettings) -> list[str]:
     """The arguments of vLLM's command."""
+    import torch
+
     given = {"scale_factor": settings.scale_factor, "max_image_tokens": settings.max_image_tokens}
     defaults = {name: value for name, value in given.items() if value is not None}
     return [
@@ -55,13 +57,13 @@ def arguments(settings: ServeSettings) -> list[str]:
         *("--served-model-name", str(settings.model)),
         *("--middleware", "tokenpacker.serve.vllm_middleware.VLLMFrontDoor"),
         *(["--mm-processor-kwargs", json.dumps(defaults)] if defaults else []),
+        *([] if torch.accelerator.is_available() else ["--dtype", "float32"]),  # vLLM's own choice is 16 bits
         *("--limit-mm-per-prompt", json.dumps({"image": settings.limits.images})),
         *("--override-generation-config", json.dumps(NEUTRAL)),  # OpenAI's defaults, on every engine
         *("--shutdown-timeout", str(int(settings.grace_s))),
         "--trust-request-mm-kwargs",  # they come from `VLLMFrontDoor`, which checks what clients send
         *("--allowed-media-domains", "images.invalid"),  # nothing: `VLLMFrontDoor` sends images as data
         "--enable-prompt-tokens-details",
-        "--disable-uvicorn-access-log",
         "--disable-fastapi-docs",
     ]
 
