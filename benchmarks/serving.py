@@ -3,8 +3,9 @@
     python -m benchmarks.serving --json docs/serving-benchmark.json --vllm .venvs/vllm/bin/tokenpacker
 
 **Load**: 200 clients send 2,000 requests about images of many sizes to the carried model; 5 % leave before their answer
-is complete, 5 % send something broken. Every good request must get the answer that `generate` gives for it alone. Then
-one client sends the same good requests to a fresh server, one after the other.
+is complete, 5 % send something broken. Every good request must get the answer that `generate` gives for it alone. Another
+1,000 requests warm the server up before. Then one client sends the first 500 good ones to a fresh server, one after the
+other.
 
 **Tokens**: a model of random weights with CLIP-L/336's patch grid gives answers of 64 tokens at four scale factors, to
 one client and to sixteen. Every request has an image of its own, so that no cache helps.
@@ -46,7 +47,7 @@ from tokenpacker.speed.model_sizes import SMALL_TEXT, named_shapes
 from tokenpacker.speed.tables import markdown
 
 MAX_TOKENS = 8  # of an answer of the carried model; every true answer is shorter
-WARM_UP = 0.25  # share of the requests
+WARM_UP, ONE_BY_ONE = 1000, 500  # requests
 TOKEN_COUNTS = {4: 36, 3: 64, 2: 144, 1: 576}  # scale factor -> packed tokens of 24 x 24 patches
 TOGETHER = 16  # clients at once in the part about tokens; the engine's batch has as many rows
 ANSWER = 64  # tokens of each answer of the random model
@@ -262,14 +263,20 @@ async def send_all(server: Server, requests: Sequence[Request], clients: int) ->
 def measure_load(program: Sequence[str], engine: str, requests: Sequence[Request], clients: int) -> dict[str, Any]:
     """Correctness, throughput and memory under load, and the throughput for one client."""
     folder = carried_model_path()
+    samples = FinePrint("train")
+    others = [
+        body_of(sample.image, sample.questions[0].text, max_tokens=MAX_TOKENS)
+        for sample in map(samples.__getitem__, range(WARM_UP))
+    ]
     with serving(program, folder, engine) as server:
+        asyncio.run(send_all(server, [Request("good", body) for body in others], clients))
+        before = server.memory_mib()
         outcomes, seconds, memory = asyncio.run(send_all(server, requests, clients))
     good = [outcome for outcome in outcomes if outcome.request.kind == "good"]
     bad = [outcome for outcome in outcomes if outcome.request.kind == "bad"]
     wrong = [outcome for outcome in good if outcome.status != 200 or outcome.text != outcome.request.expected]
-    after = [mib for share, mib in memory if share >= WARM_UP]
     first = [outcome.first_token_s for outcome in good if outcome.first_token_s is not None]
-    alone = [request for request in requests if request.kind == "good"]
+    alone = [request for request in requests if request.kind == "good"][:ONE_BY_ONE]
     with serving(program, folder, engine) as server:
         one_by_one, seconds_alone, _ = asyncio.run(send_all(server, alone, 1))
     rate, rate_alone = len(good) / seconds, len(alone) / seconds_alone
@@ -280,7 +287,8 @@ def measure_load(program: Sequence[str], engine: str, requests: Sequence[Request
         "good": len(good),
         "good_answered": sum(outcome.status == 200 for outcome in good),
         "good_equal": len(good) - len(wrong),
-        "good_equal_one_by_one": sum(outcome.text == outcome.request.expected for outcome in one_by_one),
+        "one_by_one": len(alone),
+        "one_by_one_equal": sum(outcome.text == outcome.request.expected for outcome in one_by_one),
         "left": sum(outcome.request.kind == "leaves" for outcome in outcomes),
         "bad": len(bad),
         "bad_statuses": dict(Counter(str(outcome.status) for outcome in bad)),
@@ -292,8 +300,8 @@ def measure_load(program: Sequence[str], engine: str, requests: Sequence[Request
         "throughput_ratio": rate / rate_alone,
         "median_seconds": statistics.median(outcome.seconds for outcome in good),
         "median_first_token_s": statistics.median(first),
-        "memory_mib": memory,
-        "memory_growth_after_warm_up": max(after) / after[0] - 1,
+        "memory_mib": [before, *(mib for _, mib in memory)],
+        "memory_growth": max(mib for _, mib in memory) / before - 1,
     }
 
 
@@ -374,7 +382,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.serving", description=__doc__.split("\n")[0])
     parser.add_argument("--clients", type=int, default=200)
     parser.add_argument("--requests", type=int, default=2000)
-    parser.add_argument("--rounds", type=int, default=7, help="of the part about tokens")
+    parser.add_argument("--rounds", type=int, default=5, help="of the part about tokens")
     parser.add_argument("--vllm", metavar="PROGRAM", help="the program `tokenpacker` of an environment with vLLM")
     parser.add_argument("--skip", choices=("load", "tokens"), default=None)
     parser.add_argument("--json", type=Path, help="file for all figures")
@@ -407,7 +415,7 @@ def tables(figures: dict[str, Any]) -> list[str]:
             "good_per_second_one_by_one": "one by one",
             "throughput_ratio": "ratio",
             "median_first_token_s": "seconds to the first token",
-            "memory_growth_after_warm_up": "memory after warm-up",
+            "memory_growth": "memory after warm-up",
         }
         rows = [[row["engine"], *(_shown(name, row[name]) for name in names)] for row in figures["load"]]
         lines += [*markdown(["engine", *names.values()], rows), ""]
@@ -432,7 +440,7 @@ def tables(figures: dict[str, Any]) -> list[str]:
 
 
 def _shown(name: str, value: float) -> str:
-    if name == "memory_growth_after_warm_up":
+    if name == "memory_growth":
         return f"{value:+.1%}"
     return f"{value:,}" if isinstance(value, int) else f"{value:.2f}"
 
