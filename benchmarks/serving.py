@@ -3,9 +3,8 @@
     python -m benchmarks.serving --json docs/serving-benchmark.json --vllm .venvs/vllm/bin/tokenpacker
 
 **Load**: 200 clients send 2,000 requests about images of many sizes to the carried model; 5 % leave before their answer
-is complete, 5 % send something broken. Every good request must get the answer that `generate` gives for it alone. Another
-1,000 requests warm the server up before. Then one client sends the first 500 good ones to a fresh server, one after the
-other.
+is complete, 5 % send something broken. Every good request must get the answer that `generate` gives for it alone. 1,000
+other requests warm the server up. Then one client sends the first 500 good ones to a fresh server, one by one.
 
 **Tokens**: a model of random weights with CLIP-L/336's patch grid gives answers of 64 tokens at four scale factors, to
 one client and to sixteen. Every request has an image of its own, so that no cache helps.
