@@ -8,7 +8,7 @@ FROM python:${PYTHON_VERSION}-slim AS embedded
 # "cpu" installs torch without CUDA; "cu130" and the like install torch for GPUs.
 ARG TORCH_BUILD=cpu
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PYTHONUNBUFFERED=1 \
-    HF_HOME=/cache OMP_WAIT_POLICY=PASSIVE GOMP_SPINCOUNT=0
+    HF_HOME=/cache OMP_WAIT_POLICY=PASSIVE GOMP_SPINCOUNT=0 MALLOC_ARENA_MAX=2
 SHELL ["/bin/bash", "-o", "pipefail", "-c"]
 WORKDIR /app
 COPY requirements.lock ./
