@@ -392,24 +392,31 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=2000)
     parser.add_argument("--rounds", type=int, default=5, help="of the part about tokens")
     parser.add_argument("--vllm", metavar="PROGRAM", help="the program `tokenpacker` of an environment with vLLM")
+    parser.add_argument("--engines", nargs="+", choices=("embedded", "vllm"), default=("embedded", "vllm"))
     parser.add_argument("--answers", choices=("short", "long"), default="short")
     parser.add_argument("--skip", choices=("load", "tokens"), default=None)
     parser.add_argument("--json", type=Path, help="file for all figures")
     asked = parser.parse_args()
     engines = {"embedded": [sys.executable, "-m", "tokenpacker"]} | ({"vllm": [asked.vllm]} if asked.vllm else {})
+    engines = {name: program for name, program in engines.items() if name in asked.engines}
     figures: dict[str, Any] = {"machine": describe_machine(torch.device("cpu")), "load": [], "tokens": []}
     if asked.skip != "load":
         requests = make_requests(asked.requests // SHARE[asked.answers], carried_model_path(), asked.answers)
         for name, program in engines.items():
             figures["load"].append(measure_load(program, name, requests, asked.clients, asked.answers))
+            _write(figures, asked.json)
     if asked.skip != "tokens":
         with tempfile.TemporaryDirectory() as folder:
             save_random_model(Path(folder))
             for name, program in engines.items():
                 figures["tokens"] += measure_tokens(program, name, Path(folder), asked.rounds)
-    if asked.json:
-        asked.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+                _write(figures, asked.json)
     print("\n".join(tables(figures)))
+
+
+def _write(figures: dict[str, Any], file: Path | None) -> None:
+    if file:
+        file.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
 
 
 def tables(figures: dict[str, Any]) -> list[str]:
