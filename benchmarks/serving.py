@@ -54,6 +54,8 @@ TOKEN_COUNTS = {4: 36, 3: 64, 2: 144, 1: 576}  # scale factor -> packed tokens o
 TOGETHER = 16  # clients at once in the part about tokens; the engine's batch has as many rows
 ANSWER = 64  # tokens of each answer of the random model
 MIB = 1024 * 1024
+# vLLM on a CPU would take nearly all memory for its cache, and bind its threads to single cores.
+SETTINGS = {"HF_HUB_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "2", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
 
 
 @dataclass
@@ -150,7 +152,7 @@ class Server:
             self.port = probe.getsockname()[1]
         command = [*program, "serve", "--model", str(folder), "--engine", engine, "--port", str(self.port)]
         with log.open("wb") as file:
-            self.process = subprocess.Popen(command, stdout=file, stderr=file, env=os.environ | {"HF_HUB_OFFLINE": "1"})
+            self.process = subprocess.Popen(command, stdout=file, stderr=file, env=os.environ | SETTINGS)
         self.address, self.log, self.model = f"http://127.0.0.1:{self.port}", log, ""
 
     def wait(self, seconds: float = 600) -> float:
