@@ -290,10 +290,12 @@ def _are_few(values: list[Any]) -> bool:
     while rest and count <= MAX_VALUES:
         inside = rest.pop()
         count += len(inside)
-        rest += [
-            value.values() if isinstance(value, dict) else value for value in inside if isinstance(value, (dict, list))
-        ]
+        rest += [list(value.values()) if isinstance(value, dict) else value for value in inside if _holds(value)]
     return count <= MAX_VALUES
+
+
+def _holds(value: Any) -> bool:
+    return isinstance(value, (dict, list))
 
 
 def check_request(body: Any) -> ChatRequest:
