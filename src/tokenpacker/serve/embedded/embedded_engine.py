@@ -148,6 +148,8 @@ class EmbeddedEngine:
                 raise ClosedError("the engine is closed and takes no more questions")
             if len(self._waiting) >= self.max_waiting:
                 raise QueueFullError(self._retry_after_s())
+            if not self._open:  # the rate is that of a busy engine, which begins now
+                self._ended_at = deque([time.monotonic()], maxlen=RECENT)
             self._waiting.append(asked)
             self._open.add(asked)
             self._changed.notify()
