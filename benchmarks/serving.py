@@ -4,7 +4,8 @@
 
 **Load**: 200 clients send 2,000 requests about images of many sizes to the carried model; 5 % leave before their answer
 is complete, 5 % send something broken. Every good request must get the answer that `generate` gives for it alone. 1,000
-other requests warm the server up. Then one client sends the first 500 good ones to a fresh server, one by one.
+other requests warm the server up. Then one client sends the first 500 good ones to a fresh server, one by one. The
+answers are a word or two. `--answers long` asks for descriptions of up to 64 tokens, in a fifth of the requests.
 
 **Tokens**: a model of random weights with CLIP-L/336's patch grid gives answers of 64 tokens at four scale factors, to
 one client and to sixteen. Every request has an image of its own, so that no cache helps.
@@ -45,7 +46,9 @@ from tokenpacker.speed.machine import describe_machine, machine_text, versions_t
 from tokenpacker.speed.model_sizes import SMALL_TEXT, named_shapes
 from tokenpacker.speed.tables import markdown
 
-MAX_TOKENS = 8  # of an answer of the carried model; every true answer is shorter
+MAX_TOKENS = {"short": 8, "long": 64}  # every true short answer is shorter
+DESCRIBE = "describe the image."
+SHARE = {"short": 1, "long": 5}  # of the requests
 WARM_UP, ONE_BY_ONE = 1000, 500  # requests
 TOKEN_COUNTS = {4: 36, 3: 64, 2: 144, 1: 576}  # scale factor -> packed tokens of 24 x 24 patches
 TOGETHER = 16  # clients at once in the part about tokens; the engine's batch has as many rows
@@ -90,7 +93,7 @@ def body_of(image: Image.Image, question: str, **options: Any) -> dict[str, Any]
     return {"messages": [{"role": "user", "content": content}], "temperature": 0, **options}
 
 
-def make_requests(count: int, folder: Path) -> list[Request]:
+def make_requests(count: int, folder: Path, answers: str) -> list[Request]:
     """The requests of the load test, and the offline answers to the good ones."""
     model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
     processor = AutoProcessor.from_pretrained(folder)
@@ -99,14 +102,14 @@ def make_requests(count: int, folder: Path) -> list[Request]:
     with Progress("offline answers", count) as shown:
         for index in range(count):
             sample = samples[index]
-            question = draw.choice(sample.questions).text
+            question = draw.choice(sample.questions).text if answers == "short" else DESCRIBE
             plan = draw.choice(({}, {}, {"scale_factor": 3}, {"scale_factor": 4}, {"max_image_tokens": 200}))
-            body = body_of(sample.image, question, max_tokens=MAX_TOKENS, stream=draw.random() < 0.5, **plan)
+            body = body_of(sample.image, question, max_tokens=MAX_TOKENS[answers], stream=draw.random() < 0.5, **plan)
             kind = draw.choices(("good", "leaves", "bad"), (90, 5, 5))[0]
             if kind == "bad":
                 requests.append(_broken(body, draw))
             else:
-                answer = _offline(model, processor, sample.image, question, plan)
+                answer = _offline(model, processor, sample.image, question, MAX_TOKENS[answers], plan)
                 requests.append(Request(kind, body | ({"stream": True} if kind == "leaves" else {}), expected=answer))
             shown.update(index + 1)
     return requests
@@ -126,13 +129,15 @@ def _broken(body: dict[str, Any], draw: random.Random) -> Request:
 
 
 @torch.inference_mode()
-def _offline(model: Any, processor: Any, image: Image.Image, question: str, plan: dict[str, Any]) -> str:
+def _offline(
+    model: Any, processor: Any, image: Image.Image, question: str, max_tokens: int, plan: dict[str, Any]
+) -> str:
     content = [{"type": "image"}, {"type": "text", "text": question}]
     prompt = processor.apply_chat_template(
         [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
     )
     inputs = processor(images=[image], text=[prompt], return_tensors="pt", **plan)
-    answer = model.generate(**inputs, do_sample=False, max_new_tokens=MAX_TOKENS)
+    answer = model.generate(**inputs, do_sample=False, max_new_tokens=max_tokens)
     return processor.decode(answer[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()
 
 
@@ -259,28 +264,31 @@ async def send_all(server: Server, requests: Sequence[Request], clients: int) ->
     return outcomes, time.perf_counter() - start, memory
 
 
-def measure_load(program: Sequence[str], engine: str, requests: Sequence[Request], clients: int) -> dict[str, Any]:
+def measure_load(
+    program: Sequence[str], engine: str, requests: Sequence[Request], clients: int, answers: str
+) -> dict[str, Any]:
     """Correctness, throughput and memory under load, and the throughput for one client."""
     folder = carried_model_path()
     samples = FinePrint("train")
     others = [
-        body_of(sample.image, sample.questions[0].text, max_tokens=MAX_TOKENS)
-        for sample in map(samples.__getitem__, range(WARM_UP))
+        Request("good", body_of(samples[index].image, DESCRIBE, max_tokens=MAX_TOKENS[answers]))
+        for index in range(WARM_UP // SHARE[answers])
     ]
     with serving(program, folder, engine) as server:
-        asyncio.run(send_all(server, [Request("good", body) for body in others], clients))
+        asyncio.run(send_all(server, others, clients))
         before = server.memory_mib()
         outcomes, seconds, memory = asyncio.run(send_all(server, requests, clients))
     good = [outcome for outcome in outcomes if outcome.request.kind == "good"]
     bad = [outcome for outcome in outcomes if outcome.request.kind == "bad"]
     wrong = [outcome for outcome in good if outcome.status != 200 or outcome.text != outcome.request.expected]
     first = [outcome.first_token_s for outcome in good if outcome.first_token_s is not None]
-    alone = [request for request in requests if request.kind == "good"][:ONE_BY_ONE]
+    alone = [request for request in requests if request.kind == "good"][: ONE_BY_ONE // SHARE[answers]]
     with serving(program, folder, engine) as server:
         one_by_one, seconds_alone, _ = asyncio.run(send_all(server, alone, 1))
     rate, rate_alone = len(good) / seconds, len(alone) / seconds_alone
     return {
         "engine": engine,
+        "answers": answers,
         "requests": len(requests),
         "clients": clients,
         "good": len(good),
@@ -297,6 +305,7 @@ def measure_load(program: Sequence[str], engine: str, requests: Sequence[Request
         "good_per_second": rate,
         "good_per_second_one_by_one": rate_alone,
         "throughput_ratio": rate / rate_alone,
+        "tokens_per_answer": sum(outcome.usage.get("completion_tokens", 0) for outcome in one_by_one) / len(one_by_one),
         "median_seconds": statistics.median(outcome.seconds for outcome in good),
         "median_first_token_s": statistics.median(first),
         "memory_mib": [before, *(mib for _, mib in memory)],
@@ -383,14 +392,16 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=2000)
     parser.add_argument("--rounds", type=int, default=5, help="of the part about tokens")
     parser.add_argument("--vllm", metavar="PROGRAM", help="the program `tokenpacker` of an environment with vLLM")
+    parser.add_argument("--answers", choices=("short", "long"), default="short")
     parser.add_argument("--skip", choices=("load", "tokens"), default=None)
     parser.add_argument("--json", type=Path, help="file for all figures")
     asked = parser.parse_args()
     engines = {"embedded": [sys.executable, "-m", "tokenpacker"]} | ({"vllm": [asked.vllm]} if asked.vllm else {})
     figures: dict[str, Any] = {"machine": describe_machine(torch.device("cpu")), "load": [], "tokens": []}
     if asked.skip != "load":
-        requests = make_requests(asked.requests, carried_model_path())
-        figures["load"] = [measure_load(program, name, requests, asked.clients) for name, program in engines.items()]
+        requests = make_requests(asked.requests // SHARE[asked.answers], carried_model_path(), asked.answers)
+        for name, program in engines.items():
+            figures["load"].append(measure_load(program, name, requests, asked.clients, asked.answers))
     if asked.skip != "tokens":
         with tempfile.TemporaryDirectory() as folder:
             save_random_model(Path(folder))
@@ -406,6 +417,7 @@ def tables(figures: dict[str, Any]) -> list[str]:
     lines = []
     if figures["load"]:
         names = {
+            "answers": "answers",
             "good": "good requests",
             "good_equal": "equal to `generate`",
             "left": "clients that left",
@@ -414,7 +426,7 @@ def tables(figures: dict[str, Any]) -> list[str]:
             "good_per_second_one_by_one": "one by one",
             "throughput_ratio": "ratio",
             "median_first_token_s": "seconds to the first token",
-            "memory_growth": "memory after warm-up",
+            "memory_growth": "memory",
         }
         rows = [[row["engine"], *(_shown(name, row[name]) for name in names)] for row in figures["load"]]
         lines += [*markdown(["engine", *names.values()], rows), ""]
@@ -438,7 +450,9 @@ def tables(figures: dict[str, Any]) -> list[str]:
     return [*lines, f"Machine: {machine_text(on)}; {versions_text(on)}."]
 
 
-def _shown(name: str, value: float) -> str:
+def _shown(name: str, value: Any) -> str:
+    if isinstance(value, str):
+        return value
     if name == "memory_growth":
         return f"{value:+.1%}"
     return f"{value:,}" if isinstance(value, int) else f"{value:.2f}"

@@ -1,5 +1,7 @@
 """What the embedded engine does when questions are cancelled, too many, or fail, and when it is closed."""
 
+import subprocess
+import sys
 import threading
 import time
 from unittest import mock
@@ -280,3 +282,19 @@ def test_each_question_is_answered_exactly_once_while_others_come_and_go(tiny_mo
     assert len(kept) == 8 * 11
     assert all(heard.result(0) == expected[size] for size, heard in kept)
     assert all(heard.calls == calls for heard, calls in cancelled)
+
+
+def test_the_end_of_the_program_ends_the_answers_first():
+    code = """
+from tokenpacker.hf import TokenPackerForConditionalGeneration, TokenPackerProcessor, carried_model_path
+from tokenpacker.serve.embedded import EmbeddedEngine
+from tokenpacker.serve.questions import Question, Sampling
+folder = carried_model_path()
+model = TokenPackerForConditionalGeneration.from_pretrained(folder)
+engine = EmbeddedEngine(model, TokenPackerProcessor.from_pretrained(folder), max_new_tokens=3000)
+asked = Question(messages=({"role": "user", "content": "hi"},), sampling=Sampling(max_tokens=3000))
+engine._end_tokens = set()
+engine.submit(engine.prepare(asked), lambda news: isinstance(news, Exception) and print(type(news).__name__))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout) == (0, "ClosedError\n"), done.stderr

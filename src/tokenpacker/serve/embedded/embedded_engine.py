@@ -6,6 +6,7 @@ lets waiting answers join the running ones, and makes a token for each of them a
 
 from __future__ import annotations
 
+import atexit
 import logging
 import math
 import time
@@ -109,6 +110,7 @@ class EmbeddedEngine:
         self._closed = False
         self._thread = Thread(target=self._run, name="tokenpacker-engine", daemon=True)
         self._thread.start()
+        atexit.register(self.close, 0)  # Python may not end while the thread is in the model
 
     @property
     def waiting(self) -> int:
@@ -166,6 +168,7 @@ class EmbeddedEngine:
         for asked in late:
             asked.tell(ClosedError("the engine was closed before the answer was complete"))
         self._thread.join(LAST_STEP_S)
+        atexit.unregister(self.close)
 
     def _retry_after_s(self) -> int:
         """Seconds until those that wait now will have been answered, at the recent rate."""
