@@ -203,6 +203,7 @@ def test_a_taken_port_is_one_sentence():
         ({"grace_s": 0}, "grace_s=0 must be positive"),
         ({"allowed_hosts": ("https://a.example",)}, "'https://a.example' is no name of a host"),
         ({"allowed_hosts": ("*.example",)}, "is no name of a host"),
+        ({"allowed_hosts": ("a.example.",)}, "is no name of a host"),
     ],
 )
 def test_settings_are_checked(settings, message):

@@ -55,7 +55,7 @@ class ServeSettings(ChatRules):
         if self.grace_s <= 0:
             raise ValueError(f"grace_s={self.grace_s} must be positive; requests that run need time to finish")
         for host in self.allowed_hosts:
-            if host != host.lower() or not host or set(host) & set("/:@*?# "):
+            if host != host.lower() or not host or host.endswith(".") or set(host) & set("/:@*?# "):
                 raise ValueError(f"{host!r} is no name of a host; write it as in images.example.com, one by one")
 
     @property
