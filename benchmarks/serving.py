@@ -54,6 +54,8 @@ TOKEN_COUNTS = {4: 36, 3: 64, 2: 144, 1: 576}  # scale factor -> packed tokens o
 TOGETHER = 16  # clients at once in the part about tokens; the engine's batch has as many rows
 ANSWER = 64  # tokens of each answer of the random model
 MIB = 1024 * 1024
+# vLLM on a CPU would take nearly all memory for its cache, and bind its threads to single cores.
+SETTINGS = {"HF_HUB_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "2", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
 
 
 @dataclass
@@ -150,7 +152,7 @@ class Server:
             self.port = probe.getsockname()[1]
         command = [*program, "serve", "--model", str(folder), "--engine", engine, "--port", str(self.port)]
         with log.open("wb") as file:
-            self.process = subprocess.Popen(command, stdout=file, stderr=file, env=os.environ | {"HF_HUB_OFFLINE": "1"})
+            self.process = subprocess.Popen(command, stdout=file, stderr=file, env=os.environ | SETTINGS)
         self.address, self.log, self.model = f"http://127.0.0.1:{self.port}", log, ""
 
     def wait(self, seconds: float = 600) -> float:
@@ -392,24 +394,31 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=2000)
     parser.add_argument("--rounds", type=int, default=5, help="of the part about tokens")
     parser.add_argument("--vllm", metavar="PROGRAM", help="the program `tokenpacker` of an environment with vLLM")
+    parser.add_argument("--engines", nargs="+", choices=("embedded", "vllm"), default=("embedded", "vllm"))
     parser.add_argument("--answers", choices=("short", "long"), default="short")
     parser.add_argument("--skip", choices=("load", "tokens"), default=None)
     parser.add_argument("--json", type=Path, help="file for all figures")
     asked = parser.parse_args()
     engines = {"embedded": [sys.executable, "-m", "tokenpacker"]} | ({"vllm": [asked.vllm]} if asked.vllm else {})
+    engines = {name: program for name, program in engines.items() if name in asked.engines}
     figures: dict[str, Any] = {"machine": describe_machine(torch.device("cpu")), "load": [], "tokens": []}
     if asked.skip != "load":
         requests = make_requests(asked.requests // SHARE[asked.answers], carried_model_path(), asked.answers)
         for name, program in engines.items():
             figures["load"].append(measure_load(program, name, requests, asked.clients, asked.answers))
+            _write(figures, asked.json)
     if asked.skip != "tokens":
         with tempfile.TemporaryDirectory() as folder:
             save_random_model(Path(folder))
             for name, program in engines.items():
                 figures["tokens"] += measure_tokens(program, name, Path(folder), asked.rounds)
-    if asked.json:
-        asked.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+                _write(figures, asked.json)
     print("\n".join(tables(figures)))
+
+
+def _write(figures: dict[str, Any], file: Path | None) -> None:
+    if file:
+        file.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
 
 
 def tables(figures: dict[str, Any]) -> list[str]:

@@ -38,6 +38,19 @@ def test_an_option_of_the_other_engine_is_refused(one_line_error, monkeypatch, o
     assert error.startswith(f"{option} belongs to --engine embedded")
 
 
+def test_further_options_reach_vllm_unless_they_are_ours(one_line_error, run, monkeypatch):
+    commands = []
+    monkeypatch.setattr("tokenpacker.cli.commands.serve.find_spec", lambda name: name)
+    monkeypatch.setattr("os.execve", lambda program, command, environment: commands.append(command))
+    vllm = ("serve", "--engine", "vllm", "--port", 0, "--")
+    run(*vllm, "--tensor-parallel-size", 2, "--enable-lora")
+    assert commands[0][-3:] == ["--tensor-parallel-size", "2", "--enable-lora"]
+    for ours in ("--port=1", "--middle", "--host"):
+        assert "is set by tokenpacker serve" in one_line_error(*vllm, ours, "x")
+    assert len(commands) == 1
+    assert "belongs to --engine vllm" in one_line_error("serve", "--engine", "embedded", "--", "--enable-lora")
+
+
 def test_the_engine_is_chosen_by_what_is_there(monkeypatch):
     from tokenpacker.cli.commands.serve import choose_engine, served_name
 

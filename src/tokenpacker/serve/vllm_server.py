@@ -29,8 +29,12 @@ def run_vllm_server(settings: ServeSettings, folder: Path | str, options: Sequen
         options: further arguments of `vllm serve`, such as `["--max-model-len", "4096"]`.
 
     Raises:
-        ValueError: if the address cannot be taken.
+        ValueError: for an option that `settings` decide, and if the address cannot be taken.
     """
+    for option in options:
+        name = option.partition("=")[0]
+        if name.startswith("--") and any(word.startswith(name) for word in arguments(settings)):  # may be abbreviated
+            raise ValueError(f"{name} of vLLM is set by tokenpacker serve; leave it out behind --")
     with listen(settings) as listener:
         settings = replace(settings, port=listener.getsockname()[1])
     command = [sys.executable, "-m", *_program(folder), *arguments(settings), *options]

@@ -26,6 +26,9 @@ LIMITS = "Limits"  # panel of `--help`
 
 
 def serve(
+    vllm_options: Annotated[
+        list[str] | None, typer.Argument(metavar="-- VLLM_OPTION", hidden=True)  # its help would not fit the screen
+    ] = None,
     model: options.Model = None,
     engine: Annotated[
         Literal["auto", "vllm", "embedded"], value("ENGINE", "vllm, embedded, or what is there.")
@@ -44,16 +47,18 @@ def serve(
     as_json: options.Json = False,
     verbose: options.Verbose = False,
 ) -> None:
-    """Serve a model: POST /v1/chat/completions, as the openai client and others call it.
+    """Serve a model behind OpenAI's API. Options of vLLM's own server stand behind --.
 
     Examples:
         tokenpacker serve --port 8001 --allow-urls images.example.com
-        tokenpacker serve --model FOLDER --engine vllm --api-key-env TOKENPACKER_KEY
+        tokenpacker serve --model FOLDER --engine vllm -- --tensor-parallel-size 2
     """
     name, why = choose_engine(engine)
     if name == "vllm":
         own = {"--max-batch": max_batch, "--max-waiting": max_waiting, "--device": device, "--dtype": dtype}
-        refuse(own, "belongs to --engine embedded; vLLM has settings of its own, see docs/serving.md")
+        refuse(own, "belongs to --engine embedded; give vLLM's own options behind --")
+    elif vllm_options:
+        refuse({"VLLM_OPTION": vllm_options[0]}, "belongs to --engine vllm; leave it out")
     for package in NEEDED:
         if find_spec(package) is None:
             raise ImportError(f"serving needs {package}; run: pip install 'tokenpacker[serve]'")
@@ -82,7 +87,7 @@ def serve(
             from tokenpacker.serve.vllm_server import run_vllm_server
 
             listener.close()
-            run_vllm_server(settings, folder)
+            run_vllm_server(settings, folder, vllm_options or ())
             return
         parts = load_model(model, verbose, device, dtype, scale_factor=scale_factor, max_image_tokens=max_image_tokens)
         from tokenpacker.serve.embedded import EmbeddedEngine
