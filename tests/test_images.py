@@ -7,6 +7,7 @@ import io
 import struct
 import warnings
 import zlib
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -173,9 +174,20 @@ def test_the_size_of_a_png_is_known_without_its_pixels():
 def test_an_animation_gives_its_first_frame_and_says_so():
     frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue", "green")]
     content = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
-    with pytest.warns(ImageNote, match="holds 3 frames; only the first is used"):
+    with pytest.warns(ImageNote, match="holds several frames; only the first is used"):
         loaded = load_image(content)
     assert loaded.getpixel((0, 0)) == (255, 0, 0)
+
+
+@pytest.mark.parametrize("format", ["GIF", "TIFF"])
+def test_the_frames_of_a_file_are_not_counted(format):
+    """Pillow visits each, which takes minutes for a TIFF that holds nothing but beginnings of frames."""
+    file = io.BytesIO()
+    frames = [Image.new("L", (8, 8), shade) for shade in range(5)]
+    frames[0].save(file, format, save_all=True, append_images=frames[1:])
+    plugin = type(Image.open(file))
+    with pytest.warns(ImageNote), mock.patch.object(plugin, "n_frames", property(lambda _: pytest.fail("counted"))):
+        load_image(file.getvalue())
 
 
 @pytest.mark.parametrize("size", [(1, 5000), (5000, 1), (1, 1)])

@@ -202,10 +202,9 @@ def _check_size(name: str, image: Image.Image) -> None:
 
 
 def _note_frames(name: str, image: Image.Image) -> None:
-    frames = getattr(image, "n_frames", 1)
-    if frames > 1:
+    if getattr(image, "is_animated", False):  # to count them, `n_frames` would go through all of a hostile file
         used = "the first" if image.tell() == 0 else f"frame {image.tell() + 1}"  # a Pillow image may be moved on
-        warnings.warn(f"{name} holds {frames} frames; only {used} is used", ImageNote, stacklevel=4)
+        warnings.warn(f"{name} holds several frames; only {used} is used", ImageNote, stacklevel=4)
 
 
 def _stored_size(image: Image.Image) -> tuple[int, int]:

@@ -170,6 +170,16 @@ def test_two_runs_cannot_write_one_output(files):
     files.run()
 
 
+@pytest.mark.skipif(os.name == "nt", reason="links need rights on Windows")
+def test_two_runs_cannot_write_one_output_through_a_link(files):
+    files.write(*many(2))
+    files.target.touch()
+    link = files.folder / "link.jsonl"
+    link.symlink_to(files.target)
+    with only_writer(link), pytest.raises(ValueError, match="another process is writing"):
+        files.run()
+
+
 def test_the_input_is_not_its_own_output(files):
     files.write(*many(2))
     files.target = files.source

@@ -98,7 +98,7 @@ def test_an_animation_is_answered_for_its_first_frame_and_this_is_said(run, ask,
     GREY.save(path, save_all=True, append_images=[GREY.rotate(90)])
     result = run(*ask, path, "what?", "--json")
     assert json.loads(result.stdout)["image_tokens"] > 0
-    assert f"note: {path} holds 2 frames; only the first is used" in result.stderr.splitlines()
+    assert f"note: {path} holds several frames; only the first is used" in result.stderr.splitlines()
 
 
 @pytest.mark.parametrize("name", UNUSABLE)

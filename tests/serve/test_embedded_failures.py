@@ -4,6 +4,7 @@ import subprocess
 import sys
 import threading
 import time
+from unittest import mock
 
 import pytest
 import torch
@@ -102,6 +103,24 @@ def test_a_full_queue_refuses_and_takes_questions_again_later(engine, model):
     gate.open.set()
     assert all(one.result() for one in accepted)
     assert ask(engine, question()).result()
+
+
+def test_the_wait_of_a_full_queue_is_that_of_a_busy_engine(engine, model, monkeypatch):
+    """Not one that had nothing to do for a day, whose rate is low."""
+    clock = mock.Mock(monotonic=time.monotonic)
+    monkeypatch.setattr("tokenpacker.serve.embedded.embedded_engine.time", clock)
+    ask(engine, question()).result()
+    clock.monotonic = lambda: time.monotonic() + 86_400
+    gate = Gate(model)
+    gate.open.clear()
+    accepted = [ask(engine, question())]
+    wait_until(lambda: gate.calls)
+    accepted += [ask(engine, question()) for _ in range(6)]
+    with pytest.raises(QueueFullError) as refused:
+        ask(engine, question())
+    assert refused.value.retry_after_s < 60
+    gate.open.set()
+    assert all(one.result() for one in accepted)
 
 
 def test_a_listener_that_raises_ends_its_question_alone(engine, caplog):

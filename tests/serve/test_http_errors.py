@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import base64
+import io
 import json
 import logging
 import struct
 import zlib
 from dataclasses import replace
+from unittest import mock
 
 import pytest
 from fastapi.testclient import TestClient
@@ -16,6 +18,7 @@ from PIL import Image
 from fake_engine import FakeEngine, data_url, question
 from tokenpacker.serve.http_app import build_app
 from tokenpacker.serve.limits import Limits
+from tokenpacker.serve.openai_schema import RequestError, read_json
 from tokenpacker.serve.server import ServeSettings
 
 CHAT = "/v1/chat/completions"
@@ -114,6 +117,24 @@ def test_a_body_that_is_no_object_is_refused(refused, body):
     assert refused(body)["message"] == "the body must be an object"
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"messages": [' + b"0," * 20_000 + b"0]}",
+        json.dumps(dict.fromkeys(map(hex, range(20_001)), 0)),
+        b"[" + b"[]," * 500_001 + b"[]]",
+    ],
+    ids=["of a list", "of an object", "more than are read"],
+)
+def test_very_many_values_are_refused_before_each_is_described(body):
+    with pytest.raises(RequestError, match="the body has more than 20,000 values"):
+        read_json(body if isinstance(body, bytes) else body.encode())
+
+
+def test_a_long_text_with_commas_is_not_taken_for_many_values():
+    assert read_json(json.dumps({"text": "," * 200_000}).encode())["text"]
+
+
 def test_a_body_is_read_up_to_its_limit_even_without_its_length(client, refused):
     assert refused(question("x" * 200_000), 413)["code"] == "limit_exceeded"
     parts = (b" " * 10_000 for _ in range(1000))
@@ -167,12 +188,32 @@ def test_a_bad_image_is_named_by_its_place(refused, name):
     assert error["code"] == "invalid_image"
 
 
+def test_the_pixels_of_a_file_that_is_too_large_are_not_decoded(refused):
+    """Metadata behind a PNG's pixels tempt Pillow to decode them for its orientation."""
+    header = png_header(300, 200)[:-12]
+    late = b"tEXt" + b"a\0b"
+    content = header + struct.pack(">I", 3) + late + struct.pack(">I", zlib.crc32(late)) + png_header(1, 1)[-12:]
+    with mock.patch("PIL.ImageFile.ImageFile.load", side_effect=AssertionError("decoded")) as load:
+        assert "more than the 40,000 pixels" in refused(question("what?", base64_url(content)))["message"]
+    assert not load.called
+
+
+def test_a_photo_of_very_many_scans_is_refused(refused):
+    """Each takes a few bytes and as long as all pixels, so that a small file could keep a thread for hours."""
+    file = io.BytesIO()
+    RED.save(file, "JPEG", progressive=True)
+    content = file.getvalue()
+    scan = content[content.rindex(b"\xff\xda") : -2]
+    many = base64_url(content[:-2] + 100 * scan + content[-2:])
+    assert "more than 100 scans" in refused(question("what?", many))["message"]
+
+
 def test_images_are_limited_together(refused):
     error = refused(question("what?", *[data_url(Image.new("RGB", (180, 180)))] * 2))
     assert "more than the 60,000 pixels allowed in a request" in error["message"]
 
 
-@pytest.mark.filterwarnings("ignore:.*holds 2 frames")
+@pytest.mark.filterwarnings("ignore:.*holds several frames")
 @pytest.mark.parametrize(
     ("image", "format", "options"),
     [

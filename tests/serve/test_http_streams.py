@@ -127,8 +127,10 @@ def test_a_full_queue_says_when_to_try_again(serve, engine):
 def reading(engine, monkeypatch) -> Event:
     """Is set once the first request is prepared, which goes on when the engine is released."""
     begun = Event()
+    engine.prepared = []
 
     def prepare(asked):
+        engine.prepared.append(asked)
         begun.set()
         assert engine.released.wait(10)
         return FakeEngine.prepare(engine, asked)
@@ -157,6 +159,22 @@ def test_a_client_that_leaves_before_its_question_is_asked_asks_nothing(serve, e
     engine.released.set()
     until(lambda: client.post(CHAT, json=question("yes")).status_code == 200)
     assert [text_of(asked.messages[0]) for asked in engine.questions] == ["yes"]
+
+
+def test_a_request_whose_client_left_before_a_thread_was_free_is_not_prepared(serve, engine, reading, monkeypatch):
+    monkeypatch.setattr("tokenpacker.serve.http_app.PREPARING_THREADS", 1)
+    client = serve(limits=Limits(waiting=2))
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(client.post, CHAT, json=question("first"))
+        assert reading.wait(10)
+        with pytest.raises(httpx.ReadTimeout):
+            client.post(CHAT, json=question("nobody waits"), timeout=0.3)
+        until(lambda: 'status="499"' in client.get("/metrics").text)
+        third = pool.submit(client.post, CHAT, json=question("third"))  # there is room for it
+        engine.released.set()
+        assert first.result().status_code == 200
+        assert third.result().status_code == 200
+    assert [text_of(asked.messages[0]) for asked in engine.prepared] == ["first", "third"]
 
 
 def test_the_official_client_tries_again_after_a_full_queue(serve, engine, monkeypatch):

@@ -176,6 +176,13 @@ def test_another_host_is_refused_without_a_look_up_or_a_connection(web, address)
     assert "evil" not in str(error.value)
 
 
+@pytest.mark.parametrize("allowed", ["b\u00fccher.example", "xn--bcher-kva.example"])
+def test_a_host_may_be_allowed_in_either_spelling(web, allowed):
+    web.names["xn--bcher-kva.example"] = [[PUBLIC]]
+    for host in ("b\u00fccher.example", "xn--bcher-kva.example"):
+        assert fetch(f"http://{host}/picture", (allowed,), LIMITS) == picture()
+
+
 @pytest.mark.parametrize(
     "addresses", [["127.0.0.1"], ["169.254.169.254"], ["::1"], ["::ffff:10.0.0.1"], [PUBLIC, "10.0.0.1"]]
 )

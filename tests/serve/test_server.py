@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import os
 import signal
 import socket
@@ -10,12 +12,14 @@ import sys
 import textwrap
 import time
 from concurrent.futures import ThreadPoolExecutor
+from unittest import mock
 
 import httpx
 import pytest
+from PIL import Image
 
-from fake_engine import question
-from tokenpacker.serve.server import ServeSettings, listen
+from fake_engine import FakeEngine, question
+from tokenpacker.serve.server import ServeSettings, listen, run
 
 CHAT = "/v1/chat/completions"
 PROGRAM = """
@@ -37,7 +41,11 @@ class Process:
         path = os.pathsep.join(sys.path)
         code = textwrap.dedent(PROGRAM)
         self.process = subprocess.Popen(
-            [sys.executable, "-c", code, str(grace_s)], env=os.environ | {"PYTHONPATH": path}, stdout=-1, text=True
+            [sys.executable, "-c", code, str(grace_s)],
+            env=os.environ | {"PYTHONPATH": path},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
         )
         assert self.process.stdout is not None
         self.address = self.process.stdout.readline().strip()
@@ -78,6 +86,26 @@ def refused_until_the_port_is_closed(address: str) -> None:
         time.sleep(0.02)
 
 
+def test_the_size_of_headers_is_limited_whatever_is_installed(monkeypatch):
+    """uvicorn prefers httptools, which has no limit."""
+    seen = []
+    monkeypatch.setattr("tokenpacker.serve.server._server", lambda config, *_: seen.append(config) or mock.Mock())
+    settings = ServeSettings(model="tiny", port=0)
+    with listen(settings) as listener:
+        run(FakeEngine(), settings, listener)
+    assert seen[0].http == "h11"
+
+
+def test_an_image_with_damaged_metadata_leaves_no_path_in_the_log(start):
+    server = start(20)
+    file = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(file, "JPEG", exif=b"Exif\0\0II*\0\x08\0\0\0\xff\0")
+    address = "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
+    assert server.client.post(CHAT, json=question("what is it?", address)).status_code == 200
+    server.process.kill()
+    assert server.wait(5)[1] == ""
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGTERM for another process")
 class TestSignals:
     @pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGINT])
@@ -107,6 +135,28 @@ class TestSignals:
             assert late.result().status_code == 503
             assert late.result().json()["error"]["code"] == "shutting_down"
         assert server.wait(5) == (0, "ended")
+
+    def test_a_body_that_never_ends_does_not_keep_the_server(self, start):
+        server = start(2)
+        with socket.create_connection(("127.0.0.1", server.client.base_url.port), timeout=10) as slow:
+            slow.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n")
+            slow.sendall(b"Content-Length: 99\r\n\r\n{")
+            time.sleep(0.3)
+            server.end(signal.SIGTERM)
+            assert slow.recv(1000).startswith(b"HTTP/1.1 503 ")
+            code, said = server.wait(5)
+        assert code == 0
+        assert "Traceback" not in said
+
+    def test_a_client_that_does_not_read_does_not_keep_the_server(self, start):
+        server = start(2)
+        with server.client.stream("POST", CHAT, json=question("a " * 90_000, stream=True)) as response:
+            next(response.iter_raw())
+            time.sleep(1)
+            server.end(signal.SIGTERM)
+            code, said = server.wait(5)
+        assert code == 0
+        assert "Traceback" not in said
 
     def test_a_second_signal_ends_at_once(self, start):
         server = start(60)
@@ -153,6 +203,7 @@ def test_a_taken_port_is_one_sentence():
         ({"grace_s": 0}, "grace_s=0 must be positive"),
         ({"allowed_hosts": ("https://a.example",)}, "'https://a.example' is no name of a host"),
         ({"allowed_hosts": ("*.example",)}, "is no name of a host"),
+        ({"allowed_hosts": ("a.example.",)}, "is no name of a host"),
     ],
 )
 def test_settings_are_checked(settings, message):

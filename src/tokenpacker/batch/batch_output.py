@@ -28,7 +28,8 @@ def only_writer(path: Path) -> Iterator[None]:
         raise ValueError(f"{path} cannot be written: there is no folder {path.parent}; create it first")
     if path.exists() and not (path.is_file() and os.access(path, os.W_OK)):
         raise ValueError(f"{path} is not a file that can be written; choose another output")
-    lock = FileLock(path.parent / f".{path.name}.lock", timeout=0)
+    written = path.resolve()  # of which there is one, however many links lead to it
+    lock = FileLock(written.parent / f".{written.name}.lock", timeout=0)
     try:
         lock.acquire()
     except Timeout:

@@ -12,7 +12,7 @@ import json
 import logging
 import time
 from collections.abc import AsyncIterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any
 
@@ -162,6 +162,11 @@ class _Outermost:
             await self.app(scope, receive, note)
         except ClientDisconnect:
             pass
+        except asyncio.CancelledError:  # by uvicorn, which would log the trace: the grace time ends
+            if not self.service.draining:
+                raise
+            if not status:
+                await _error_response(refusal(ClosedError()))(scope, receive, note)
         except Exception as error:
             refused = refusal(error)
             if not status:
@@ -242,6 +247,7 @@ class _Exchange:
         self.loop = asyncio.get_running_loop()
         self.news: asyncio.Queue[Any] = asyncio.Queue()
         self.timer = self.loop.call_later(self.limit_s, self.news.put_nowait, TimeoutError())
+        self.preparation: Future[Any] | None = None
         self.watch: asyncio.Task[None] | None = None
         self.ticket: Ticket | None = None
         self.completion: Completion | None = None
@@ -265,6 +271,8 @@ class _Exchange:
     def close(self) -> None:
         """Ends what still goes on for the request."""
         self.timer.cancel()
+        if self.preparation is not None:
+            self.preparation.cancel()  # if it has not begun
         if self.watch is not None:
             self.watch.cancel()
         if self.ticket is not None:
@@ -300,7 +308,8 @@ class _Exchange:
             if not future.cancelled():
                 self.news.put_nowait(future.exception() or future.result())
 
-        self.loop.run_in_executor(service.pool, service.prepare, body).add_done_callback(ended)
+        self.preparation = service.pool.submit(service.prepare, body)
+        asyncio.wrap_future(self.preparation).add_done_callback(ended)
         self.watch = self.loop.create_task(self._watch())
 
     async def _watch(self) -> None:

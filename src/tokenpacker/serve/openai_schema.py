@@ -23,6 +23,8 @@ from pydantic_core import from_json
 from tokenpacker.text import did_you_mean
 
 SEED = 2**63  # torch's generators take no larger ones
+MAX_VALUES = 20_000  # in a body; each wrong one costs a kilobyte to describe
+MAX_COMMAS = 500_000  # in a body, those of its texts included; a bound for the values before they are read
 
 Neutral = Annotated[float | None, Field(ge=0, le=0)]
 Nothing = Annotated[list[Any] | None, Field(max_length=0)]
@@ -269,14 +271,31 @@ def read_json(body: bytes) -> Any:
     """The content of a request. Without NaN and Infinity, and not nested beyond about 200 levels.
 
     Raises:
-        RequestError: if the body is no such JSON.
+        RequestError: if the body is no such JSON, and for more than `MAX_VALUES` values.
     """
     try:
-        return from_json(body, allow_inf_nan=False)
+        content = None if body.count(b",") > MAX_COMMAS else [from_json(body, allow_inf_nan=False)]
     except ValueError as error:
         if "recursion" in str(error):
             raise RequestError("the body is nested too deeply", code="invalid_json") from None
         raise RequestError("the body is not valid JSON in UTF-8", code="invalid_json") from None
+    if content is None or not _are_few(content):
+        raise RequestError(f"the body has more than {MAX_VALUES:,} values; send fewer parts", code="limit_exceeded")
+    return content[0]
+
+
+def _are_few(values: list[Any]) -> bool:
+    """Whether a body has at most `MAX_VALUES` values, those within others included."""
+    rest, count = [values], 0
+    while rest and count <= MAX_VALUES:
+        inside = rest.pop()
+        count += len(inside)
+        rest += [list(value.values()) if isinstance(value, dict) else value for value in inside if _holds(value)]
+    return count <= MAX_VALUES
+
+
+def _holds(value: Any) -> bool:
+    return isinstance(value, (dict, list))
 
 
 def check_request(body: Any) -> ChatRequest:

@@ -15,7 +15,7 @@ from collections.abc import Collection, Iterable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from tokenpacker.images import ImageError, image_size, load_image
+from tokenpacker.images import ImageError, load_image, open_image
 from tokenpacker.serve.limits import Limits
 
 if TYPE_CHECKING:
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 # The formats of OpenAI's API, and TIFF. Pillow reads many more, with decoders that few people test.
 FORMATS = re.compile(rb"\x89PNG\r\n\x1a\n|\xff\xd8\xff|GIF8[79]a|RIFF....WEBP|II\*\x00|MM\x00\*", re.DOTALL)
+JPEG, SCAN = b"\xff\xd8\xff", b"\xff\xda"
+MAX_SCANS = 100  # of a JPEG. One takes 90 bytes and goes through all pixels; files of common programs have 1 to 20.
 DATA = re.compile(r"data:[^,]{0,200}?;base64,", re.IGNORECASE)
 REDIRECTS = (301, 302, 303, 307, 308)
 # Metadata services with addresses that Python, or an older one, takes for public: Azure's and Oracle's.
@@ -81,7 +83,10 @@ def check_picture_file(content: bytes, limits: Limits) -> int:
     """The number of pixels of an image file, from its header. Raises ValueError for other files, and for too many."""
     if not FORMATS.match(content):
         raise ImageError("the image is not a PNG, JPEG, WebP, GIF or TIFF file; convert it")
-    height, width = image_size(content)
+    if content.startswith(JPEG) and content.count(SCAN) > MAX_SCANS:
+        raise ImageError(f"the image has more than {MAX_SCANS} scans; save it anew")
+    with open_image(content) as (_, image):  # not `image_size`, for which the pixels of some files are decoded
+        width, height = image.size
     if height * width > limits.image_pixels:
         raise ImageError(f"the image is {height}x{width}, more than the {limits.image_pixels:,} pixels; shrink it")
     return height * width
@@ -150,7 +155,8 @@ def _check_url(url: Any, hosts: Collection[str]) -> None:
         raise PictureError("the image's address has a port that does not exist")
     if url.userinfo:
         raise PictureError("the image's address holds a user name; leave it out")
-    if url.host.lower().rstrip(".") not in hosts:
+    names = (url.host, url.raw_host.decode("ascii"))  # of bücher.example the second is xn--bcher-kva.example
+    if not any(name.lower().rstrip(".") in hosts for name in names):
         raise PictureError("images are not fetched from this host; send the file as data:image/png;base64,...")
 
 

@@ -13,7 +13,6 @@ from ipaddress import ip_address
 from threading import Timer
 from typing import TYPE_CHECKING, Any
 
-from tokenpacker.images import ImageNote
 from tokenpacker.serve.chat_requests import ChatRules
 from tokenpacker.serve.questions import Engine
 
@@ -56,7 +55,7 @@ class ServeSettings(ChatRules):
         if self.grace_s <= 0:
             raise ValueError(f"grace_s={self.grace_s} must be positive; requests that run need time to finish")
         for host in self.allowed_hosts:
-            if host != host.lower() or not host or set(host) & set("/:@*?# "):
+            if host != host.lower() or not host or host.endswith(".") or set(host) & set("/:@*?# "):
                 raise ValueError(f"{host!r} is no name of a host; write it as in images.example.com, one by one")
 
     @property
@@ -101,7 +100,7 @@ def run(
 
     listener = listener or listen(settings)
     app = build_app(engine, settings)
-    warnings.simplefilter("ignore", ImageNote)  # about images of requests
+    warnings.simplefilter("ignore")  # Pillow's are about images of requests, and name paths
     config = uvicorn.Config(
         app,
         log_config=None,
@@ -110,13 +109,19 @@ def run(
         server_header=False,
         lifespan="off",
         ws="none",
-        timeout_graceful_shutdown=settings.grace_s,  # type: ignore[arg-type]
+        http="h11",  # httptools, if it is there, has no limit for headers
+        timeout_graceful_shutdown=(_answering_s(settings) + settings.grace_s) / 2,  # type: ignore[arg-type]
     )
     host, port = listener.getsockname()[:2]
     name = f"[{host}]" if ":" in host else host
     server = _server(config, engine, settings, lambda: on_ready(f"http://{name}:{port}"))
     server.run(sockets=[listener])
     app.state.service.pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _answering_s(settings: ServeSettings) -> float:
+    """Seconds of the grace time for making answers. Halfway between then and its end, requests are given up."""
+    return max(settings.grace_s - SENDING_S, settings.grace_s / 2)
 
 
 def _server(
@@ -142,8 +147,7 @@ def _server(
             watchdog.start()
 
         async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-            answering_s = max(settings.grace_s - SENDING_S, settings.grace_s / 2)
-            closing = asyncio.create_task(self.close_engine(time.monotonic() + answering_s))
+            closing = asyncio.create_task(self.close_engine(time.monotonic() + _answering_s(settings)))
             await super().shutdown(sockets)
             await closing
 

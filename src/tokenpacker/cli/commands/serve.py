@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 from importlib.util import find_spec
@@ -94,6 +95,7 @@ def serve(
 
         embedded = EmbeddedEngine(*parts, max_batch_size=max_batch or 16, max_waiting=settings.limits.waiting)
         run(embedded, settings, listener, lambda address: _tell(settings, address, why, as_json))
+        gc.freeze()  # Python would search the model's modules for garbage at its end, for seconds of the grace time
 
 
 def choose_engine(asked: str) -> tuple[str, str]:

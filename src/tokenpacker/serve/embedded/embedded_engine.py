@@ -150,6 +150,8 @@ class EmbeddedEngine:
                 raise ClosedError("the engine is closed and takes no more questions")
             if len(self._waiting) >= self.max_waiting:
                 raise QueueFullError(self._retry_after_s())
+            if not self._open:  # the rate is that of a busy engine, and it is busy from now on
+                self._ended_at = deque([time.monotonic()], maxlen=RECENT)
             self._waiting.append(asked)
             self._open.add(asked)
             self._changed.notify()
@@ -170,9 +172,10 @@ class EmbeddedEngine:
 
     def _retry_after_s(self) -> int:
         """Seconds until those that wait now will have been answered, at the recent rate."""
-        if not self._ended_at:
+        ended = len(self._ended_at) - 1  # after the first time
+        if ended < 1:
             return 1
-        rate = len(self._ended_at) / max(time.monotonic() - self._ended_at[0], 1e-3)
+        rate = ended / max(time.monotonic() - self._ended_at[0], 1e-3)
         return max(1, min(math.ceil(len(self._waiting) / rate), LONGEST_WAIT_S))
 
     def _forget(self, asked: Asked) -> None:
