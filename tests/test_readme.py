@@ -40,7 +40,7 @@ STAND_INS = {  # small checkpoints of the same kind, for what the README takes f
     "checkpoints/lora": "lora",
 }
 # Installing and training are what CI and hours are for; their commands are checked to exist.
-INSTALLING = ("make ", "pip ", "git ", "cd ")
+INSTALLING = ("make ", "pip ", "git ", "cd ", "export ")
 LONG = tuple(f"tokenpacker {name}" for name in ("train", "evaluate", "chat", "compare", "serve", "batch"))
 SERVER = "http://127.0.0.1:8000"  # a block that calls it gets one
 

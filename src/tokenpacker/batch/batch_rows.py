@@ -167,7 +167,9 @@ def _check(request: dict[str, Any]) -> None:
     for key, kind in zip(KEYS, (str, str, str, dict), strict=True):
         if not isinstance(request.get(key), kind) or request[key] == "":
             named = "text" if kind is str else "an object"
-            raise RowError("missing_required_parameter", f"{key} is missing or not {named}; each row needs {KEYS}")
+            raise RowError(
+                "missing_required_parameter", f"{key} is missing or not {named}; each row needs {', '.join(KEYS)}"
+            )
     if request["method"] != "POST":
         raise RowError("invalid_method", f"method is {request['method'][:80]!r}; write POST")
     if request["url"] != URL:

@@ -6,6 +6,7 @@ this package raised on purpose. Anything else is a bug, of ours or of a library,
 Ctrl-C ends a command with exit code 130 and one line that says what is kept and how to go on.
 """
 
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -46,6 +47,16 @@ def keeping(kept: str, code: int = INTERRUPTED) -> Iterator[None]:
     except KeyboardInterrupt:
         print_note(f"stopped; {kept}")
         raise typer.Exit(code) from None
+
+
+@contextmanager
+def sigterm_as_ctrl_c() -> Iterator[None]:
+    """Within the context, SIGTERM raises KeyboardInterrupt: it is how schedulers of clusters stop a job."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def mistake(error: Exception) -> str | None:

@@ -329,6 +329,8 @@ def _refusal(error: Any, path: list[str | int]) -> RequestError:
         known = ChatRequest.model_fields if len(path) == 1 else ()
         meant = did_you_mean(str(path[-1]), known) or "; leave it out"
         rule, code = f"is not supported{meant}", "unknown_parameter"
+    elif error["type"] == "too_long" and error["ctx"]["max_length"] == 0:
+        rule, code = "is not supported; leave it out", "unsupported_parameter"
     elif error["type"] == "missing":
         rule, code = "is missing", "missing_required_parameter"
     elif error["type"] in ("model_type", "model_attributes_type", "dict_type"):
@@ -336,7 +338,7 @@ def _refusal(error: Any, path: list[str | int]) -> RequestError:
     elif error["type"].startswith("union_tag"):
         tags = error.get("ctx", {}).get("expected_tags", "")
         name += f".{error['ctx']['discriminator']}".replace("'", "")
-        rule = f"must be {tags}" if tags else "is missing"
+        rule = f"must be one of {tags}" if tags else "is missing"
     elif error["type"] == "value_error":
         rule = rule.removeprefix("Value error, ")
     what = name or ("" if error["type"] == "value_error" else "the body")

@@ -105,9 +105,13 @@ def read_address(address: str, hosts: Collection[str], limits: Limits) -> bytes:
         except ValueError:
             raise PictureError("the data address holds no valid base64; encode the file's bytes anew") from None
     if not re.match("https?:", address, re.IGNORECASE):
-        raise PictureError("the image's address must begin with data:, http: or https:; no other is read")
+        raise PictureError(
+            "the image's address is no data: and no http(s): address; send the file as data:image/png;base64,..."
+        )
     if not hosts:
-        raise PictureError("images are not fetched by this server; send the file as data:image/png;base64,...")
+        raise PictureError(
+            "images are not fetched by this server (--allow-urls HOST allows it); send data:image/png;base64,..."
+        )
     return fetch(address, hosts, limits)
 
 

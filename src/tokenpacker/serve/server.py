@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import socket
 import time
@@ -18,6 +19,8 @@ from tokenpacker.serve.questions import Engine
 
 if TYPE_CHECKING:
     import uvicorn
+
+logger = logging.getLogger(__name__)
 
 DEFAULT_PORT = 8000
 SENDING_S = 2.0  # part of the grace time for sending answers; at most half of it
@@ -142,6 +145,7 @@ def _server(
             if service.draining:
                 os._exit(128 + sig)
             service.draining = self.should_exit = True
+            logger.info("ending: requests have %g s to finish; a second signal ends at once", settings.grace_s)
             watchdog = Timer(settings.grace_s, os._exit, (1,))  # a thread may hang, such as in a look-up of a name
             watchdog.daemon = True
             watchdog.start()

@@ -12,7 +12,7 @@ from typer import Argument
 from tokenpacker.cli import options
 from tokenpacker.cli.arguments import exclude, refuse
 from tokenpacker.cli.commands.serve import EngineName, choose_engine, read_key, served_name
-from tokenpacker.cli.errors import UNFINISHED, keeping
+from tokenpacker.cli.errors import UNFINISHED, keeping, sigterm_as_ctrl_c
 from tokenpacker.cli.loading import load_model
 from tokenpacker.cli.model_files import CARRIED, find_model
 from tokenpacker.cli.options import flag, number, value
@@ -28,7 +28,7 @@ def batch(
     source: Annotated[Path, Argument(metavar="IN.jsonl", exists=True, dir_okay=False, help="One request a line.")],
     target: Annotated[Path, Argument(metavar="OUT.jsonl", help="Where the answers go, in the order of the input.")],
     model: Annotated[
-        str | None, value("MODEL", "Folder, hub id or name; or its name at the endpoint.", "carried")
+        str | None, value("MODEL", "Folder, hub id or name. With --endpoint: for rows that name none.", "carried")
     ] = None,
     engine: Annotated[EngineName | None, value("ENGINE", "vllm or embedded.", "vllm with a GPU")] = None,
     images: Annotated[
@@ -74,7 +74,7 @@ def batch(
         opened, settings = _asked(endpoint, read_key(api_key_env), concurrency)
     from tokenpacker.batch import run_batch
 
-    with keeping(f"the rows in {target} are kept, and the same command goes on", UNFINISHED):
+    with sigterm_as_ctrl_c(), keeping(f"the rows in {target} are kept, and the same command goes on", UNFINISHED):
         summary = run_batch(
             source,
             target,

@@ -31,7 +31,7 @@ def serve(
     ] = None,
     model: options.Model = None,
     engine: Annotated[
-        Literal["auto", "vllm", "embedded"], value("ENGINE", "vllm, embedded, or what is there.")
+        Literal["auto", "vllm", "embedded"], value("ENGINE", "vllm, embedded, or auto: vllm with a GPU.")
     ] = "auto",
     host: Annotated[str, value("HOST", "Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, value("P", "0 takes a free one.", callback=in_range(0, 65535))] = 8000,
@@ -89,6 +89,7 @@ def serve(
             listener.close()
             run_vllm_server(settings, folder, vllm_options or ())
             return
+        print_note(f"loading {settings.model}")
         parts = load_model(model, verbose, device, dtype, scale_factor=scale_factor, max_image_tokens=max_image_tokens)
         from tokenpacker.serve.embedded import EmbeddedEngine
         from tokenpacker.serve.server import run
