@@ -31,9 +31,10 @@ def run_vllm_server(settings: ServeSettings, folder: Path | str, options: Sequen
     Raises:
         ValueError: for an option that `settings` decide, and if the address cannot be taken.
     """
+    ours = [word for word in arguments(settings) if word != "--dtype"]  # of which the last one counts
     for option in options:
         name = option.partition("=")[0]
-        if name.startswith("--") and any(word.startswith(name) for word in arguments(settings)):  # may be abbreviated
+        if name.startswith("--") and any(word.startswith(name) for word in ours):  # may be abbreviated
             raise ValueError(f"{name} of vLLM is set by tokenpacker serve; leave it out behind --")
     with listen(settings) as listener:
         settings = replace(settings, port=listener.getsockname()[1])
