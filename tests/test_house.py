@@ -9,7 +9,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "src" / "tokenpacker"
 FILES = sorted(PACKAGE.rglob("*.py"))
 ROOMS = sorted({path.parent for path in FILES})
-MAX_LINES, MAX_FILES = 400, 15
+MAX_LINES, MAX_FILES = 400, 14
 
 # From the bottom; a room imports from its own layer and from those before it. The package's own files are the core.
 LAYERS = (

@@ -7,7 +7,6 @@ import typer
 from tokenpacker import __version__
 from tokenpacker.cli.command_group import CommandGroup
 from tokenpacker.cli.commands.ask import ask
-from tokenpacker.cli.commands.batch import batch
 from tokenpacker.cli.commands.chat import chat
 from tokenpacker.cli.commands.compare import compare
 from tokenpacker.cli.commands.convert import convert
@@ -15,7 +14,7 @@ from tokenpacker.cli.commands.count import count
 from tokenpacker.cli.commands.data import data_app
 from tokenpacker.cli.commands.evaluate import evaluate
 from tokenpacker.cli.commands.models import models
-from tokenpacker.cli.commands.serve import serve
+from tokenpacker.cli.commands.serve import batch, serve
 from tokenpacker.cli.commands.show import show
 from tokenpacker.cli.commands.speed import speed
 from tokenpacker.cli.commands.train import train_app
