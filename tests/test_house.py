@@ -19,8 +19,8 @@ LAYERS = (
     {"data"},
     {"train"},
     {"carried"},
-    {"evaluate", "serve", "speed"},
-    {"batch", "compare"},
+    {"evaluate", "export", "serve", "speed"},
+    {"batch", "compare", "ui"},
     {"cli", "demo"},
 )
 RANK = {room: rank for rank, layer in enumerate(LAYERS) for room in layer}
@@ -61,7 +61,7 @@ def test_imports_point_down(room):
 
 def test_a_file_name_stands_once():
     """Except for a command, which has the name of what it runs."""
-    names = Counter(path.name for path in FILES if path.parent.name != "commands" and not path.name.startswith("__"))
+    names = Counter(path.name for path in FILES if "commands" not in path.parts and not path.name.startswith("__"))
     assert [name for name, count in names.items() if count > 1] == []
 
 

@@ -12,7 +12,9 @@ import pytest
 
 
 def test_what_is_wrong_is_told_before_a_model_is_loaded(one_line_error, monkeypatch):
-    monkeypatch.setattr("tokenpacker.cli.commands.serve.load_model", lambda *_, **__: pytest.fail("it was loaded"))
+    monkeypatch.setattr(
+        "tokenpacker.cli.commands.serving.serve.load_model", lambda *_, **__: pytest.fail("it was loaded")
+    )
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         assert one_line_error("serve", "--port", port).startswith(f"port {port} of host 127.0.0.1 cannot be taken (")
@@ -24,23 +26,25 @@ def test_what_is_wrong_is_told_before_a_model_is_loaded(one_line_error, monkeypa
 
 
 def test_a_missing_package_names_the_extra(one_line_error, monkeypatch):
-    monkeypatch.setattr("tokenpacker.cli.commands.serve.find_spec", lambda name: None if name == "uvicorn" else name)
+    monkeypatch.setattr(
+        "tokenpacker.cli.commands.serving.serve.find_spec", lambda name: None if name == "uvicorn" else name
+    )
     error = one_line_error("serve", "--engine", "embedded")
     assert error == "serving needs uvicorn; run: pip install 'tokenpacker[serve]'"
-    monkeypatch.setattr("tokenpacker.cli.commands.serve.find_spec", lambda name: None)
+    monkeypatch.setattr("tokenpacker.cli.commands.serving.serve.find_spec", lambda name: None)
     assert one_line_error("serve", "--engine", "vllm").startswith("--engine vllm needs vLLM; run: pip install vllm")
 
 
 @pytest.mark.parametrize("option", ["--max-batch", "--max-waiting"])
 def test_an_option_of_the_other_engine_is_refused(one_line_error, monkeypatch, option):
-    monkeypatch.setattr("tokenpacker.cli.commands.serve.find_spec", lambda name: name)
+    monkeypatch.setattr("tokenpacker.cli.commands.serving.serve.find_spec", lambda name: name)
     error = one_line_error("serve", "--engine", "vllm", option, 4)
     assert error.startswith(f"{option} belongs to --engine embedded")
 
 
 def test_further_options_reach_vllm_unless_they_are_ours(one_line_error, run, monkeypatch):
     commands = []
-    monkeypatch.setattr("tokenpacker.cli.commands.serve.find_spec", lambda name: name)
+    monkeypatch.setattr("tokenpacker.cli.commands.serving.serve.find_spec", lambda name: name)
     monkeypatch.setattr("os.execve", lambda program, command, environment: commands.append(command))
     vllm = ("serve", "--engine", "vllm", "--port", 0, "--")
     run(*vllm, "--tensor-parallel-size", 2, "--enable-lora")
@@ -52,21 +56,21 @@ def test_further_options_reach_vllm_unless_they_are_ours(one_line_error, run, mo
 
 
 def test_the_engine_is_chosen_by_what_is_there(monkeypatch):
-    from tokenpacker.cli.commands.serve import choose_engine, served_name
+    from tokenpacker.cli.commands.serving.serve import choose_engine, served_name
 
-    monkeypatch.setattr("tokenpacker.cli.commands.serve.find_spec", lambda name: name)
+    monkeypatch.setattr("tokenpacker.cli.commands.serving.serve.find_spec", lambda name: name)
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     assert choose_engine("auto") == ("vllm", "it is installed and there is a GPU")
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     assert choose_engine("auto") == ("embedded", "no GPU")
-    monkeypatch.setattr("tokenpacker.cli.commands.serve.find_spec", lambda name: None)
+    monkeypatch.setattr("tokenpacker.cli.commands.serving.serve.find_spec", lambda name: None)
     assert choose_engine("auto") == ("embedded", "vLLM is not installed")
     assert served_name(None) == "tiny"
     assert served_name("someone/model") == "someone/model"
 
 
 def test_a_server_that_others_can_reach_without_a_key_is_warned_of(run, monkeypatch):
-    monkeypatch.setattr("tokenpacker.cli.commands.serve.load_model", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr("tokenpacker.cli.commands.serving.serve.load_model", lambda *_, **__: 1 / 0)
     assert "0.0.0.0 is open to other machines and there is no key" in run("serve", "--host", "0.0.0.0").stderr
     monkeypatch.setenv("KEY", "secret")
     assert "secret" not in (said := run("serve", "--host", "0.0.0.0", "--api-key-env", "KEY").stderr)

@@ -14,7 +14,8 @@ from tokenpacker.cli.commands.count import count
 from tokenpacker.cli.commands.data import data_app
 from tokenpacker.cli.commands.evaluate import evaluate
 from tokenpacker.cli.commands.models import models
-from tokenpacker.cli.commands.serve import batch, serve
+from tokenpacker.cli.commands.serving.batch import batch
+from tokenpacker.cli.commands.serving.serve import serve
 from tokenpacker.cli.commands.show import show
 from tokenpacker.cli.commands.speed import speed
 from tokenpacker.cli.commands.train import train_app

@@ -1,0 +1,1 @@
+"""Commands that put a model where programs and people reach it."""
