@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +31,14 @@ MAX_NEW_TOKENS = 64
 OPTIONS = ("tile_size", "max_tiles", "grid_list", "image_mean", "image_std", "rescale_factor")
 NEEDED_OPTIONS = {"image_mode": "slice", "thumbnail_source": "image", "antialias": True, "do_convert_rgb": True}
 NEEDED_OPTIONS |= {"do_rescale": True, "do_normalize": True}
-EXAMPLES = (15, 7, 2, 9)  # numbers of test pictures of fine print, which the carried model's training never showed
+# Test pictures of fine print, which the carried model's training never showed, and questions that it answers correctly
+# with 2, 3 and 4.
+EXAMPLES = {
+    15: ("what number is in the green box?", "what word is in the red box?", "what shape is just above the number 32?"),
+    7: ("which word is just below the circle?", "which box is the word book in?", "what number is just below the cross?"),
+    2: ("what word is in the black box?", "which number is in the red box?", "what word is just below the cross?"),
+    8: ("what word is in the purple box?", "what color is the word fox?", "how many words are there?"),
+}
 QUESTION = "\N{WHITE SQUARE}"  # stands for the question while the prompt is taken apart
 
 
@@ -95,24 +103,29 @@ def write_static_page(
 def describe(
     model: TokenPackerForConditionalGeneration, processor: TokenPackerProcessor, manifest: Manifest
 ) -> dict[str, Any]:
-    """What the page knows of a model and its processor; under `files` the paths that it loads."""
-    graphs = {name: {"graph": name, "weights": _weights_of(name, manifest)} for name in manifest.files if name.endswith(".onnx")}
-    projector, patch_grid = config_from_dict(processor.projector_config), (processor.patch_grid[0], processor.patch_grid[1])
-    encoders = {entry["scale_factor"]: graphs[entry["file"]] for entry in manifest.vision_encoders}
+    """What the page knows of a model and its processor; `files` are the paths that it loads."""
+    projector = config_from_dict(processor.projector_config)
+    rows, cols = processor.patch_grid
+    first = manifest.vision_encoders[0]["file"]  # the encoders of all scale factors share its file of weights
     ends = model.generation_config.eos_token_id
     runtime = f"{VENDOR}/{Path(RUNTIME.files[1]).name}"
+    graphs = [name for name in manifest.files if name.startswith("onnx/")]
+
+    def graph(name: str, owner: str) -> dict[str, Any]:
+        return {"graph": name, "weights": [file for file in graphs if file.startswith(f"{owner}_data")]}
+
     return {
         "version": manifest.tokenpacker,
         "runtime": runtime,
         "processor": {option: getattr(processor.image_processor, option) for option in OPTIONS},
-        "patch_grid": patch_grid,
+        "patch_grid": (rows, cols),
         "scale_factor": manifest.scale_factors[0],
         "scale_factors": {
-            factor: {"token_grid": projector.token_grid(patch_grid, factor), "encoder": encoder}
-            for factor, encoder in encoders.items()
+            factor: {"token_grid": projector.token_grid((rows, cols), factor), "encoder": graph(entry["file"], first)}
+            for factor, entry in zip(manifest.scale_factors, manifest.vision_encoders, strict=True)
         },
-        "embed_tokens": graphs[manifest.embed_tokens],
-        "decoder": {**graphs[manifest.decoder], **manifest.cache},
+        "embed_tokens": graph(manifest.embed_tokens, manifest.embed_tokens),
+        "decoder": {**graph(manifest.decoder, manifest.decoder), **manifest.cache},
         "image_token": processor.image_token,
         "image_token_id": processor.image_token_id,
         "tile_separator_id": processor.tile_separator_id,
@@ -121,12 +134,8 @@ def describe(
         "max_positions": manifest.max_positions,
         "max_new_tokens": MAX_NEW_TOKENS,
         "prompt": _prompt(processor),
-        "files": ["tokenizer.json", "tokenizer_config.json", runtime, *(f for f in manifest.files if f.startswith("onnx/"))],
+        "files": ["tokenizer.json", "tokenizer_config.json", runtime, *graphs],
     }
-
-
-def _weights_of(graph: str, manifest: Manifest) -> list[str]:
-    return []
 
 
 def _prompt(processor: TokenPackerProcessor) -> dict[str, Any]:
@@ -139,43 +148,44 @@ def _prompt(processor: TokenPackerProcessor) -> dict[str, Any]:
 
 
 def _check_model(processor: TokenPackerProcessor, name: str, num_bytes: int) -> None:
+    remedy = "use a server instead: tokenpacker ui"
     if num_bytes > MAX_WEIGHT_BYTES:
         raise ValueError(
-            f"model {name} has {num_bytes / 1e6:,.0f} MB of weights, and a page takes {MAX_WEIGHT_BYTES / 1e6:.0f};"
-            " use a smaller model, or a server: tokenpacker ui"
+            f"model {name} has {num_bytes / 1e6:,.0f} MB of weights in float32, and a page takes"
+            f" {MAX_WEIGHT_BYTES / 1e6:.0f}; {remedy}"
         )
     for option, needed in NEEDED_OPTIONS.items():
         value = getattr(processor.image_processor, option)
         if value != needed:
-            raise ValueError(f"model {name} has {option}={value!r}, and the page knows {needed!r} only; use a server: tokenpacker ui")
+            raise ValueError(f"model {name} has {option}={value!r}, and the page knows {needed!r} only; {remedy}")
     if processor.tokenizer.init_kwargs.get("llama_variant"):
-        raise ValueError(f"model {name} has a tokenizer of released weights, which the page lacks; use a server: tokenpacker ui")
+        raise ValueError(f"model {name} has a tokenizer of released weights, which the page lacks; {remedy}")
 
 
 def _scale_factors(processor: TokenPackerProcessor) -> list[int]:
     """The projector's own scale factor, then those of `SCALE_FACTORS` that it can have."""
-    projector, patch_grid = config_from_dict(processor.projector_config), (processor.patch_grid[0], processor.patch_grid[1])
-    own = own_scale_factor(projector, patch_grid)
+    projector = config_from_dict(processor.projector_config)
+    rows, cols = processor.patch_grid
+    own = own_scale_factor(projector, (rows, cols))
     if own is None:
-        raise ValueError("the projector's tokens have no scale factor, which the page needs; use a server: tokenpacker ui")
-
-    def fits(factor: int) -> bool:
-        try:
-            return projector.token_grid(patch_grid, factor) is not None
-        except ValueError:
-            return False
-
-    return [own, *(factor for factor in SCALE_FACTORS if factor != own and fits(factor))]
+        raise ValueError("the projector's tokens have no scale factor, which the page needs; use tokenpacker ui")
+    fitting = []
+    for factor in SCALE_FACTORS:
+        with suppress(ValueError):
+            projector.token_grid((rows, cols), factor)
+            fitting.append(factor)
+    return [own, *(factor for factor in fitting if factor != own)]
 
 
 def _draw_examples(folder: Path) -> list[dict[str, Any]]:
     """Draws signs that the carried model can read, and returns their places and questions."""
     from tokenpacker.scenes.fine_print import FinePrint
 
+    pictures = FinePrint("test")
     (folder / "examples").mkdir()
     examples = []
-    for number, index in enumerate(EXAMPLES, start=1):
-        sample, picture = FinePrint("test")[index], f"examples/sign-{number}.png"
-        sample.image.save(folder / picture)
-        examples.append({"picture": picture, "questions": [question.text for question in sample.questions]})
+    for index, questions in EXAMPLES.items():
+        picture = f"examples/sign-{index}.png"
+        pictures[index].image.save(folder / picture)
+        examples.append({"picture": picture, "questions": questions})
     return examples

@@ -4,6 +4,7 @@ import { fitWithin } from './tiling.js';
 
 const LARGEST = { height: 440, width: 640 }; // of the tiles, in CSS pixels
 const THUMBNAIL = 96;
+const GAP = 16; // as in style.css
 const WINDOW = 168;
 
 function colour(name) {
@@ -87,7 +88,8 @@ export function drawPicture(elements, state, source, onToken) {
   const [, cols] = layout.grid;
   const index = (tile, row, col) => tile * (layout.perTile + 1) + row * layout.tokenGrid[1] + col;
   const isSliced = layout.numTiles > 1;
-  const room = { ...LARGEST, width: Math.min(LARGEST.width, elements.planes.clientWidth) };
+  const beside = isSliced && elements.planes.clientWidth > 4 * THUMBNAIL ? THUMBNAIL + GAP : 0;
+  const room = { ...LARGEST, width: Math.min(LARGEST.width, elements.planes.clientWidth - beside) };
   const inTiles = source && !(isSliced && source.isThumbnail);
   const chosen = inTiles ? { ...source, at: [Math.floor(source.tile / cols), source.tile % cols] } : null;
   const pick = drawPlane(elements.tiles, room, state, layout.grid, chosen);
