@@ -67,6 +67,11 @@ class Handler(http.server.SimpleHTTPRequestHandler):
         **{".js": "text/javascript", ".mjs": "text/javascript", ".wasm": "application/wasm"},
     }
 
+    def do_GET(self):
+        if self.path != "/favicon.ico":  # which Chromium asks for, where a page names no icon
+            return super().do_GET()
+        return self.send_response(204) or self.end_headers()
+
     def log_message(self, *_):
         pass
 
@@ -108,8 +113,8 @@ def address(folder):
 
 @pytest.fixture
 def modules(open_page, address):
-    """A page in which the modules of ours are loaded, as `ours`."""
-    page = open_page(address)
+    """A page that is empty but for our modules, as `ours`."""
+    page = open_page(f"{address}page.json")
     page.evaluate(MODULES)
     return page
 
@@ -148,17 +153,244 @@ def prompt(processor, question: str) -> str:
     return processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
 
 
+def python_tiles(processor, picture: Image.Image) -> torch.Tensor:
+    return processor(images=picture, text=prompt(processor, "what?"), return_tensors="pt")["pixel_values"]
+
+
+def answered(page):
+    page.wait_for_selector(ANSWERED, timeout=60_000)
+    return page.inner_text("#answer-text")
+
+
 def test_tiles_equal_pythons_at_many_sizes(modules, processor):
     rng = random.Random(0)
-    sizes = SIZES + [(rng.randint(1, 700), rng.randint(1, 700)) for _ in range(20)]
-    worst = 0.0
-    for size in sizes:
+    for size in SIZES + [(rng.randint(1, 500), rng.randint(1, 500)) for _ in range(8)]:
         picture = noise(*size)
-        theirs = processor(images=picture, text=prompt(processor, "what?"), return_tensors="pt")["pixel_values"]
-        layout, _, ours = page_tiles(modules, picture)
+        theirs, (layout, _, ours) = python_tiles(processor, picture), page_tiles(modules, picture)
         assert ours.shape == theirs.shape, (size, layout)
-        difference = (ours - theirs).abs().max().item()
-        print(size, layout["grid"], difference / LEVEL)
-        worst = max(worst, difference)
-    # A picture that shrinks has equal bytes; one that grows is made of floats, whose sums round differently.
-    assert worst < 1e-3 * LEVEL
+        # A picture that shrinks gives equal bytes; one that grows is summed in floats, which round elsewhere.
+        worst = (ours - theirs).abs().max().item()
+        assert worst < 1e-3 * LEVEL, (size, worst / LEVEL)
+
+
+def test_grey_pictures_have_equal_tiles_and_transparent_ones_within_a_level(modules, processor):
+    for mode, allowed in (("L", 1e-3), ("RGBA", 1.001)):  # a browser multiplies colours by their alpha and rounds
+        picture = noise(200, 310, mode)
+        ours = page_tiles(modules, picture)[2]
+        assert (ours - python_tiles(processor, picture)).abs().max().item() <= allowed * LEVEL, mode
+
+
+def test_a_photograph_that_lies_on_its_side_is_turned_upright(modules, processor):
+    picture, exif = FinePrint("test")[2].image, Image.Exif()
+    exif[0x0112] = 6
+    file = io.BytesIO()
+    picture.save(file, "JPEG", quality=95, subsampling=0, exif=exif)
+    found = modules.evaluate(TILES, [base64.b64encode(file.getvalue()).decode(), 2])
+    ours = torch.frombuffer(bytearray(base64.b64decode(found["tiles"])), dtype=torch.float32).view(-1, 3, 96, 96)
+    theirs = python_tiles(processor, Image.open(file))
+    assert ours.shape == theirs.shape
+    assert (ours - theirs).abs().mean().item() < LEVEL  # two decoders of JPEG
+
+
+def test_counts_ids_and_windows_equal_pythons(modules, processor):
+    rng = random.Random(1)
+    cases = [((rng.randint(1, 900), rng.randint(1, 900)), rng.choice((2, 3, 4)), rng.choice((None, 37, 100, 250))) for _ in range(60)]
+    found = modules.evaluate(
+        """cases => cases.map(([size, scaleFactor, budget]) => {
+            const layout = ours.planLayout(size, described, scaleFactor, budget);
+            const sources = Array.from({length: layout.numTokens}, (_, i) => ours.tokenSource(layout, i, size, described));
+            return {count: layout.numTokens, ids: ours.imageTokenIds(layout, described), sources};
+        })""",
+        cases,
+    )
+    for (size, scale_factor, budget), ours in zip(cases, found, strict=True):
+        layout = processor.image_layout(size, scale_factor=scale_factor, max_image_tokens=budget)
+        assert ours["count"] == layout.num_tokens
+        ids = (processor.image_token_id, processor.tile_separator_id, processor.row_separator_id)
+        assert ours["ids"] == layout.token_ids(*ids)
+        packed = PackedImage.plan(
+            processor, Image.new("RGB", size[::-1]), scale_factor=scale_factor, max_image_tokens=budget
+        )
+        for index, shown in enumerate(ours["sources"]):
+            source = packed.source(index)
+            if source is None:
+                assert shown is None
+                continue
+            assert (shown["tile"], shown["row"], shown["col"]) == (source.tile, source.row, source.col)
+            assert (shown["box"] is None) == (source.box is None)
+            assert source.box is None or shown["box"] == pytest.approx(source.box)
+
+
+def test_a_budget_below_one_tile_is_refused_in_pythons_words(modules, processor):
+    ask = "budget => { try { ours.planLayout([9, 9], described, 2, budget); } catch (error) { return error.message; } }"
+    with pytest.raises(ValueError, match="too small") as refused:
+        processor.image_layout((9, 9), scale_factor=2, max_image_tokens=36)
+    assert modules.evaluate(ask, 36) == str(refused.value)
+
+
+def test_prompts_have_pythons_ids_whatever_is_asked(modules, processor):
+    questions = ["what number is in the red box?", " two  spaces\nand a line", "Wie heißt das? 你好 🙂", "</s> don't! 3,14 <b>"]
+    picture = Image.new("RGB", (200, 100))
+    found = modules.evaluate(
+        """async (questions) => {
+            const {Tokenizer} = await import(new URL('./vendor/tokenizers.min.mjs', location));
+            const files = ['tokenizer.json', 'tokenizer_config.json'].map(async path => (await fetch(path)).json());
+            const tokenizer = new Tokenizer(...await Promise.all(files));
+            const layout = ours.planLayout([100, 200], described, 3);
+            return questions.map(question => {
+                try { return ours.promptIds(tokenizer, question, layout, described); } catch (error) { return error.message; }
+            });
+        }""",
+        [*questions, "what is <image>?"],
+    )
+    for question, ids in zip(questions, found, strict=False):
+        theirs = processor(images=picture, text=prompt(processor, question), scale_factor=3)["input_ids"][0]
+        assert ids == list(theirs), question
+    assert found[-1] == "The question holds <image>, which stands for a picture; leave it out."
+
+
+def test_answers_equal_torchs_at_every_scale_factor(modules, parts):
+    model, processor = parts
+    cases = []
+    for index in range(12):
+        sample = FinePrint("test")[index]
+        cases += [(sample.image, random.Random(index).choice(sample.questions).text, factor) for factor in (2, 3, 4)]
+    found = modules.evaluate(ASK, [(encoded(picture), *rest) for picture, *rest in cases])
+    for (picture, question, factor), (ids, answer) in zip(cases, found, strict=True):
+        inputs = processor(images=picture, text=prompt(processor, question), scale_factor=factor, return_tensors="pt")
+        assert ids == inputs["input_ids"][0].tolist()
+        with torch.inference_mode():
+            theirs = model.generate(**inputs, max_new_tokens=16, do_sample=False)[0, len(ids) :].tolist()
+        assert [*answer, model.generation_config.eos_token_id] == theirs, (question, factor)
+
+
+def test_a_moved_slider_changes_the_count_and_the_answer_stays(ready, processor):
+    page = ready()
+    picture = FinePrint("test")[next(iter(EXAMPLES))].image
+    for factor, key in ((2, "Home"), (3, "ArrowRight"), (4, "ArrowRight")):
+        page.focus("#factor")
+        page.keyboard.press(key)
+        count = processor.image_layout((picture.height, picture.width), scale_factor=factor).num_tokens
+        assert page.inner_text("#count") == str(count)  # before anything is asked
+        if factor == 2:
+            page.click("#ask")
+        page.wait_for_selector(f"#answer-cost:has-text(' {count} image tokens')", timeout=60_000)
+        assert page.inner_text("#answer-text") == "73"
+    assert page.locator("#answers tbody tr").count() == 3
+
+
+def test_a_budget_leaves_out_tiles(ready):
+    page = ready()
+    page.focus("#budget")
+    page.keyboard.press("Home")
+    assert page.inner_text("#count") == "37"
+    assert page.inner_text("#layout").endswith("one tile, 36 tokens each")
+    assert page.is_hidden("#thumbnail")
+    page.keyboard.press("End")
+    assert page.inner_text("#budget-text") == "no limit"
+
+
+def test_a_clicked_token_shows_its_window(ready):
+    page = ready()
+    page.click("#tiles", position={"x": 3, "y": 3})
+    assert page.inner_text("#token-number") == "1 of 259"
+    assert "Row 1, column 1 of tile 1. Its window is 2 × 2 patches: rows 0 to " in page.inner_text("#token-text")
+    assert page.is_visible("#window")
+    page.focus("#token")
+    for _ in range(36):
+        page.keyboard.press("ArrowRight")
+    assert "A separator" in page.inner_text("#token-text")
+    page.click("#thumbnail-tile", position={"x": 3, "y": 3})
+    assert "of the thumbnail" in page.inner_text("#token-text")
+    page.get_by_text("Tokens", exact=True).click()
+    assert page.is_checked("input[value=tokens]")
+
+
+def test_a_picture_of_the_user_is_read_and_nothing_is_fetched_after_loading(chromium, address):
+    context = chromium.new_context()
+    page, requests = context.new_page(), []
+    context.on("request", lambda request: requests.append(request.url))
+    page.goto(address)
+    page.wait_for_selector("#ask:enabled", timeout=60_000)
+    assert {url for url in requests if not url.startswith((address, "blob:"))} == set()
+    assert len(requests) > 10
+    requests.clear()
+    context.set_offline(True)
+    file = io.BytesIO()
+    FinePrint("test")[1].image.save(file, "PNG")
+    page.set_input_files("#file", {"name": "mine.png", "mimeType": "image/png", "buffer": file.getvalue()})
+    page.wait_for_selector("#layout:has-text('153 × 301')")
+    page.fill("#question", "which number is in the purple box?")
+    page.keyboard.press("Enter")
+    assert answered(page) == "52"
+    assert {url for url in requests if not url.startswith("blob:")} == set()
+    context.close()
+
+
+def test_neither_page_nor_worker_can_send_anything_to_another_host(chromium, address):
+    heard = []
+
+    class Ear(Handler):
+        def do_GET(self):
+            heard.append(self.path)
+            self.send_response(200)
+            self.send_header("Access-Control-Allow-Origin", "*")
+            self.end_headers()
+
+        do_POST = do_GET
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Ear) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        other = f"http://127.0.0.1:{server.server_port}/"
+        page = chromium.new_page()
+        page.goto(address)
+        page.wait_for_selector("#ask:enabled", timeout=60_000)
+        send = "url => fetch(url, {method: 'POST', body: 'a picture', mode: 'no-cors'}).then(() => 'sent', () => 'refused')"
+        assert page.evaluate(send, other) == "refused"
+        assert [worker.evaluate(send, other) for worker in page.workers] == ["refused"]
+        page.evaluate("url => { new Image().src = url; navigator.sendBeacon(url, 'a picture'); }", other)
+        page.wait_for_timeout(300)
+        page.close()
+        server.shutdown()
+    assert heard == []
+
+
+def test_what_is_no_picture_gets_a_sentence(ready):
+    page = ready()
+    whole = base64.b64decode(encoded(noise(60, 80)))
+    large = b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        for kind, data in (
+            (b"IHDR", struct.pack(">IIBBBBB", 60_000, 50_000, 8, 2, 0, 0, 0)),
+            (b"IDAT", zlib.compress(bytes(1000))),
+            (b"IEND", b""),
+        )
+    )
+    for name, content, told in (
+        ("a.svg", b'<svg xmlns="http://www.w3.org/2000/svg"/>', "a.svg is not a picture that this page reads; give a PNG"),
+        ("b.png", b"", "b.png is not a picture that this page reads"),
+        ("c.png", whole[:20], "c.png cannot be read; it is damaged"),
+        ("d.png", large, "d.png is 50000 × 60000, 3000 million pixels; this page reads 50. Shrink it first."),
+    ):
+        page.set_input_files("#file", {"name": name, "mimeType": "image/png", "buffer": content})
+        page.wait_for_selector(f"#problem:has-text('{name}')")
+        assert told in page.inner_text("#problem")
+    assert page.inner_text("#count") == "259"  # of the picture before
+
+
+def test_the_page_fits_a_phone_and_people(ready):
+    for viewport, scheme in ((PHONE, "light"), (DESKTOP, "dark")):
+        page = ready(viewport, color_scheme=scheme)
+        page.click("#ask")
+        answered(page)
+        page.click("#tiles", position={"x": 30, "y": 30})
+        assert_fits(page)
+        assert_accessible(page)
+
+
+def test_a_missing_file_of_the_model_is_told(chromium, address):
+    page = chromium.new_page()
+    page.context.route("**/decoder_model_merged.onnx_data", lambda route: route.fulfill(status=404))
+    page.goto(address)
+    page.wait_for_selector("#status-text:has-text('cannot be fetched (404)')", timeout=60_000)
+    page.close()
