@@ -153,6 +153,15 @@ def prompt(processor, question: str) -> str:
     return processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
 
 
+def png_of(height: int, width: int) -> bytes:
+    """A file whose header promises a large picture, of which it has a few pixels only."""
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(bytes(1000))), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks
+    )
+
+
 def python_tiles(processor, picture: Image.Image) -> torch.Tensor:
     return processor(images=picture, text=prompt(processor, "what?"), return_tensors="pt")["pixel_values"]
 
@@ -302,7 +311,7 @@ def test_a_clicked_token_shows_its_window(ready):
     assert "A separator" in page.inner_text("#token-text")
     page.click("#thumbnail-tile", position={"x": 3, "y": 3})
     assert "of the thumbnail" in page.inner_text("#token-text")
-    page.get_by_text("Tokens", exact=True).click()
+    page.locator(".switch").get_by_text("Tokens").click()
     assert page.is_checked("input[value=tokens]")
 
 
@@ -358,19 +367,12 @@ def test_neither_page_nor_worker_can_send_anything_to_another_host(chromium, add
 def test_what_is_no_picture_gets_a_sentence(ready):
     page = ready()
     whole = base64.b64decode(encoded(noise(60, 80)))
-    large = b"\x89PNG\r\n\x1a\n" + b"".join(
-        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-        for kind, data in (
-            (b"IHDR", struct.pack(">IIBBBBB", 60_000, 50_000, 8, 2, 0, 0, 0)),
-            (b"IDAT", zlib.compress(bytes(1000))),
-            (b"IEND", b""),
-        )
-    )
     for name, content, told in (
         ("a.svg", b'<svg xmlns="http://www.w3.org/2000/svg"/>', "a.svg is not a picture that this page reads; give a PNG"),
         ("b.png", b"", "b.png is not a picture that this page reads"),
         ("c.png", whole[:20], "c.png cannot be read; it is damaged"),
-        ("d.png", large, "d.png is 50000 × 60000, 3000 million pixels; this page reads 50. Shrink it first."),
+        ("d.png", png_of(6_000, 12_000), "d.png is 6000 × 12000, 72 million pixels; this page reads 50. Shrink it first."),
+        ("e.png", png_of(50_000, 60_000), "e.png cannot be read; it is damaged, or too large for this browser"),
     ):
         page.set_input_files("#file", {"name": name, "mimeType": "image/png", "buffer": content})
         page.wait_for_selector(f"#problem:has-text('{name}')")

@@ -30,7 +30,7 @@ export async function readPicture(file, name = 'The file') {
     const pixels = context.getImageData(0, 0, bitmap.width, bitmap.height).data;
     return { bitmap, picture: { pixels, height: bitmap.height, width: bitmap.width } };
   } catch {
-    throw new Error(`${name} cannot be decoded; it is damaged, or too large for this browser. Save it anew.`);
+    throw new Error(`${name} cannot be decoded; it is damaged, or too large for this browser. Save it anew, or smaller.`);
   }
 }
 
@@ -42,7 +42,7 @@ async function sizeOf(file, name) {
     await new Promise((resolve, reject) => Object.assign(image, { onload: resolve, onerror: reject }));
     return { width: image.naturalWidth, height: image.naturalHeight };
   } catch {
-    throw new Error(`${name} cannot be read; it is damaged. Save it anew.`);
+    throw new Error(`${name} cannot be read; it is damaged, or too large for this browser. Save it anew, or smaller.`);
   } finally {
     URL.revokeObjectURL(image.src);
   }
