@@ -6,7 +6,6 @@ import base64
 import functools
 import http.server
 import io
-import json
 import random
 import struct
 import threading
@@ -15,9 +14,9 @@ import zlib
 import numpy as np
 import pytest
 import torch
-from browser import DESKTOP, PHONE, assert_accessible, assert_fits
 from PIL import Image
 
+from browser import DESKTOP, PHONE, assert_accessible, assert_fits
 from tokenpacker.hf import TokenPackerForConditionalGeneration, TokenPackerProcessor, carried_model_path
 from tokenpacker.scenes.fine_print import FinePrint
 from tokenpacker.ui.static_page import EXAMPLES, write_static_page
@@ -64,7 +63,9 @@ class Handler(http.server.SimpleHTTPRequestHandler):
 
     extensions_map = {  # noqa: RUF012
         **http.server.SimpleHTTPRequestHandler.extensions_map,
-        **{".js": "text/javascript", ".mjs": "text/javascript", ".wasm": "application/wasm"},
+        ".js": "text/javascript",
+        ".mjs": "text/javascript",
+        ".wasm": "application/wasm",
     }
 
     def do_GET(self):
@@ -91,8 +92,10 @@ def processor(parts):
 def folder(parts, tmp_path_factory):
     """The page, exported once, in a sub-folder of what is hosted."""
     import os
+
     if os.environ.get("PAGE"):
         from pathlib import Path
+
         return Path(os.environ["PAGE"])
     try:
         return write_static_page(*parts, tmp_path_factory.mktemp("host") / "a" / "page")
@@ -203,7 +206,10 @@ def test_a_photograph_that_lies_on_its_side_is_turned_upright(modules, processor
 
 def test_counts_ids_and_windows_equal_pythons(modules, processor):
     rng = random.Random(1)
-    cases = [((rng.randint(1, 900), rng.randint(1, 900)), rng.choice((2, 3, 4)), rng.choice((None, 37, 100, 250))) for _ in range(60)]
+    cases = [
+        ((rng.randint(1, 900), rng.randint(1, 900)), rng.choice((2, 3, 4)), rng.choice((None, 37, 100, 250)))
+        for _ in range(60)
+    ]
     found = modules.evaluate(
         """cases => cases.map(([size, scaleFactor, budget]) => {
             const layout = ours.planLayout(size, described, scaleFactor, budget);
@@ -238,7 +244,12 @@ def test_a_budget_below_one_tile_is_refused_in_pythons_words(modules, processor)
 
 
 def test_prompts_have_pythons_ids_whatever_is_asked(modules, processor):
-    questions = ["what number is in the red box?", " two  spaces\nand a line", "Wie heißt das? 你好 🙂", "</s> don't! 3,14 <b>"]
+    questions = [
+        "what number is in the red box?",
+        " two  spaces\nand a line",
+        "Wie heißt das? 你好 🙂",
+        "</s> don't! 3,14 <b>",
+    ]
     picture = Image.new("RGB", (200, 100))
     found = modules.evaluate(
         """async (questions) => {
@@ -368,10 +379,18 @@ def test_what_is_no_picture_gets_a_sentence(ready):
     page = ready()
     whole = base64.b64decode(encoded(noise(60, 80)))
     for name, content, told in (
-        ("a.svg", b'<svg xmlns="http://www.w3.org/2000/svg"/>', "a.svg is not a picture that this page reads; give a PNG"),
+        (
+            "a.svg",
+            b'<svg xmlns="http://www.w3.org/2000/svg"/>',
+            "a.svg is not a picture that this page reads; give a PNG",
+        ),
         ("b.png", b"", "b.png is not a picture that this page reads"),
         ("c.png", whole[:20], "c.png cannot be read; it is damaged"),
-        ("d.png", png_of(6_000, 12_000), "d.png is 6000 × 12000, 72 million pixels; this page reads 50. Shrink it first."),
+        (
+            "d.png",
+            png_of(6_000, 12_000),
+            "d.png is 6000 × 12000, 72 million pixels; this page reads 50. Shrink it first.",
+        ),
         ("e.png", png_of(50_000, 60_000), "e.png cannot be read; it is damaged, or too large for this browser"),
     ):
         page.set_input_files("#file", {"name": name, "mimeType": "image/png", "buffer": content})

@@ -71,14 +71,16 @@ def _archive(package: NpmPackage) -> bytes:
     path = cached_assets_path("tokenpacker", namespace="npm") / package.archive
     if path.is_file() and package.is_archive(content := path.read_bytes()):
         return content
-    elsewhere = f"run `npm pack {package.name}@{package.version}` elsewhere, and put {package.archive} into {path.parent}"
+    elsewhere = (
+        f"run `npm pack {package.name}@{package.version}` elsewhere, and put {package.archive} into {path.parent}"
+    )
     try:
         response = httpx.get(package.address, timeout=TIMEOUT_S, follow_redirects=True).raise_for_status()
     except Exception as error:  # network libraries raise many kinds
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise OSError(f"{package.address} cannot be fetched ({reason}); {elsewhere}") from None
+        raise OSError(f"{package.address} cannot be fetched ({reason}); {remedy}") from None
     if not package.is_archive(response.content):
-        raise OSError(f"{package.address} gave another file than expected (its SHA-512 differs); {elsewhere}")
+        raise OSError(f"{package.address} gave another file than expected (its SHA-512 differs); {remedy}")
     partial = path.with_suffix(f".{os.getpid()}")
     partial.write_bytes(response.content)
     partial.replace(path)

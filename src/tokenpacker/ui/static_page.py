@@ -35,7 +35,11 @@ NEEDED_OPTIONS |= {"do_rescale": True, "do_normalize": True}
 # with 2, 3 and 4.
 EXAMPLES = {
     15: ("what number is in the green box?", "what word is in the red box?", "what shape is just above the number 32?"),
-    7: ("which word is just below the circle?", "which box is the word book in?", "what number is just below the cross?"),
+    7: (
+        "which word is just below the circle?",
+        "which box is the word book in?",
+        "what number is just below the cross?",
+    ),
     2: ("what word is in the black box?", "which number is in the red box?", "what word is just below the cross?"),
     8: ("what word is in the purple box?", "what color is the word fox?", "how many words are there?"),
 }

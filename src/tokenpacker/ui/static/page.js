@@ -105,7 +105,7 @@ function update() {
   $('budget').value = limit;
   $('budget-text').textContent = hasLimit ? `at most ${number.format(limit)} a picture` : 'no limit';
   const patches = page.patch_grid[0] * page.patch_grid[1];
-  $('factor-text').textContent = `${scaleFactor}: a tile’s ${patches} patches become ${perTile - 1} tokens`;
+  $('factor-text').textContent = `${scaleFactor}: ${patches} patches become ${perTile - 1} tokens`;
   if (!bitmap) return;
   const size = [bitmap.height, bitmap.width];
   state.layout = planLayout(size, page, scaleFactor, hasLimit ? limit : null);

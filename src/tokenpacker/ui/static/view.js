@@ -88,7 +88,7 @@ export function drawPicture(elements, state, source, onToken) {
   const [, cols] = layout.grid;
   const index = (tile, row, col) => tile * (layout.perTile + 1) + row * layout.tokenGrid[1] + col;
   const isSliced = layout.numTiles > 1;
-  const beside = isSliced && elements.planes.clientWidth > 4 * THUMBNAIL ? THUMBNAIL + GAP : 0;
+  const beside = isSliced && elements.planes.clientWidth > 4 * THUMBNAIL ? THUMBNAIL + GAP + 1 : 0;
   const room = { ...LARGEST, width: Math.min(LARGEST.width, elements.planes.clientWidth - beside) };
   const inTiles = source && !(isSliced && source.isThumbnail);
   const chosen = inTiles ? { ...source, at: [Math.floor(source.tile / cols), source.tile % cols] } : null;
