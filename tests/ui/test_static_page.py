@@ -6,10 +6,12 @@ import base64
 import functools
 import http.server
 import io
+import os
 import random
 import struct
 import threading
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -91,11 +93,7 @@ def processor(parts):
 @pytest.fixture(scope="module")
 def folder(parts, tmp_path_factory):
     """The page, exported once, in a sub-folder of what is hosted."""
-    import os
-
     if os.environ.get("PAGE"):
-        from pathlib import Path
-
         return Path(os.environ["PAGE"])
     try:
         return write_static_page(*parts, tmp_path_factory.mktemp("host") / "a" / "page")
@@ -206,15 +204,14 @@ def test_a_photograph_that_lies_on_its_side_is_turned_upright(modules, processor
 
 def test_counts_ids_and_windows_equal_pythons(modules, processor):
     rng = random.Random(1)
-    cases = [
-        ((rng.randint(1, 900), rng.randint(1, 900)), rng.choice((2, 3, 4)), rng.choice((None, 37, 100, 250)))
-        for _ in range(60)
-    ]
+    sizes = [(rng.randint(1, 900), rng.randint(1, 900)) for _ in range(60)]
+    cases = [(size, rng.choice((2, 3, 4)), rng.choice((None, 37, 100, 250))) for size in sizes]
     found = modules.evaluate(
         """cases => cases.map(([size, scaleFactor, budget]) => {
             const layout = ours.planLayout(size, described, scaleFactor, budget);
-            const sources = Array.from({length: layout.numTokens}, (_, i) => ours.tokenSource(layout, i, size, described));
-            return {count: layout.numTokens, ids: ours.imageTokenIds(layout, described), sources};
+            const ids = ours.imageTokenIds(layout, described);
+            const sources = ids.map((_, i) => ours.tokenSource(layout, i, size, described));
+            return {count: layout.numTokens, ids, sources};
         })""",
         cases,
     )
@@ -257,9 +254,8 @@ def test_prompts_have_pythons_ids_whatever_is_asked(modules, processor):
             const files = ['tokenizer.json', 'tokenizer_config.json'].map(async path => (await fetch(path)).json());
             const tokenizer = new Tokenizer(...await Promise.all(files));
             const layout = ours.planLayout([100, 200], described, 3);
-            return questions.map(question => {
-                try { return ours.promptIds(tokenizer, question, layout, described); } catch (error) { return error.message; }
-            });
+            const ids = question => ours.promptIds(tokenizer, question, layout, described);
+            return questions.map(question => { try { return ids(question); } catch (error) { return error.message; } });
         }""",
         [*questions, "what is <image>?"],
     )
@@ -365,7 +361,8 @@ def test_neither_page_nor_worker_can_send_anything_to_another_host(chromium, add
         page = chromium.new_page()
         page.goto(address)
         page.wait_for_selector("#ask:enabled", timeout=60_000)
-        send = "url => fetch(url, {method: 'POST', body: 'a picture', mode: 'no-cors'}).then(() => 'sent', () => 'refused')"
+        send = """url => fetch(url, {method: 'POST', body: 'a picture', mode: 'no-cors'})
+            .then(() => 'sent', () => 'refused')"""
         assert page.evaluate(send, other) == "refused"
         assert [worker.evaluate(send, other) for worker in page.workers] == ["refused"]
         page.evaluate("url => { new Image().src = url; navigator.sendBeacon(url, 'a picture'); }", other)

