@@ -62,7 +62,7 @@ def draw_figure(title: str, panels: Sequence[tuple[str, Sequence[Point]]], path:
     columns, lines = zip(*(_legend_size(marks, letters) for marks, _ in legends), strict=True)
     heights = [PANEL[1] + TOP, *(count * line / 72 for count, (_, line) in zip(lines, legends, strict=True))]
     figure = Figure((width, sum(heights)), dpi=DPI, layout="constrained")
-    charts, *places = figure.subfigures(3, 1, height_ratios=heights)
+    charts, *places = figure.subfigures(3, 1, squeeze=False, height_ratios=heights).flat
     charts.suptitle(textwrap.fill(title, int(letters / 1.3)), fontsize=13)
     for axes, (heading, points) in zip(charts.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         axes.set_title(heading, fontsize=11)
@@ -98,8 +98,8 @@ def _draw_panel(
         ends += [point.accuracy - reach[0], point.accuracy + reach[1]]
         if point.half is not None:
             axes.errorbar(*place, yerr=[[reach[0]], [reach[1]]], color=color, capsize=2, alpha=0.7, zorder=1)
-        look = {"color": color, "marker": shape, "edgecolor": "white", "linewidths": EDGE}
-        axes.scatter(*place, s=areas[point.tokens], zorder=2, **look)
+        area = areas[point.tokens]
+        axes.scatter(*place, s=area, color=color, marker=shape, edgecolor="white", linewidths=EDGE, zorder=2)
     axes.set_xscale("log")
     axes.minorticks_off()
     times = [math.log10(point.milliseconds) for point in points]
@@ -125,7 +125,7 @@ def _log_ticks(low: float, high: float) -> list[float]:
     from matplotlib.ticker import MaxNLocator
 
     if high < 4 * low:
-        ticks = MaxNLocator(8, steps=[1, 2, 5, 10]).tick_values(low, high).tolist()
+        ticks = MaxNLocator(8, steps=[1, 2, 5, 10]).tick_values(low, high)
     else:
         decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
         ticks = [digit * 10.0**decade for decade in decades for digit in ((1, 2, 5) if high < 50 * low else (1,))]

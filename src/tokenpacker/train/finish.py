@@ -131,8 +131,8 @@ def draw_curve(losses: list[tuple[int, float]]) -> Image.Image:
     left = MARGIN + round(max(map(font.getlength, labels)))
     right, bottom = WIDTH - MARGIN, HEIGHT - 2 * MARGIN
     draw.line([(left, MARGIN), (left, bottom), (right, bottom)], fill=RULE, width=2)
-    for label, y in zip(labels, (bottom, MARGIN), strict=False):
-        draw.text((left - 8, y), label, INK, font, "rm")
+    for label, height in zip(labels, (bottom, MARGIN), strict=False):
+        draw.text((left - 8, height), label, INK, font, "rm")
     draw.text((left, bottom + 10), "loss", INK, font, "lt")
     draw.text((right, bottom + 10), f"step {last:,}", INK, font, "rt")
     for is_finite, part in itertools.groupby(losses, key=lambda entry: math.isfinite(entry[1])):

@@ -58,7 +58,8 @@ def _draw_regions(picture: Image.Image, regions: Sequence[tuple[int, Any]]) -> I
     """The picture, fitted into SIDE, each region tinted, outlined and numbered at or near its upper left corner."""
     size = (picture.height, picture.width)
     scale = SIDE / max(size)
-    fitted = (max(LINE, round(picture.width * scale)), max(LINE, round(picture.height * scale)))  # room for a number
+    width, height = (max(2 * LINE, round(side * scale)) for side in picture.size)  # room for a number
+    fitted = (width, height)
     shown = picture.resize(fitted, Image.Resampling.BICUBIC)
     corners = []
     for number, region in regions:
