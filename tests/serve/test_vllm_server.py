@@ -245,6 +245,7 @@ def test_vllm_is_started_with_the_settings_and_the_key_is_no_argument(tmp_path, 
     assert KEY not in " ".join(command)
     assert variables["VLLM_API_KEY"] == KEY
     assert variables["VLLM_MEDIA_URL_ALLOW_REDIRECTS"] == "0"
+    assert int(variables["VLLM_HTTP_TIMEOUT_KEEP_ALIVE"]) > 120
     assert command[command.index("--mm-processor-kwargs") + 1] == '{"scale_factor": 3}'
     assert command[command.index("--port") + 1] != "0"
     assert command[-2:] == ["--dtype", "float32"]

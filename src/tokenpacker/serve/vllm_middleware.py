@@ -8,20 +8,20 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import hmac
 import json
 import re
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable
 from typing import Any
 
+from starlette.requests import ClientDisconnect
+
 from tokenpacker.serve.chat_requests import ChatRules, check_model, read_request
+from tokenpacker.serve.http_bodies import Message, Receive, check_key, read_body
 from tokenpacker.serve.openai_schema import ChatRequest, ImagePart, RequestError, read_json
 from tokenpacker.serve.picture_sources import PictureError, check_picture_file, read_address
 from tokenpacker.serve.vllm_server import settings_from_environment
 
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Message, Receive, Send], Awaitable[None]]
 
@@ -54,11 +54,13 @@ class VLLMFrontDoor:
             await self._route(scope, receive, send)
         except RequestError as error:
             await _answer(send, error.status, error.body(), error.retry_after_s)
+        except ClientDisconnect:
+            pass
 
     async def _route(self, scope: Message, receive: Receive, send: Send) -> None:
         method, path = scope["method"], scope["path"].rstrip("/")
         if path != HEALTH:
-            self._check_key(scope)
+            check_key(scope, self.settings.api_key)
         if path == CHAT and method == "POST":
             await self._chat(scope, receive, send)
         elif path == MODELS and method == "GET":
@@ -72,14 +74,6 @@ class VLLMFrontDoor:
             known = path in (CHAT, MODELS, HEALTH, METRICS)
             message = "the route does not have this method" if known else "there is no such route"
             raise RequestError(message, status=405 if known else 404)
-
-    def _check_key(self, scope: Message) -> None:
-        key = self.settings.api_key
-        given = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
-        scheme, _, sent = given.partition(b" ")
-        if key is not None and not (hmac.compare_digest(sent.strip(), key.encode()) and scheme.lower() == b"bearer"):
-            rule = "the API key is missing or wrong; send it as 'Authorization: Bearer KEY'"
-            raise RequestError(rule, status=401, code="invalid_api_key")
 
     async def _chat(self, scope: Message, receive: Receive, send: Send) -> None:
         limits, answer = self.settings.limits, _Answer(send)
@@ -100,12 +94,7 @@ class VLLMFrontDoor:
             raise RequestError("the server failed on this request", status=500, code="internal_error")
 
     async def _pass_on(self, scope: Message, receive: Receive, send: Send) -> None:
-        content_type = next((value for name, value in scope["headers"] if name == b"content-type"), b"")
-        if content_type.partition(b";")[0].strip().lower() != b"application/json":
-            raise RequestError("the body must be JSON; send 'Content-Type: application/json'", status=415)
-        body = await _read(receive, self.settings.limits.body_bytes)
-        if body is None:  # the client left
-            return
+        body = await read_body(scope, receive, self.settings.limits)
         body = await asyncio.to_thread(translate, body, self.settings)
         messages = iter([{"type": "http.request", "body": body, "more_body": False}])
 
@@ -182,21 +171,6 @@ def _read_image(address: str, name: str, rules: ChatRules, pixels_left: int) -> 
     return content, pixels
 
 
-async def _read(receive: Receive, limit: int) -> bytes | None:
-    """The body, or None if the client left. Raises RequestError if it is too large."""
-    body = bytearray()
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            return None
-        body += message.get("body", b"")
-        if len(body) > limit:
-            rule = f"the body has more than the {limit:,} bytes allowed; send smaller images"
-            raise RequestError(rule, status=413, code="limit_exceeded")
-        if not message.get("more_body"):
-            return bytes(body)
-
-
 async def _answer(send: Send, status: int, content: dict[str, Any], retry_after_s: int | None = None) -> None:
     body = json.dumps(content).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
@@ -204,5 +178,7 @@ async def _answer(send: Send, status: int, content: dict[str, Any], retry_after_
         headers.append((b"retry-after", str(retry_after_s).encode()))
     if status == 401:
         headers.append((b"www-authenticate", b"Bearer"))
+    if status == 408:
+        headers.append((b"connection", b"close"))  # the rest of the body is not waited for
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
