@@ -53,7 +53,9 @@ def test_a_client_that_leaves_is_noticed():
 
 
 def test_a_slow_body_gives_its_place_to_the_next_and_its_connection_is_closed():
-    head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+    head = (
+        b"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+    )
     body = json.dumps(question()).encode()
     with serving(FakeEngine(), limits=Limits(waiting=1, body_s=0.5)) as address:
         host, port = address.removeprefix("http://").split(":")

@@ -88,7 +88,9 @@ def refused_until_the_port_is_closed(address: str) -> None:
         time.sleep(0.02)
 
 
-def test_headers_are_limited_whatever_is_installed_and_idle_connections_outlive_the_wait_that_a_client_is_told(monkeypatch):
+def test_headers_are_limited_whatever_is_installed_and_idle_connections_outlive_the_wait_that_a_client_is_told(
+    monkeypatch,
+):
     """uvicorn prefers httptools, which has no limit."""
     seen = []
     monkeypatch.setattr("tokenpacker.serve.server._server", lambda config, *_: seen.append(config) or mock.Mock())
