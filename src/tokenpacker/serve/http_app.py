@@ -43,6 +43,7 @@ logger = logging.getLogger("tokenpacker.serve")
 PREPARING_THREADS = 4  # each holds the decoded images of one request
 LEFT = 499  # nginx's status of a request whose client left
 OPEN = ("/health",)  # what needs no key
+MAX_LOGGED = 80  # characters of a path
 TOKENS = "tokenpacker.tokens"  # where a request's scope has its counts for the log
 DESCRIPTIONS = {
     400: "A field, an image or a value that the model cannot take.",
@@ -91,6 +92,7 @@ def build_app(engine: Engine, settings: ServeSettings) -> FastAPI:
         check_model(name, settings.model)
         return service.card
 
+    @app.head("/health", include_in_schema=False)
     @app.get("/health", responses=_errors(503))
     async def health() -> dict[str, str]:
         service.check_open()
@@ -185,7 +187,10 @@ class _Outermost:
         metrics.seconds.labels(route).observe(seconds)
         for kind, count in (("prompt", prompt), ("image", images), ("answer", answers)):
             metrics.tokens.labels(kind).inc(count)
-        logger.info("%s %s %d %.0f ms %d+%d tokens", scope["method"], route, status, 1000 * seconds, prompt, answers)
+        path = ascii(scope["path"][:MAX_LOGGED])[1:-1]  # a line break in it makes no line of its own
+        counts = f", {prompt} tokens of prompt, {answers} of answer" if prompt else ""
+        level = logging.DEBUG if route in OPEN and status == 200 else logging.INFO  # which is asked every few seconds
+        logger.log(level, "%s %s %d, %.0f ms%s", scope["method"], path, status, 1000 * seconds, counts)
 
 
 class Service:

@@ -18,6 +18,7 @@ from tokenpacker.serve.limits import Limits
 from tokenpacker.serve.server import KEEP_ALIVE_S, ServeSettings, listen
 
 RULES = "TOKENPACKER_SERVE_RULES"  # variable with the settings as JSON, without the key
+FOLDER = "TOKENPACKER_SERVE_FOLDER"  # variable with the model's folder
 KEY = "VLLM_API_KEY"  # vLLM's own variable: an argument could be read by every user of the machine
 NEUTRAL = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
 
@@ -40,7 +41,7 @@ def run_vllm_server(settings: ServeSettings, folder: Path | str, options: Sequen
         settings = replace(settings, port=listener.getsockname()[1])
     command = [sys.executable, "-m", *_program(folder), *arguments(settings), *options]
     sys.stdout.flush()
-    os.execve(sys.executable, command, os.environ | environment(settings))
+    os.execve(sys.executable, command, os.environ | environment(settings) | {FOLDER: str(folder)})
 
 
 def _program(folder: Path | str) -> list[str]:
