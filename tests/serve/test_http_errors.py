@@ -115,7 +115,11 @@ def test_an_image_of_little_detail_is_asked_for_in_tokens(refused):
 
 
 def test_a_value_that_the_model_cannot_take_names_its_field(refused, monkeypatch):
-    monkeypatch.setattr(FakeEngine, "prepare", lambda *_: TokenPackerProjectorConfig(vision_dim=64, language_dim=8).resolve_scale((24, 24), 99))
+    monkeypatch.setattr(
+        FakeEngine,
+        "prepare",
+        lambda *_: TokenPackerProjectorConfig(vision_dim=64, language_dim=8).resolve_scale((24, 24), 99),
+    )
     error = refused(question(scale_factor=99))
     assert (error["param"], error["message"].partition(";")[0]) == (
         "scale_factor",

@@ -215,7 +215,7 @@ def check_texts(processor: TokenPackerProcessor, request: ChatRequest) -> None:
 
 @lru_cache(maxsize=1)
 def _load_processor(folder: str) -> TokenPackerProcessor:
-    return AutoProcessor.from_pretrained(folder)  # type: ignore[no-any-return]
+    return AutoProcessor.from_pretrained(folder)
 
 
 def _fields(request: ChatRequest) -> dict[str, Any]:
