@@ -165,7 +165,7 @@ class _Answer:
             if said.get("content") and choice["index"] not in self._begun:
                 said["content"] = said["content"].lstrip()
                 self._begun |= {choice["index"]} if said["content"] else set()
-        if error := content.get("error"):
+        if isinstance(error := content.get("error"), dict):
             if start and error.get("code") != 400:  # in a stream; its words may repeat the request
                 return start + json.dumps(_failed().body()).encode()
             error["param"] = error.get("param") or field_of(error.get("message") or "")
