@@ -18,8 +18,8 @@ from tokenpacker.batch.endpoint import Endpoint
 
 KEY, HOST = "TOKENPACKER_BATCH_KEY", "127.0.0.1"
 POLL_SECONDS = 0.5
-# Starts a program and ends it when standard input closes, which the system does when our process is killed. Ray kills the
-# children of its workers, this one too; then Linux ends the program, by the signal that prctl asks for.
+# Starts a program and ends it when standard input closes, which the system does when our process is killed. Ray kills
+# the children of its workers, this one too; then Linux ends the program, by the signal that prctl asks for.
 WATCH = """
 import ctypes, signal, subprocess, sys, threading, time
 def end_with_parent():
