@@ -98,7 +98,9 @@ def test_a_truncated_graph_is_told_in_one_line(copy):
     with pytest.raises(ValueError, match=r"decoder_model_merged.onnx has 5000 bytes, not \d+; copy the folder again"):
         ExportedAnswerer(copy)
     rewrite(copy, lambda manifest: manifest["files"].clear())
-    with pytest.raises(ValueError, match=r"decoder_model_merged.onnx cannot be read \(.*\); export the model anew") as told:
+    with pytest.raises(
+        ValueError, match=r"decoder_model_merged.onnx cannot be read \(.*\); export the model anew"
+    ) as told:
         ExportedAnswerer(copy)
     assert "\n" not in str(told.value)
 
