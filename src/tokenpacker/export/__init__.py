@@ -4,8 +4,9 @@
 beside each other.
 """
 
+from tokenpacker.export.agreement import Agreement, compare_answers
 from tokenpacker.export.answerer import ExportedAnswerer
 from tokenpacker.export.exporting import export_model
 from tokenpacker.export.manifest import Manifest
 
-__all__ = ["ExportedAnswerer", "Manifest", "export_model"]
+__all__ = ["Agreement", "ExportedAnswerer", "Manifest", "compare_answers", "export_model"]

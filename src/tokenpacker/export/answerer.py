@@ -88,7 +88,7 @@ class ExportedAnswerer:
         scale_factor: int | None = None,
         max_image_tokens: int | None = None,
     ) -> Feeds:
-        """The processor's `input_ids` (1, S), and with images `pixel_values` and `scale_factors`. Raises as `stream`."""
+        """The processor's `input_ids` (1, S), with images `pixel_values` and `scale_factors`. Raises as `stream`."""
         factors = self.manifest.scale_factors
         if scale_factor is not None and scale_factor not in factors:
             exported = ", ".join(map(str, factors))
@@ -99,7 +99,7 @@ class ExportedAnswerer:
         length, most = inputs["input_ids"].shape[1], self.manifest.max_positions
         if most is not None and length >= most:
             raise ValueError(
-                f"the prompt has {length} tokens but the model reads fewer than {most}; use fewer images or more packing"
+                f"the prompt has {length} tokens but the model reads fewer than {most}; pack more, or use fewer images"
             )
         return {name: np.asarray(value) for name, value in inputs.items()}
 

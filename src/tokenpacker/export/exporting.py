@@ -66,7 +66,7 @@ def export_model(
     copies = len(factors) + (2 if quantize else 1)  # at most: the vision encoder for each factor, and temporary files
     with new_folder(Path(output_dir), copies * weights, overwrite) as folder:
         writer = make_writer(to, quantize, folder / to, external_bytes)
-        names = []
+        names: list[str] = []
         with plain_attention(model), torch.no_grad():
             for graph in (*vision_graphs(model, factors), *text_graphs(model)):
                 if progress is not None:
@@ -135,9 +135,7 @@ def check_precision(model: TokenPackerForConditionalGeneration) -> None:
             )
 
 
-def _write_processor(
-    model: TokenPackerForConditionalGeneration, processor: TokenPackerProcessor, folder: Path
-) -> None:
+def _write_processor(model: TokenPackerForConditionalGeneration, processor: TokenPackerProcessor, folder: Path) -> None:
     """Writes the processor and the configs, with what transformers.js looks for in `config.json`."""
     processor.save_pretrained(folder)
     model.generation_config.save_pretrained(folder)

@@ -142,14 +142,12 @@ def text_graphs(model: TokenPackerForConditionalGeneration) -> Iterator[Graph]:
     yield Graph(EMBED, Embeddings(model), ids, {"input_ids": sequence, "inputs_embeds": sequence})
     config = model.config.text_config
     layers, past, width = map(str, range(config.num_hidden_layers)), TRACED["past"], head_dim(config)
-    inputs = {
+    inputs: dict[str, Any] = {
         "inputs_embeds": torch.zeros(*size, config.hidden_size),
         "attention_mask": torch.ones(size[0], past + size[1], dtype=torch.int64),
         "position_ids": torch.arange(past, past + size[1]).repeat(size[0], 1),
         "past_key_values": {
-            layer: {
-                part: torch.zeros(size[0], key_value_heads(config), past, width) for part in ("key", "value")
-            }
+            layer: {part: torch.zeros(size[0], key_value_heads(config), past, width) for part in ("key", "value")}
             for layer in layers
         },
     }

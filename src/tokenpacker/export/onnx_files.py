@@ -21,7 +21,8 @@ CHUNK_BYTES = 2_000_000_000  # largest data file; browsers hold no larger buffer
 def name_dimensions(program: onnx_ir.Model, graph: Graph) -> None:
     """Gives the dynamic dimensions of inputs and outputs their names, in place of those that torch numbered."""
     for value in [*program.graph.inputs, *program.graph.outputs]:
-        assert value.name in graph.axes and value.shape is not None, f"{graph.name} has the unknown name {value.name}"
+        assert value.name is not None
+        assert value.shape is not None
         named = graph.axes[value.name]
         value.shape = onnx_ir.Shape([named.get(axis, size) for axis, size in enumerate(value.shape)])
     for node in program.graph.all_nodes():
@@ -61,7 +62,7 @@ class SharedWeights:
                 self.places[digest] = self._append(data)
             file, offset = self.places[digest]
             read.add(file)
-            shape, folder = onnx_ir.Shape(tensor.shape), self.first.parent
+            shape, folder = onnx_ir.Shape(tensor.shape.numpy()), self.first.parent
             value.const_value = onnx_ir.ExternalTensor(
                 file, offset, len(data), tensor.dtype, shape=shape, name=value.name or "", base_dir=folder
             )

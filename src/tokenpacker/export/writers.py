@@ -9,6 +9,8 @@ from tokenpacker.export.graphs import Graph
 from tokenpacker.export.manifest import Quantization, Runtime
 
 if TYPE_CHECKING:
+    import onnx_ir
+
     from tokenpacker.export.onnx_files import SharedWeights
 
 QUANTIZED = "_quantized"  # ending of file names; transformers.js looks for it with dtype "q8"
@@ -21,21 +23,13 @@ class OnnxWriter:
     """
 
     def __init__(self, quantize: Quantization | None, folder: Path, external_bytes: int):
-        from onnxruntime.quantization import QuantType
-        from transformers.exporters import OnnxExporter, OnnxRuntimeDynamicConfig, OnnxRuntimeQuantizer
+        from transformers.exporters import OnnxExporter
 
         self.exporter = OnnxExporter()
+        self.quantize = quantize
         self.folder, self.external_bytes = folder, external_bytes
         self.suffix = (QUANTIZED if quantize else "") + ".onnx"
         self.shared: dict[str, SharedWeights] = {}  # by the graphs' module class
-        self.quantizer = None
-        if quantize:
-            # Not convolutions: ONNX Runtime has slow integer ones, and they are a thousandth of the work.
-            self.quantizer = OnnxRuntimeQuantizer(
-                OnnxRuntimeDynamicConfig(
-                    op_types_to_quantize=["MatMul", "Gemm", "Gather"], per_channel=True, weight_type=QuantType.QInt8
-                )
-            )
 
     def write(self, graph: Graph) -> str:
         """Writes a graph and returns its file's name."""
@@ -44,14 +38,40 @@ class OnnxWriter:
 
         from tokenpacker.export.onnx_files import SharedWeights, name_dimensions, weight_bytes
 
-        config = OnnxConfig(quantizer=self.quantizer, **_tracing(graph))
+        config = OnnxConfig(**_tracing(graph))
         program = self.exporter.export(graph.module, dict(graph.inputs), config).program
+        if self.quantize:
+            program = _in_int8(program, graph)
         name_dimensions(program, graph)
         path = self.folder / f"{graph.name}{self.suffix}"
         if weight_bytes(program) >= self.external_bytes:
             self.shared.setdefault(type(graph.module).__name__, SharedWeights(path)).move(program)
         onnx_ir.save(program, path)
         return path.name
+
+
+def _in_int8(program: onnx_ir.Model, graph: Graph) -> onnx_ir.Model:
+    """The graph with rounded weights, one scale for each output of a matrix.
+
+    Left as they are: weights of several matrices (folded attention heads), for which ONNX Runtime has no such kernel,
+    and convolutions, whose integer kernels are slow, and which are a thousandth of the work.
+    """
+    from onnxruntime.quantization import QuantType
+    from transformers.exporters import ExportFormat, OnnxRuntimeDynamicConfig, OnnxRuntimeQuantizer
+
+    weights = program.graph.initializers
+    several = [
+        node.name
+        for node in program.graph
+        if any(value is not None and value.name in weights and len(value.shape or ()) > 2 for value in node.inputs)
+    ]
+    config = OnnxRuntimeDynamicConfig(
+        op_types_to_quantize=["MatMul", "Gemm", "Gather"],
+        per_channel=True,
+        weight_type=QuantType.QInt8,
+        nodes_to_exclude=[name for name in several if name is not None],
+    )
+    return OnnxRuntimeQuantizer(config).quantize(program, graph.inputs, ExportFormat.ONNX)
 
 
 class OpenVinoWriter:
