@@ -11,7 +11,7 @@ import random
 import struct
 import threading
 import zlib
-from pathlib import Path
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -20,17 +20,18 @@ from PIL import Image
 
 from browser import DESKTOP, PHONE, assert_accessible, assert_fits
 from tokenpacker.hf import TokenPackerForConditionalGeneration, TokenPackerProcessor, carried_model_path
+from tokenpacker.hf.versions import HAS_EXPORTERS
 from tokenpacker.scenes.fine_print import FinePrint
 from tokenpacker.ui.static_page import EXAMPLES, write_static_page
 from tokenpacker.visualize import PackedImage
 
 pytest.importorskip("onnxscript", reason="the export needs onnxscript")
+pytestmark = pytest.mark.skipif(not HAS_EXPORTERS, reason="this version of transformers has no exporters")
 pytest.importorskip("playwright", reason="playwright is not installed")
 
 LEVEL = 1 / 255 / 0.25  # one grey level after normalisation by the carried model's deviation
 SIZES = [(1, 1), (1, 5000), (5000, 1), (96, 96), (97, 95), (288, 288), (37, 412), (301, 153), (640, 480), (1199, 801)]
 ANSWERED = "#answer-cost:has-text('image tokens')"
-# of the page's folder; and the answer to a question as the worker gives it
 MODULES = """async () => {
     const load = path => import(new URL(path, location));
     window.ours = Object.assign({}, ...await Promise.all(['./tiling.js', './sequence.js', './picture.js'].map(load)));
@@ -93,8 +94,6 @@ def processor(parts):
 @pytest.fixture(scope="module")
 def folder(parts, tmp_path_factory):
     """The page, exported once, in a sub-folder of what is hosted."""
-    if os.environ.get("PAGE"):
-        return Path(os.environ["PAGE"])
     try:
         return write_static_page(*parts, tmp_path_factory.mktemp("host") / "a" / "page")
     except OSError as error:
@@ -103,13 +102,19 @@ def folder(parts, tmp_path_factory):
         pytest.skip(f"the npm registry cannot be reached: {error}")
 
 
-@pytest.fixture(scope="module")
-def address(folder):
-    handler = functools.partial(Handler, directory=folder.parent.parent)
+@contextmanager
+def hosted(handler):
+    """The address of a server of this machine."""
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}/{folder.parent.name}/{folder.name}/"
+        yield f"http://127.0.0.1:{server.server_port}/"
         server.shutdown()
+
+
+@pytest.fixture(scope="module")
+def address(folder):
+    with hosted(functools.partial(Handler, directory=folder.parent.parent)) as server:
+        yield f"{server}{folder.parent.name}/{folder.name}/"
 
 
 @pytest.fixture
@@ -174,7 +179,7 @@ def answered(page):
 
 def test_tiles_equal_pythons_at_many_sizes(modules, processor):
     rng = random.Random(0)
-    for size in SIZES + [(rng.randint(1, 500), rng.randint(1, 500)) for _ in range(8)]:
+    for size in SIZES + [(rng.randint(1, 500), rng.randint(1, 500)) for _ in range(4)]:
         picture = noise(*size)
         theirs, (layout, _, ours) = python_tiles(processor, picture), page_tiles(modules, picture)
         assert ours.shape == theirs.shape, (size, layout)
@@ -355,9 +360,7 @@ def test_neither_page_nor_worker_can_send_anything_to_another_host(chromium, add
 
         do_POST = do_GET
 
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Ear) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        other = f"http://127.0.0.1:{server.server_port}/"
+    with hosted(Ear) as other:
         page = chromium.new_page()
         page.goto(address)
         page.wait_for_selector("#ask:enabled", timeout=60_000)
@@ -368,8 +371,22 @@ def test_neither_page_nor_worker_can_send_anything_to_another_host(chromium, add
         page.evaluate("url => { new Image().src = url; navigator.sendBeacon(url, 'a picture'); }", other)
         page.wait_for_timeout(300)
         page.close()
-        server.shutdown()
     assert heard == []
+
+
+def test_a_host_that_isolates_its_pages_gets_threads(open_page, folder):
+    class Isolated(Handler):
+        def end_headers(self):
+            self.send_header("Cross-Origin-Opener-Policy", "same-origin")
+            self.send_header("Cross-Origin-Embedder-Policy", "require-corp")
+            super().end_headers()
+
+    with hosted(functools.partial(Isolated, directory=folder)) as server:
+        page = open_page(server)
+        page.wait_for_selector("#ask:enabled", timeout=60_000)
+        page.click("#ask")
+        assert answered(page) == "73"
+        assert len(page.workers) == min(4, os.cpu_count() or 1)  # the model's own, and one for each further thread
 
 
 def test_what_is_no_picture_gets_a_sentence(ready):
@@ -406,9 +423,18 @@ def test_the_page_fits_a_phone_and_people(ready):
         assert_accessible(page)
 
 
-def test_a_missing_file_of_the_model_is_told(chromium, address):
-    page = chromium.new_page()
-    page.context.route("**/decoder_model_merged.onnx_data", lambda route: route.fulfill(status=404))
-    page.goto(address)
-    page.wait_for_selector("#status-text:has-text('cannot be fetched (404)')", timeout=60_000)
-    page.close()
+def test_a_missing_file_of_the_model_is_told(chromium, folder):
+    class Incomplete(Handler):
+        def do_GET(self):
+            if "decoder_model_merged" in self.path:
+                self.send_error(404)
+            else:
+                super().do_GET()
+
+    with hosted(functools.partial(Incomplete, directory=folder)) as server:
+        page = chromium.new_page()
+        page.goto(server)
+        page.wait_for_selector(
+            "#status-text:has-text('cannot be fetched (404); host the folder whole')", timeout=60_000
+        )
+        page.close()

@@ -132,6 +132,7 @@ def describe(
         "decoder": {**graph(manifest.decoder, manifest.decoder), **manifest.cache},
         "image_token": processor.image_token,
         "image_token_id": processor.image_token_id,
+        "region_token_id": processor.region_token_id,
         "tile_separator_id": processor.tile_separator_id,
         "row_separator_id": processor.row_separator_id,
         "eos_token_ids": ends if isinstance(ends, list) else [ends],

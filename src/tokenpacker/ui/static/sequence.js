@@ -38,7 +38,7 @@ export function imageTokenIds({ grid: [rows, cols], numTiles, perTile }, page) {
   return ids;
 }
 
-/** The ids of a whole prompt. Throws if the question itself holds a mark for a picture. */
+/** The ids of a whole prompt. Throws if the question itself holds a mark for a picture or a region. */
 export function promptIds(tokenizer, question, layout, page) {
   const text = page.prompt.before + question + page.prompt.after;
   const ids = tokenizer.encode(text, { add_special_tokens: page.prompt.add_special_tokens }).ids;
@@ -46,6 +46,7 @@ export function promptIds(tokenizer, question, layout, page) {
   if (place < 0 || ids.indexOf(page.image_token_id, place + 1) >= 0) {
     throw new Error(`The question holds ${page.image_token}, which stands for a picture; leave it out.`);
   }
+  if (ids.includes(page.region_token_id)) throw new Error('This page knows no regions; leave the mark of one out.');
   return [...ids.slice(0, place), ...imageTokenIds(layout, page), ...ids.slice(place + 1)];
 }
 
