@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import functools
 import http.server
 import io
 import os
 import random
 import struct
-import threading
+import warnings
 import zlib
-from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -95,20 +95,13 @@ def processor(parts):
 def folder(parts, tmp_path_factory):
     """The page, exported once, in a sub-folder of what is hosted."""
     try:
-        return write_static_page(*parts, tmp_path_factory.mktemp("host") / "a" / "page")
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")  # torch's exporter prints, and warns of its own deprecated names
+            return write_static_page(*parts, tmp_path_factory.mktemp("host") / "a" / "page")
     except OSError as error:
         if "npm pack" not in str(error):
             raise
         pytest.skip(f"the npm registry cannot be reached: {error}")
-
-
-@contextmanager
-def hosted(handler):
-    """The address of a server of this machine."""
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}/"
-        server.shutdown()
 
 
 @pytest.fixture(scope="module")

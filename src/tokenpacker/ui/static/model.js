@@ -94,7 +94,10 @@ export class Model {
       const output = await this.decoder.run({
         inputs_embeds: embeds,
         attention_mask: ints(new Array(seen + length).fill(1), [1, seen + length]),
-        position_ids: ints(Array.from({ length }, (_, i) => seen + i), [1, length]),
+        position_ids: ints(
+          Array.from({ length }, (_, i) => seen + i),
+          [1, length],
+        ),
         ...past,
       });
       seen += length;
@@ -102,7 +105,9 @@ export class Model {
       const id = scores.reduce((best, score, i) => (score > scores[best] ? i : best), 0);
       if (ends.includes(id)) return;
       yield id;
-      past = Object.fromEntries(Object.keys(past).map((name) => [name, output[name.replace('past_key_values', 'present')]]));
+      past = Object.fromEntries(
+        Object.keys(past).map((name) => [name, output[name.replace('past_key_values', 'present')]]),
+      );
       embeds = await this.embed([id]);
     }
   }

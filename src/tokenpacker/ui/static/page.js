@@ -6,11 +6,28 @@ import { drawPicture, drawWindow, windowPatches } from './view.js';
 const PAUSE_MS = 200; // before a moved slider asks again
 
 const $ = (id) => document.getElementById(id);
-const elements = { planes: $('planes'), tiles: $('tiles'), thumbnail: $('thumbnail'), thumbnailTile: $('thumbnail-tile') };
+const elements = {
+  planes: $('planes'),
+  tiles: $('tiles'),
+  thumbnail: $('thumbnail'),
+  thumbnailTile: $('thumbnail-tile'),
+};
 const number = new Intl.NumberFormat('en');
 const state = {
-  page: null, bitmap: null, layout: null, factors: [], scaleFactor: null, budget: null, token: null, show: 'picture',
-  isReady: false, task: 0, asked: null, answers: new Map(), pictures: 0, timer: 0,
+  page: null,
+  bitmap: null,
+  layout: null,
+  factors: [],
+  scaleFactor: null,
+  budget: null,
+  token: null,
+  show: 'picture',
+  isReady: false,
+  task: 0,
+  asked: null,
+  answers: new Map(),
+  pictures: 0,
+  timer: 0,
 };
 
 function say(text) {
@@ -41,7 +58,8 @@ function receive(data) {
     update();
   } else if (!state.isReady) {
     $('status-text').textContent = `The model cannot be loaded: ${data.message}`;
-  } else if (data.task === state.task) { // no newer question was asked
+  } else if (data.task === state.task) {
+    // no newer question was asked
     if (data.kind !== 'error') return showAnswer(data);
     $('answer-text').textContent = '';
     say(data.message);
@@ -57,7 +75,7 @@ function showAnswer({ kind, text, first, layout }) {
   $('answer-cost').textContent += `, from ${number.format(numTokens)} image tokens`;
   const key = `${scaleFactor}/${numTokens}`;
   state.answers.set(key, [scaleFactor, number.format(numTokens), `${Math.round(first)} ms`, text]);
-  const rows = [...state.answers].sort(([, a], [, b]) => a[0] - b[0] || 0);
+  const rows = [...state.answers].sort(([, a], [, b]) => a[0] - b[0]);
   $('answers').tBodies[0].replaceChildren(
     ...rows.map(([at, cells]) => {
       const row = document.createElement('tr');
@@ -78,6 +96,7 @@ async function show(file, name) {
     worker.postMessage({ kind: 'picture', picture }, [picture.pixels.buffer]);
     say('');
     state.bitmap?.close();
+    clearTimeout(state.timer);
     Object.assign(state, { bitmap, token: null, asked: null, task: state.task + 1 });
     forget();
     update();
@@ -143,7 +162,8 @@ function tokenText(source) {
   const tile = source.isThumbnail && state.layout.numTiles > 1 ? 'the thumbnail' : `tile ${source.tile + 1}`;
   const box = source.box?.map((edge) => Math.round(edge));
   const where = box ? `rows ${box[0]} to ${box[2]} and columns ${box[1]} to ${box[3]} of the picture` : 'padding only';
-  return `Row ${source.row + 1}, column ${source.col + 1} of ${tile}. Its window is ${patches[0]} × ${patches[1]} patches: ${where}.`;
+  const place = `Row ${source.row + 1}, column ${source.col + 1} of ${tile}`;
+  return `${place}. Its window is ${patches[0]} × ${patches[1]} patches: ${where}.`;
 }
 
 function ask(question) {
@@ -172,7 +192,11 @@ function moved() {
 function suggest(questions) {
   $('suggestions').replaceChildren(
     ...questions.map((text) => {
-      const button = Object.assign(document.createElement('button'), { type: 'button', className: 'button', textContent: text });
+      const button = Object.assign(document.createElement('button'), {
+        type: 'button',
+        className: 'button',
+        textContent: text,
+      });
       button.onclick = () => {
         $('question').value = text;
         ask(text);
@@ -250,7 +274,9 @@ async function start() {
   const page = await (await fetchFile('page.json')).json();
   worker.postMessage({ kind: 'load', page });
   state.page = page;
-  state.factors = Object.keys(page.scale_factors).map(Number).sort((a, b) => a - b);
+  state.factors = Object.keys(page.scale_factors)
+    .map(Number)
+    .sort((a, b) => a - b);
   state.scaleFactor = page.scale_factor;
   $('model').textContent = page.model;
   Object.assign($('factor'), { max: state.factors.length - 1, value: state.factors.indexOf(page.scale_factor) });

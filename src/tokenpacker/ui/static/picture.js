@@ -1,4 +1,4 @@
-// A picture file to upright RGBA bytes on white. What cannot be used is refused with one sentence, before it is decoded.
+// A picture file to upright RGBA bytes on white. What cannot be used is refused in one sentence, before it is decoded.
 
 export const MAX_PIXELS = 50_000_000; // 200 MB as bytes; phones have no room for more
 const SIGNATURES = [
@@ -17,7 +17,9 @@ export async function readPicture(file, name = 'The file') {
   const { width, height } = await sizeOf(file, name);
   if (width * height > MAX_PIXELS) {
     const [size, most] = [width * height, MAX_PIXELS].map((pixels) => Math.round(pixels / 1e6));
-    throw new Error(`${name} is ${height} × ${width}, ${size} million pixels; this page reads ${most}. Shrink it first.`);
+    throw new Error(
+      `${name} is ${height} × ${width}, ${size} million pixels; this page reads ${most}. Shrink it first.`,
+    );
   }
   try {
     // Colour profiles are not applied, as in Python; the EXIF orientation is.
@@ -30,7 +32,9 @@ export async function readPicture(file, name = 'The file') {
     const pixels = context.getImageData(0, 0, bitmap.width, bitmap.height).data;
     return { bitmap, picture: { pixels, height: bitmap.height, width: bitmap.width } };
   } catch {
-    throw new Error(`${name} cannot be decoded; it is damaged, or too large for this browser. Save it anew, or smaller.`);
+    throw new Error(
+      `${name} cannot be decoded; it is damaged, or too large for this browser. Save it anew, or smaller.`,
+    );
   }
 }
 

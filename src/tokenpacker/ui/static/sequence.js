@@ -3,7 +3,7 @@
 import { chooseTileGrid, tileViews } from './tiling.js';
 
 /**
- * Plans the tokens of a picture of `size` [height, width]: {grid, numTiles, tokenGrid, perTile, numTokens, scaleFactor}.
+ * The tokens of a picture of `size` [height, width]: {grid, numTiles, tokenGrid, perTile, numTokens, scaleFactor}.
  *
  * `maxImageTokens` null sets no limit. Throws if it is too small for one tile.
  */

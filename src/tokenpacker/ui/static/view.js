@@ -21,13 +21,13 @@ function prepare(canvas, width, height) {
   return context;
 }
 
-/** Fills lines at `places` of an axis, `length` long; crisp at any scale. */
+/** Draws lines at places across and down; the last ones are kept inside. */
 function drawLines(context, across, down, width, height, thickness) {
   for (const x of across) context.fillRect(Math.min(x, width - thickness), 0, thickness, height);
   for (const y of down) context.fillRect(0, Math.min(y, height - thickness), width, thickness);
 }
 
-/** Draws a grid of tiles and returns a function from a place in CSS pixels to {line, tileCol, row, col} or null. */
+/** Draws a grid of tiles. Returns a function from a place in CSS pixels to {at: [row, col] of the tile, row, col}. */
 function drawPlane(canvas, available, { bitmap, layout, page, show }, grid, chosen) {
   const size = [bitmap.height, bitmap.width];
   const tile = page.processor.tile_size;
@@ -38,7 +38,7 @@ function drawPlane(canvas, available, { bitmap, layout, page, show }, grid, chos
   const context = prepare(canvas, width, height);
   context.fillStyle = colour('padding');
   context.fillRect(0, 0, width, height);
-  const step = [0, 1].map((axis) => (tile[axis] / page.patch_grid[axis]) * layout.scaleFactor); // a window in tile pixels
+  const step = [0, 1].map((axis) => (tile[axis] / page.patch_grid[axis]) * layout.scaleFactor); // of a window
   context.imageSmoothingQuality = 'high';
   if (show === 'tokens') drawMeans(context, bitmap, fitted, step, zoom);
   else context.drawImage(bitmap, 0, 0, fitted[1] * zoom, fitted[0] * zoom);
