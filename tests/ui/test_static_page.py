@@ -104,6 +104,15 @@ def folder(parts, tmp_path_factory):
         pytest.skip(f"the npm registry cannot be reached: {error}")
 
 
+@contextlib.contextmanager
+def hosted(handler):
+    """The address of a server of this machine."""
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/"
+        server.shutdown()
+
+
 @pytest.fixture(scope="module")
 def address(folder):
     with hosted(functools.partial(Handler, directory=folder.parent.parent)) as server:
