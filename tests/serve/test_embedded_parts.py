@@ -7,6 +7,7 @@ import torch
 from transformers import DynamicCache
 
 from tokenpacker.serve.embedded.asked_questions import Asked
+from tokenpacker.serve.embedded.model_threads import ModelThreads
 from tokenpacker.serve.embedded.packed_cache import PackedCache, tile_key
 from tokenpacker.serve.embedded.prepared_prompts import Prompt
 from tokenpacker.serve.embedded.row_cache import SPARE_COLUMNS, RowCache
@@ -99,7 +100,7 @@ def test_packed_tokens_from_the_cache_are_those_of_the_model(tiny_model, tiny_pr
             tiles = {tile_key(tile, int(factor)): tile for tile, factor in zip(pixels, factors, strict=True)}
             with torch.inference_mode():
                 expected = tiny_model.get_image_features(pixels, scale_factors=factors).pooler_output
-                packed = cache.pack(tiny_model, tiles)
+                packed = cache.pack(tiny_model, tiles, ModelThreads(tiny_model, 2))
             for tokens, each in zip(packed.values(), expected, strict=True):
                 torch.testing.assert_close(tokens, each)
     assert cache.hits == cache.misses == len(cache._tokens)

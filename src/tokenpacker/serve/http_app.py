@@ -196,7 +196,7 @@ class Service:
     def __init__(self, engine: Engine, settings: ServeSettings):
         self.engine, self.settings = engine, settings
         self.metrics = Metrics(engine)
-        self.pool = ThreadPoolExecutor(PREPARING_THREADS, thread_name_prefix="tokenpacker-prepare")
+        self.pool = ThreadPoolExecutor(PREPARING_THREADS, "tokenpacker-prepare", _compute_alone)
         self.card = {"id": settings.model, "object": "model", "created": int(time.time()), "owned_by": "tokenpacker"}
         self.draining = False
         self.preparing = 0
@@ -220,8 +220,9 @@ class Service:
     async def chat(self, request: Request) -> Response:
         """Answers a request to `/v1/chat/completions`."""
         self.check_open()
-        if self.preparing >= self.settings.limits.waiting:
-            raise QueueFullError(1)
+        counts = self.engine.counts()
+        if self.preparing + counts.waiting >= self.settings.limits.waiting:  # before the work of preparing it
+            raise QueueFullError(counts.retry_after_s)
         exchange = _Exchange(self, request)
         try:
             response = await exchange.answer()
@@ -235,6 +236,13 @@ class Service:
     def prepare(self, body: bytes) -> tuple[ChatRequest, Prepared]:
         """The request in a body, and its prompt with its images; for a thread of the pool."""
         return prepare(self.engine, read_json(body), self.settings)
+
+
+def _compute_alone() -> None:
+    """Has torch use no other threads for what this one computes: there are several, and the engine has its own."""
+    import torch
+
+    torch.set_num_threads(1)
 
 
 class _Exchange:
