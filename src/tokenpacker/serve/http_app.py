@@ -240,9 +240,9 @@ class Service:
 
 def _compute_alone() -> None:
     """Has torch use no other threads for what this one computes: there are several, and the engine has its own."""
-    import torch
+    from tokenpacker.serve.embedded.model_threads import set_own_threads
 
-    torch.set_num_threads(1)
+    set_own_threads(1)
 
 
 class _Exchange:

@@ -18,6 +18,12 @@ Part = TypeVar("Part")
 Result = TypeVar("Result")
 
 
+def set_own_threads(count: int) -> None:
+    """Has torch use `count` threads for each operation of the calling thread, whatever others set later."""
+    torch.set_num_threads(count)
+    torch.get_num_threads()  # without it, the thread's first operation would take what was set last in the process
+
+
 class ModelThreads:
     """Threads that call a model at the same time, each computing alone. It belongs to the thread that made it.
 
@@ -28,7 +34,7 @@ class ModelThreads:
     def __init__(self, model: nn.Module, count: int):
         self.count = count if next(model.parameters()).device.type == "cpu" else 1
         self._pool: ThreadPoolExecutor | None = None
-        torch.set_num_threads(count)  # of this thread: other threads of the process may have set it for later ones
+        set_own_threads(count)  # other threads of the process may have set it for later ones
 
     def map(self, call: Callable[[Part], Result], parts: Sequence[Part]) -> Iterator[Result]:
         """Yields what `call` makes of each part. With fewer parts than threads, calls one by one with all threads.
@@ -54,8 +60,8 @@ class ModelThreads:
             self._pool.shutdown()
 
     def _start(self) -> ThreadPoolExecutor:
-        pool = ThreadPoolExecutor(self.count, "tokenpacker-model", torch.set_num_threads, (1,))
+        pool = ThreadPoolExecutor(self.count, "tokenpacker-model", set_own_threads, (1,))
         all_started = Barrier(self.count)
         list(pool.map(lambda _: all_started.wait(), range(self.count)))
-        torch.set_num_threads(self.count)  # it is also what threads begin with that are started later
+        set_own_threads(self.count)  # it is also what threads begin with that are started later
         return pool
