@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import sys
 import time
 from collections.abc import AsyncIterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -241,10 +242,11 @@ class Service:
 
 
 def _compute_alone() -> None:
-    """Has torch use no other threads for what this one computes: there are several, and the engine has its own."""
-    from tokenpacker.serve.embedded.model_threads import set_own_threads
+    """Has torch, if the engine uses it, compute with this thread alone: there are several, and the engine's own."""
+    if "torch" in sys.modules:
+        from tokenpacker.serve.embedded.model_threads import set_own_threads
 
-    set_own_threads(1)
+        set_own_threads(1)
 
 
 class _Exchange:

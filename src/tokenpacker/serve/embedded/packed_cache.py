@@ -83,7 +83,7 @@ class PackedCache:
 
         found = {key: self.get(key) for key in tiles}
         missing = [key for key, tokens in found.items() if tokens is None]
-        parts = _parts(missing, threads.count)
+        parts = tile_parts(missing, threads.count)
         for keys, packed in zip(parts, threads.map(encode, parts), strict=True):
             for key, tokens in zip(keys, packed, strict=True):
                 found[key] = tokens
@@ -91,7 +91,7 @@ class PackedCache:
         return {key: tokens for key, tokens in found.items() if tokens is not None}
 
 
-def _parts(keys: list[TileKey], num_threads: int) -> list[list[TileKey]]:
+def tile_parts(keys: list[TileKey], num_threads: int) -> list[list[TileKey]]:
     """The tiles of each call of the model: of one, unless there are enough to keep several threads busy."""
     if num_threads == 1 or len(keys) < FEWEST * num_threads:
         return [keys] if keys else []
