@@ -249,8 +249,10 @@ class EmbeddedEngine:
         Rows that fail alone are told the error.
         """
         rows = [row for row in rows if not row.ended]
+        if not rows:
+            return
         try:
-            made = work(rows) if rows else None
+            made = work(rows)
         except Exception as error:
             if len(rows) == 1:
                 rows[0].asked.tell(error)
