@@ -10,6 +10,7 @@ import io
 import os
 import random
 import struct
+import threading
 import warnings
 import zlib
 
