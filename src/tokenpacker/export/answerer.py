@@ -182,7 +182,8 @@ def _open_openvino(path: Path, num_threads: int | None) -> Callable[[], Run]:
     """As `_open_onnx`; every call of the returned function makes a request, which belongs to one thread."""
     import openvino
 
-    config = {"PERFORMANCE_HINT": "LATENCY"} | ({"INFERENCE_NUM_THREADS": num_threads} if num_threads else {})
+    # Else processors with AMX compute in bfloat16, and with one thread fail (openvinotoolkit/openvino#33300).
+    config = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": num_threads or 0}
     try:
         compiled = openvino.Core().compile_model(path, "CPU", config)
     except RuntimeError as error:
