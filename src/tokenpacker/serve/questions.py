@@ -88,17 +88,12 @@ class Piece:
 
 @dataclass(frozen=True)
 class EngineCounts:
-    """What an engine does now, and how often its cache had an image since the start.
-
-    Args:
-        retry_after_s: seconds until a refused client should try again.
-    """
+    """What an engine does now, and how often its cache had an image since the start."""
 
     waiting: int = 0
     running: int = 0
     cache_hits: int = 0
     cache_misses: int = 0
-    retry_after_s: int = 1
 
 
 Listener = Callable[["Piece | Exception"], None]
@@ -150,6 +145,9 @@ class Engine(Protocol):
             QueueFullError: if too many wait.
             ClosedError: once `close` was called.
         """
+
+    def check_room(self, coming: int = 0) -> None:
+        """Raises QueueFullError if the queue has no room beside `coming` questions that are being prepared."""
 
     def counts(self) -> EngineCounts:
         """Waiting and running questions, and uses of the cache."""
