@@ -57,6 +57,7 @@ function receive(data) {
     $('status-text').textContent = 'Ready. From here on the page works without a network.';
     update();
   } else if (!state.isReady) {
+    worker.onmessage = null; // other files report their progress still
     $('status-text').textContent = `The model cannot be loaded: ${data.message}`;
   } else if (data.task === state.task) {
     // no newer question was asked
