@@ -126,7 +126,7 @@ def test_the_gate_asks_for_the_password():
         await send({"type": "http.response.body", "body": b"in"})
 
     async def statuses():
-        transport = httpx.ASGITransport(Gate(app, 100, "me:secret"))
+        transport = httpx.ASGITransport(Gate(app, 100, 4, "me:secret"))
         async with httpx.AsyncClient(transport=transport, base_url="http://x") as client:
             return [
                 (await client.get("/", auth=auth)).status_code for auth in (None, ("me", "wrong"), ("me", "secret"))

@@ -168,7 +168,7 @@ class ChatPage:
         asked: dict[str, Any] = {"concurrency_limit": 32, "show_progress": "hidden"}
         outputs = [*everything, self.send, self.stop]
         gr.on([self.send.click, self.question.submit], self.on_ask, given, outputs, **asked)
-        self.stop.click(self.on_stop, self.session, None, queue=False)
+        self.stop.click(self.on_stop, self.session, None, show_progress="hidden", concurrency_limit=None)
         for number, button in enumerate(self.examples):
             button.click(self._starting(number), self.settings, everything, **quick)
         self.new.click(self._starting(None), self.settings, everything, **quick)

@@ -14,10 +14,10 @@ from urllib.parse import urlsplit
 
 OPEN = {
     "GET": re.compile(
-        r"/|/config|/theme\.css|/favicon\.ico|/manifest\.json|/(assets|static)/[\w./@-]+"
-        r"|/gradio_api/(startup-events|queue/data|heartbeat/\w+|info|app_id)"
+        r"/|/theme\.css|/favicon\.ico|/manifest\.json|/(assets|static)/[\w./@-]+"
+        r"|/gradio_api/(queue/data|heartbeat/\w+)"
     ),
-    "POST": re.compile(r"/gradio_api/(queue/join|cancel|reset)"),
+    "POST": re.compile("/gradio_api/queue/join"),
 }
 HEADERS = {
     "content-security-policy": "default-src 'self'; img-src 'self' data: blob:; style-src 'self' 'unsafe-inline';"
@@ -33,11 +33,12 @@ class Gate:
 
     Args:
         max_bytes: of a request.
+        max_waiting: requests that are being read at once.
         password: `user:password`; None lets everybody in.
     """
 
-    def __init__(self, app: Any, max_bytes: int, password: str | None = None):
-        self.app, self.max_bytes = app, max_bytes
+    def __init__(self, app: Any, max_bytes: int, max_waiting: int, password: str | None = None):
+        self.app, self.max_bytes, self.max_waiting, self._reading = app, max_bytes, max_waiting, 0
         self.password = None if password is None else b"Basic " + base64.b64encode(password.encode())
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
@@ -66,7 +67,11 @@ class Gate:
                 message = message | {"headers": [*message["headers"], *ours]}
             await send(message)
 
-        await self.app(scope, counted, with_headers)
+        self._reading += scope["method"] == "POST"
+        try:
+            await self.app(scope, counted, with_headers)
+        finally:
+            self._reading -= scope["method"] == "POST"
 
     def _refusal(self, scope: Any, headers: dict[bytes, bytes]) -> tuple[int, str] | None:
         allowed = OPEN.get("GET" if scope["method"] == "HEAD" else scope["method"])
@@ -80,11 +85,14 @@ class Gate:
         length = headers.get(b"content-length", b"0")
         if not length.isdigit() or int(length) > self.max_bytes:
             return 413, f"a request has at most {self.max_bytes:,} bytes"
+        if scope["method"] == "POST" and self._reading >= self.max_waiting:
+            return 503, "the server is busy; try again"
         return None
 
 
 async def _answer(send: Any, status: int, text: str) -> None:
-    headers = [(b"content-type", b"text/plain; charset=utf-8"), (b"connection", b"close")]
+    length = str(len(text.encode())).encode()
+    headers = [(b"content-type", b"text/plain; charset=utf-8"), (b"content-length", length), (b"connection", b"close")]
     if status == 401:
         headers.append((b"www-authenticate", b'Basic realm="tokenpacker", charset="UTF-8"'))
     await send({"type": "http.response.start", "status": status, "headers": headers})

@@ -46,7 +46,7 @@ def build_app(name: str, actions: PageActions, password: str | None = None) -> G
         theme=theme(),
         css=(HERE / "stage.css").read_text(encoding="utf-8"),
     )
-    return Gate(app, actions.limits.body_bytes, password)
+    return Gate(app, actions.limits.body_bytes, actions.limits.waiting, password)
 
 
 def page_server(app: Gate, host: str, on_ready: Callable[[str], Any] = print) -> uvicorn.Server:

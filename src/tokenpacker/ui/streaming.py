@@ -6,12 +6,13 @@ import queue
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 
 from tokenpacker.serve.chat_requests import refusal
 from tokenpacker.serve.questions import Engine, Piece, Question, Usage
 
-POLL_S = 0.1  # between two looks whether the reader wants to stop
+POLL_S = 0.2  # between two looks whether the reader is still there and does not want to stop
 
 
 @dataclass
@@ -19,24 +20,24 @@ class Growing:
     """An answer so far.
 
     Args:
-        first_token_ms: from the question to the first token, preparation of images included; None before it came.
+        waited_ms: from the question until now, or to the first token, preparation of images included.
     """
 
     usage: Usage
     text: str = ""
     num_tokens: int = 0
     cached_tokens: int = 0
-    first_token_ms: float | None = None
+    waited_ms: float = 0.0
 
     def summary(self) -> str:
         """What the answer cost, for the line below it."""
-        first = "waiting" if self.first_token_ms is None else f"first token after {self.first_token_ms:,.0f} ms"
+        first = f"{'first token after' if self.num_tokens else 'waiting for'} {self.waited_ms:,.0f} ms"
         cached = f", {self.cached_tokens:,} image tokens from the cache" if self.cached_tokens else ""
         return f"{self.usage.prompt_tokens:,} tokens in the prompt; {first}{cached}; {self.num_tokens} in the answer"
 
 
 def stream(engine: Engine, question: Question, timeout_s: float, stopped: Callable[[], bool]) -> Iterator[Growing]:
-    """Yields the answer whenever it has grown. Leaving the iterator ends the answer.
+    """Yields the answer whenever it has grown, and some times a second. Leaving the iterator ends the answer.
 
     Raises:
         ValueError: for what the model cannot take.
@@ -53,13 +54,16 @@ def stream(engine: Engine, question: Question, timeout_s: float, stopped: Callab
         while not stopped():
             if time.monotonic() > start + timeout_s:
                 raise TimeoutError
-            try:
+            piece = None
+            with suppress(queue.Empty):
                 piece = news.get(timeout=POLL_S)
-            except queue.Empty:
+            if not growing.num_tokens:
+                growing.waited_ms = 1000 * (time.monotonic() - start)
+            if piece is None:
+                yield growing
                 continue
             if isinstance(piece, Exception):
                 raise piece
-            growing.first_token_ms = growing.first_token_ms or 1000 * (time.monotonic() - start)
             growing.text += piece.text if growing.text else piece.text.lstrip()
             growing.num_tokens, growing.cached_tokens = piece.num_tokens, piece.cached_tokens
             yield growing
