@@ -36,9 +36,11 @@ def fill(page: Page, compare: bool) -> None:
     page.get_by_role("button", name="Ask", exact=True).wait_for()
     box = page.locator(".stage svg").bounding_box()
     assert box is not None
-    page.mouse.click(box["x"] + 0.62 * box["width"], box["y"] + 0.12 * box["height"])
+    page.locator(".stage svg").click(position={"x": 0.62 * box["width"], "y": 0.12 * box["height"]})
     page.locator(".token img").wait_for()
-    page.wait_for_timeout(1000)
+    page.mouse.move(0, 0)
+    page.evaluate("scrollTo(0, 0)")
+    page.wait_for_timeout(500)
 
 
 def main(address: str) -> None:

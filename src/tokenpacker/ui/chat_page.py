@@ -148,7 +148,7 @@ class ChatPage:
 
     def _connect(self) -> None:
         scales, limits, self.counts, self.chats, self.costs = self.lanes
-        self.settings = [scales[0], limits[0], self.compare, scales[1], limits[1]]
+        self.settings: list[Any] = [scales[0], limits[0], self.compare, scales[1], limits[1]]
         given = [self.session, self.question, *self.settings]
         self.shown = [self.session, self.question, self.stage, *self.counts, self.token, self.note]
         everything = [*self.shown, *self.chats, *self.costs]
@@ -179,20 +179,23 @@ class ChatPage:
 
     # Events
 
-    def _view(self, session: Session, question: str, values: Any, note: str = "", token: str = CHOOSE) -> list[Any]:
-        """Values of `shown`."""
+    def _view(self, session: Session, question: str, values: Any, note: str = "", new: bool = True) -> list[Any]:
+        """Values of `shown`.
+
+        Args:
+            new: whether the page does not have the images yet.
+        """
         counts: list[Any] = []
         stage: Any = gr.skip()
         try:
             budgets = _budgets(values)
             counts = [self.actions.count(session, budget) for budget in budgets]
-            stage = gr.HTML(
-                self.actions.stage(session, budgets[0]), pictures=[picture.preview for picture in session.pictures]
-            )
+            pictures: Any = {"pictures": [picture.preview for picture in session.pictures]} if new else {}
+            stage = gr.HTML(self.actions.stage(session, budgets[0]), **pictures)
         except ValueError as error:
             note = note or sentence(error)
         counts += [""] * (2 - len(counts))
-        return [session, question, stage, *counts, token, _note(note)]
+        return [session, question, stage, *counts, CHOOSE, _note(note)]
 
     def _all(self, session: Session, question: str, values: Any, note: str = "") -> list[Any]:
         """Values of `shown`, and of chats and costs."""
@@ -209,12 +212,12 @@ class ChatPage:
         """
 
         def run(event: gr.EventData, session: Session, question: str, *values: Any) -> list[Any]:
-            note = ""
+            note, before = "", len(session.pictures)
             try:
                 question, note = act(session, event._data or {}, question) or (question, "")
             except Exception as error:
                 note = sentence(error)
-            return self._view(session, question, values, note)
+            return self._view(session, question, values, note, new=len(session.pictures) != before)
 
         return run
 

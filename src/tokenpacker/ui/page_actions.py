@@ -187,7 +187,7 @@ class PageActions:
         """
         new = len(session.pictures) - sum(turn.num_images for turn in session.turns)
         self._check(session, text)
-        turn, all_growing = Turn(text, new, list(session.regions), []), []
+        turn, all_growing = Turn(text, new, list(session.regions), []), list[Growing]()
         session.asking = True
         try:
             for lane, budget in enumerate(budgets):
@@ -225,7 +225,7 @@ class PageActions:
     @cached_property
     def examples(self) -> list[tuple[str, Image.Image, list[Region]]]:
         """Questions with their image and regions, from the package's own scenes."""
-        found = []
+        found: list[tuple[str, Image.Image, list[Region]]] = []
         for index in EXAMPLES["test"]:
             sample = FinePrint("test")[index]
             found.append((sample.questions[0].text, sample.image, []))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import queue
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -36,7 +36,7 @@ class Growing:
         return f"{self.usage.prompt_tokens:,} tokens in the prompt; {first}{cached}; {self.num_tokens} in the answer"
 
 
-def stream(engine: Engine, question: Question, timeout_s: float, stopped: Callable[[], bool]) -> Iterator[Growing]:
+def stream(engine: Engine, question: Question, timeout_s: float, stopped: Callable[[], bool]) -> Generator[Growing]:
     """Yields the answer whenever it has grown, and some times a second. Leaving the iterator ends the answer.
 
     Raises:

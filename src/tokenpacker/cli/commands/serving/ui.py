@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 from importlib.util import find_spec
@@ -70,6 +71,7 @@ def ui(
             page_server(page, host, lambda address: _tell(settings.model, address)).run(sockets=[listener])
         finally:
             engine.close(0)
+            gc.freeze()  # Python would search the model's modules for garbage at its end, for seconds
 
 
 def _read_password(variable: str | None) -> str | None:
