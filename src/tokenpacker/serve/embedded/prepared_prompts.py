@@ -54,7 +54,7 @@ def prepare_prompt(processor: TokenPackerProcessor, question: Question, *, max_l
     options = {"scale_factor": question.scale_factor, "max_image_tokens": question.max_image_tokens}
     masks = [[region for image, region in question.regions if image == place] for place in range(len(question.images))]
     with no_files():
-        text = _fill_template(processor, question)
+        text = fill_template(processor, question.messages, with_regions=bool(question.regions))
         inputs = processor(
             [list(question.images)], [text], masks, return_tensors="pt", return_mm_token_type_ids=True, **options
         )
@@ -95,14 +95,15 @@ def _check_images(question: Question) -> None:
         )
 
 
-def _fill_template(processor: TokenPackerProcessor, question: Question) -> str:
+def fill_template(
+    processor: TokenPackerProcessor, messages: Sequence[dict[str, Any]], *, with_regions: bool = False
+) -> str:
     """The prompt as text.
 
     Raises:
         ValueError: for messages that do not fit the template, and for texts that would write one of the model's own
-            tokens, which could stand for an image or end a message. Marks of regions may be written with regions.
+            tokens, which could stand for an image or end a message. With regions, their mark may be written.
     """
-    messages = question.messages
     try:
         text, bare = (
             processor.apply_chat_template(list(form), add_generation_prompt=True, tokenize=False)
@@ -111,7 +112,7 @@ def _fill_template(processor: TokenPackerProcessor, question: Question) -> str:
     except TemplateError as error:
         raise ValueError(f"the messages do not fit the chat template: {error}") from None
     for token in processor.tokenizer.get_added_vocab():
-        if text.count(token) != bare.count(token) and not (token == processor.region_token and question.regions):
+        if text.count(token) != bare.count(token) and not (token == processor.region_token and with_regions):
             raise ValueError(f"a message writes {token!r}, which is a token of the model's own; leave it out")
     return text
 
