@@ -22,7 +22,7 @@ from fake_engine import FakeEngine, FakePrompt
 from tokenpacker.scenes import FinePrint, Regions
 
 pytest.importorskip("gradio", reason="gradio is not installed")
-TIMEOUT_MS = 30_000
+TIMEOUT_MS = 60_000  # a loaded machine is slow
 SAMPLE, OTHER = FinePrint("test")[3], FinePrint("test")[11]
 
 
@@ -177,7 +177,7 @@ def test_an_answer_is_shown_while_it_grows_and_stop_keeps_what_was_said(served, 
     page.locator(".answer", has_text="one two").wait_for()
     page.get_by_role("button", name="Stop").click()
     assert answers(page)[0].split() == ["one", "two"]
-    assert served.fake.tickets[-1].ended.wait(5)
+    assert served.fake.tickets[-1].ended.wait(30)
 
 
 def test_an_answer_ends_when_its_reader_leaves(served, visit):
