@@ -269,9 +269,15 @@ class EmbeddedEngine:
         for row, prompt in zip(rows, prompts, strict=True):
             row.packed = [packed[key] for key in prompt.keys]
             row.cached_tokens = sum(len(packed[key]) for key in prompt.keys if key in known)
+            if prompt.regions:  # their tokens need the features of tiles, which the cache does not keep
+                given = {name: value.to(self.model.device) for name, value in prompt.regions.items()}
+                assert prompt.tiles is not None
+                features = self.model.get_image_features(prompt.tiles.to(self.model.device), **given, return_dict=True)
+                row.regions = [features.region_tokens]
 
     def _prefill(self, rows: list[Row]) -> Prefilled:
-        return self._batch.prefill([row.ids for row in rows], [tokens for row in rows for tokens in row.packed])
+        packed, regions = ([tokens for row in rows for tokens in getattr(row, name)] for name in ("packed", "regions"))
+        return self._batch.prefill([row.ids for row in rows], packed, regions)
 
     def _try_prefill(self, rows: list[Row]) -> Prefilled | None:
         """None after an error, which `_join` meets again."""
@@ -286,7 +292,7 @@ class EmbeddedEngine:
             ready = self._prefill(rows)
         self._batch.add(ready)
         for row in rows:
-            row.packed = []
+            row.packed, row.regions = [], []
         self._rows += rows
         return ready.logits
 
