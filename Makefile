@@ -2,8 +2,11 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# A process per core, at most four, each with one thread; the tests of a file share its fixtures in one process.
+PYTEST = python -m pytest -n auto --maxprocesses 4 --dist loadfile
+test test-floor test-5.19 test-versions test-conformance: export OMP_NUM_THREADS ?= 1
 # What meets transformers directly, run on each version; the golden conversions (minutes) run on the lock only.
-VERSIONS_TEST = python -m pytest -m "not slow" tests/hf tests/checkpoints tests/projectors/test_in_a_model.py tests/evaluate/test_evaluation.py \
+VERSIONS_TEST = $(PYTEST) -m "not slow" tests/hf tests/checkpoints tests/projectors/test_in_a_model.py tests/evaluate/test_evaluation.py \
 	tests/cli/test_app.py tests/cli/test_ask.py tests/train/test_trainer.py
 
 .PHONY: help demo test test-versions test-vllm lint format lock upgrade clean
@@ -14,7 +17,7 @@ demo: $(VENV)/.base ## watch the carried model answer questions; writes demo/rep
 	@$(BIN)/python -m tokenpacker.demo
 
 test: $(VENV)/.dev ## run the tests
-	@$(BIN)/python -m pytest
+	@$(BIN)/$(PYTEST)
 
 test-versions: test-floor test-5.19 $(VENV)/.dev ## run the tests that meet transformers on its floor, on 5.19 and on the lock
 	@$(BIN)/$(VERSIONS_TEST)
@@ -106,4 +109,4 @@ TORCH_INDEX = https://download.pytorch.org/whl/cpu
 .PHONY: test-conformance
 test-conformance: $(VENV)/.dev ## run transformers' own common tests on our classes
 	@$(BIN)/python tests/conformance/fetch.py
-	@$(BIN)/python -m pytest tests/conformance
+	@$(BIN)/$(PYTEST) tests/conformance

@@ -89,9 +89,9 @@ def exclude(options: Mapping[str, object]) -> None:
 
 
 def refuse(options: Mapping[str, object], reason: str) -> None:
-    """Raises ValueError for the first of the options that was given; The message is its name and `reason`."""
+    """Raises ValueError for the first of the options that was given. The message is its name and `reason`."""
     for name, value in options.items():
-        if value not in (None, False):
+        if value is not None and value is not False:  # 0 is a value
             raise ValueError(f"{name} {reason}")
 
 
