@@ -17,7 +17,7 @@ QUANTIZED = "_quantized"  # ending of file names; transformers.js looks for it w
 
 
 class OnnxWriter:
-    """Writes graphs as ONNX. Those whose names begin alike share the files of large weights.
+    """Writes graphs as ONNX. The vision encoders of all scale factors share the files of large weights.
 
     int8 is ONNX Runtime's dynamic quantization: activations are rounded as they come, which needs no calibration.
     """
