@@ -19,7 +19,7 @@ def clock(monkeypatch):
 def refusals(clock) -> Refusals:
     """Of a server that ended 20 requests in 10 seconds: 2 a second."""
     refusals = Refusals()
-    refusals.begin()
+    refusals.wait(1)
     for number in range(20):
         clock.monotonic.return_value = (number + 1) / 2
         refusals.end()
@@ -28,6 +28,24 @@ def refusals(clock) -> Refusals:
 
 def test_a_client_comes_back_when_those_before_it_are_answered(refusals):
     assert refusals.retry_after_s(waiting=8, running=0) == 4
+
+
+def test_idle_time_does_not_lower_the_rate(refusals, clock):
+    refusals.wait(0)
+    clock.monotonic.return_value += 86_400
+    assert refusals.retry_after_s(waiting=8, running=0) == 4
+    refusals.wait(1)
+    clock.monotonic.return_value += 1
+    refusals.end()
+    assert refusals.retry_after_s(waiting=20, running=0) == 11  # 21 in 11 seconds; one client returns before it
+
+
+def test_requests_of_a_server_with_little_to_do_tell_no_rate(clock):
+    refusals = Refusals()
+    for _ in range(9):
+        clock.monotonic.return_value += 60
+        refusals.end()
+    assert refusals.retry_after_s(waiting=64, running=16) == 1
 
 
 def test_clients_that_were_refused_come_back_one_after_the_other(refusals, clock):

@@ -94,9 +94,8 @@ class VLLMFrontDoor:
         limits, answer = self.settings.limits, _Answer(send)
         if self.in_flight >= RUNNING + limits.waiting:
             raise refusal(QueueFullError(self.refusals.retry_after_s(self.in_flight - RUNNING, RUNNING)))
-        if not self.in_flight:
-            self.refusals.begin()
         self.in_flight += 1
+        self.refusals.wait(max(0, self.in_flight - RUNNING))
         try:
             await asyncio.wait_for(self._pass_on(scope, receive, answer.send), limits.request_s)
         except asyncio.TimeoutError:
@@ -106,6 +105,7 @@ class VLLMFrontDoor:
         finally:
             self.in_flight -= 1
             self.refusals.end()
+            self.refusals.wait(max(0, self.in_flight - RUNNING))
         if answer.failed:
             raise _failed()
 

@@ -156,10 +156,9 @@ class EmbeddedEngine:
             if self._closed:
                 raise ClosedError("the engine is closed and takes no more questions")
             self.check_room()
-            if not self._open:
-                self._refusals.begin()
             self._waiting.append(asked)
             self._open.add(asked)
+            self._refusals.wait(len(self._waiting))
             self._changed.notify()
         return asked
 
@@ -183,6 +182,7 @@ class EmbeddedEngine:
                 self._refusals.end()
             if asked in self._waiting:
                 self._waiting.remove(asked)
+                self._refusals.wait(len(self._waiting))
             self._changed.notify()
 
     def _run(self) -> None:
@@ -225,6 +225,7 @@ class EmbeddedEngine:
             taken.append(asked.rows.pop(0))
             if not asked.rows:
                 self._waiting.popleft()
+        self._refusals.wait(len(self._waiting))
         return taken
 
     def _start(self, rows: list[Row]) -> None:
