@@ -27,6 +27,21 @@ def test_options_of_the_server_are_refused_for_a_static_page(one_line_error, tmp
     assert "--static" in one_line_error("ui", "--static", tmp_path, "--auth-env", "X")
 
 
+def test_a_folder_that_is_there_stays_unless_it_may_be_replaced(one_line_error, tmp_path):
+    (tmp_path / "mine.txt").write_text("mine")
+    assert str(tmp_path) in one_line_error("ui", "--static", tmp_path)
+    assert (tmp_path / "mine.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("option", [("--host", "0.0.0.0"), ("--port", 80), ("--max-batch", 4)])
+def test_no_option_of_the_server_is_ignored_for_a_static_page(one_line_error, tmp_path, option):
+    assert option[0] in one_line_error("ui", "--static", tmp_path / "site", *option)
+
+
+def test_overwrite_belongs_to_the_static_page(one_line_error):
+    assert "--overwrite belongs to --static" in one_line_error("ui", "--overwrite")
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
 def test_a_free_port_is_printed_and_ctrl_c_ends_the_page_cleanly(tmp_path):

@@ -48,13 +48,13 @@ def _options(
 
 PANELS = {
     "Use a model": (ask, chat, count, show, models, convert, export, serve, batch, ui),
-    "Measure": (evaluate, speed, compare),
+    "Train and measure": (evaluate, speed, compare),
 }
 for _panel, _commands in PANELS.items():
     for _command in _commands:
         app.command(rich_help_panel=_panel)(_command)
-app.add_typer(data_app, name="data", rich_help_panel="Train")
-app.add_typer(train_app, name="train", rich_help_panel="Train")
+app.add_typer(data_app, name="data", rich_help_panel="Train and measure")
+app.add_typer(train_app, name="train", rich_help_panel="Train and measure")
 
 
 def main() -> None:
