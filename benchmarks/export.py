@@ -51,8 +51,7 @@ def main() -> None:
     model, processor = clip_l() if options.clip_l else carried()
     with tempfile.TemporaryDirectory() as place:
         figures = measure(model, processor, Path(place), name, options.rounds, options.threads)
-    head, *rows = [line.strip("| ").split(" | ") for line in tables(figures) if not line.startswith("|--")]
-    report(figures, head, rows, [], options.json)
+    report(figures, *table(figures), [], options.json)
 
 
 def carried() -> tuple[TokenPackerForConditionalGeneration, TokenPackerProcessor]:
@@ -131,12 +130,12 @@ def torch_call(model: Any, inputs: dict[str, Any], part: str) -> Call:
     return call
 
 
-def tables(figures: dict[str, Any]) -> list[str]:
-    """Lines of a Markdown table: size, median times with the speed over torch, equal and right answers."""
+def table(figures: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Head and rows: size, median times with the speed over torch, equal and right answers."""
     parts = [f"{PARTS[part]}, ms" for part in PARTS]
-    head = ["", "MB", *(cell for part in parts for cell in (part, "speed-up", "in CPU time"))]
+    head = [f"{figures['model']} model", "MB", *(cell for part in parts for cell in (part, "speed-up", "in CPU time"))]
     head += ["answers equal to torch's", "right answers, torch's"] if figures["agreement"] else []
-    lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
+    rows = []
     for variant, size in figures["bytes"].items():
         cells = [variant, f"{size / 1e6:,.1f}"]
         for times in figures["times"].values():
@@ -147,8 +146,8 @@ def tables(figures: dict[str, Any]) -> list[str]:
             equal = f"{of['equal_answers']} of {of['questions']}" if of else "-"
             right = f"{of['exported_correct']}, {of['torch_correct']} of {of['scored']}" if of else "-"
             cells += [equal, right]
-        lines.append(f"| {' | '.join(cells)} |")
-    return lines
+        rows.append(cells)
+    return head, rows
 
 
 if __name__ == "__main__":

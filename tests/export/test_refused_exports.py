@@ -12,7 +12,6 @@ import pytest
 import torch
 
 from tokenpacker.export import exporting, writers
-from tokenpacker.hf import carried_model_path
 
 
 def untraced(monkeypatch):
@@ -90,12 +89,8 @@ def test_an_export_that_fails_leaves_nothing(carried, export, tmp_path):
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="only POSIX can kill without notice")
 def test_a_killed_export_leaves_nothing_that_looks_finished(export, tmp_path):
-    code = (
-        "import sys, tokenpacker.cli.app as a;"
-        f"sys.argv[1:] = ['export', {str(carried_model_path())!r}, {str(tmp_path / 'out')!r}, '--to', 'onnx'];"
-        "a.main()"
-    )
-    process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
+    command = [sys.executable, "-m", "tokenpacker", "export", "tiny", str(tmp_path / "out"), "--to", "onnx"]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     partial = tmp_path / ".out.partial" / "onnx"
     try:
         while not partial.exists() and process.poll() is None:
