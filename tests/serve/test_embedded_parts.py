@@ -76,6 +76,35 @@ def test_the_cache_of_packed_tokens_drops_what_was_not_used_for_longest():
     assert (cache.bytes, cache.hits, cache.misses) == (2 * tokens.nbytes, 3, 1)
 
 
+def test_tokens_of_the_cache_stay_what_they_were_whatever_their_sizes_and_uses():
+    """Against a plain dict; what is used often stays, and no more is held than allowed."""
+    draw, cache, known = random.Random(0), PackedCache(400 * 4), {}
+    often = (b"often", 2)
+    for number in range(3_000):
+        key = (bytes([draw.randrange(60)]), draw.choice((2, 3, None)))
+        known.setdefault(key, torch.full((draw.randrange(1, 12), 4), float(number)))
+        known.setdefault(often, torch.full((5, 4), -1.0))
+        for asked in (key, often):
+            found = cache.get(asked)
+            if found is None:
+                cache.put(asked, known[asked])
+            else:
+                assert torch.equal(found, known[asked])
+        assert cache.bytes <= 400 * 4
+    assert cache.misses > 500
+    assert cache.hits > 3_000 - 2
+    assert cache.bytes > 0.6 * 400 * 4  # tiles that were used again leave gaps
+
+
+def test_tokens_that_were_given_out_are_not_written_over():
+    cache = PackedCache(4 * 12 * 4)
+    cache.put((b"first", 2), torch.ones(4, 4))
+    given = cache.get((b"first", 2))
+    for number in range(12):
+        cache.put((bytes([number]), 2), torch.zeros(4, 4))
+    assert torch.equal(given, torch.ones(4, 4))
+
+
 def test_parts_are_shared_among_threads_that_compute_alone(tiny_model):
     before = torch.get_num_threads()
     with ThreadPoolExecutor(1) as owner:
@@ -143,7 +172,7 @@ def test_packed_tokens_from_the_cache_are_those_of_the_model(tiny_model, tiny_pr
                 packed = cache.pack(tiny_model, tiles, ModelThreads(tiny_model, 2))
             for tokens, each in zip(packed.values(), expected, strict=True):
                 torch.testing.assert_close(tokens, each)
-    assert cache.hits == cache.misses == len(cache._tokens)
+    assert cache.hits == cache.misses == len(cache._places)
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -31,6 +31,9 @@ def tile_key(tile: Tensor, scale_factor: int | None) -> TileKey:
 class PackedCache:
     """Keeps the most recently used tiles' tokens, up to a number of bytes. Safe to use from many threads.
 
+    They lie in memory of their own, which is written round and round: small tensors that live long would lie between
+    the model's large ones, and keep memory in use that those no longer need.
+
     Attributes:
         bytes: held at present.
         hits: look-ups that found their tile.
@@ -40,33 +43,59 @@ class PackedCache:
     def __init__(self, max_bytes: int):
         self.max_bytes = max_bytes
         self.bytes = self.hits = self.misses = 0
-        self._tokens: OrderedDict[TileKey, Tensor] = OrderedDict()
+        self._memory = torch.empty(0, 0)  # (R, D), once D is known
+        self._places: OrderedDict[TileKey, slice] = OrderedDict()  # rows of the memory, in the order of writing
+        self._next = 0  # row to write next; what lies behind it is oldest
         self._lock = Lock()
 
     def __contains__(self, key: TileKey) -> bool:
         with self._lock:
-            return key in self._tokens
+            return key in self._places
 
     def get(self, key: TileKey) -> Tensor | None:
         """Packed tokens (T, D), or None."""
         with self._lock:
-            found = self._tokens.get(key)
-            if found is None:
+            place = self._places.get(key)
+            if place is None:
                 self.misses += 1
-            else:
-                self.hits += 1
-                self._tokens.move_to_end(key)
+                return None
+            self.hits += 1
+            found, size = self._memory[place].clone(), len(self._memory)
+            if (place.start - self._next) % size < size // 2:  # soon to be written over
+                self._drop(key)
+                self._write(key, found)
             return found
 
     def put(self, key: TileKey, tokens: Tensor) -> None:
         """Stores packed tokens (T, D) and drops the tiles that were not used for longest."""
         with self._lock:
-            if key in self._tokens or tokens.nbytes > self.max_bytes:
+            if key in self._places or tokens.nbytes > self.max_bytes:
                 return
-            self._tokens[key] = tokens.clone()  # a view would keep the tokens of the whole call
-            self.bytes += tokens.nbytes
-            while self.bytes > self.max_bytes:
-                self.bytes -= self._tokens.popitem(last=False)[1].nbytes
+            if not len(self._memory):
+                self._memory = tokens.new_empty(self.max_bytes // tokens[0].nbytes, tokens.shape[1])
+            self._write(key, tokens)
+
+    def _write(self, key: TileKey, tokens: Tensor) -> None:
+        if self._next + len(tokens) > len(self._memory):
+            self._drop_oldest(self._next, len(self._memory))
+            self._next = 0
+        place = slice(self._next, self._next + len(tokens))
+        self._drop_oldest(place.start, place.stop)
+        self._memory[place] = tokens
+        self._places[key] = place
+        self.bytes += tokens.nbytes
+        self._next = place.stop
+
+    def _drop_oldest(self, start: int, stop: int) -> None:
+        """Drops the tiles in these rows."""
+        while self._places:
+            key, place = next(iter(self._places.items()))
+            if place.start >= stop or place.stop <= start:
+                return
+            self._drop(key)
+
+    def _drop(self, key: TileKey) -> None:
+        self.bytes -= self._memory[self._places.pop(key)].nbytes
 
     def pack(
         self, model: TokenPackerForConditionalGeneration, tiles: Mapping[TileKey, Tensor], threads: ModelThreads
