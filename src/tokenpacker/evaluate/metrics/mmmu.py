@@ -16,16 +16,19 @@ LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 LONG_ANSWER = 5  # words, from which the text of an option is looked for
 ANNOUNCED = ("could be ", "so ", "is ", "thus ", "therefore ", "final ", "answer ", "result ")
 SENTENCE_END = re.compile(r"\.\s(?=[A-Z])|\n")
-NUMBER = re.compile(
-    r"-?\b\d{1,3}(?:,\d{3})+\b"  # 1,234
-    r"|-?\d+(?:\.\d+)?[eE][+-]?\d+"  # 1.2e3
-    r"|-?(?:\d+\.\d+|\.\d+|\d+\b)(?![eE][+-]?\d+)(?![,\d])"  # 12, 1.2
+NUMBERS = (  # each is looked for by itself, so that `1,234` is also 234
+    re.compile(r"-?\b\d{1,3}(?:,\d{3})+\b"),  # 1,234
+    re.compile(r"-?\d+(?:\.\d+)?[eE][+-]?\d+"),  # 1.2e3
+    re.compile(r"-?(?:\d+\.\d+|\.\d+|\d+\b)(?![eE][+-]?\d+)(?![,\d])"),  # 12, 1.2
 )
 
 
 def chosen_option(answer: str, options: Sequence[str]) -> str:
     """The letter of the option that an answer names last; empty if it names none."""
-    text = f" {answer.strip(chr(32)).strip(',').strip('.').strip('!').strip('?').strip(';').strip(':').strip(chr(39))} "
+    text = answer
+    for mark in ",.!?;:'":
+        text = text.strip(mark)
+    text = f" {text} "
     letters = LETTERS[: len(options)]
     for form in ("({})", "{} ", "{}."):
         if named := [letter for letter in letters if form.format(letter) in text]:
@@ -59,7 +62,7 @@ def stated(answer: str) -> list[str | float]:
         if tails and (shortest := min(tails, key=len)) not in set(":,.!?;'"):
             ends.append(shortest)
     ends = ends or [answer.strip().strip(".").lower()]
-    found = ends + [number for end in ends for number in NUMBER.findall(end)]
+    found = ends + [number for end in ends for form in NUMBERS for number in form.findall(end)]
     return [value for text in found for value in comparable(text)]
 
 

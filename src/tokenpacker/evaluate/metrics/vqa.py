@@ -29,7 +29,7 @@ they'd they'd've they'll they're they've 'twas wasn't we'd've we've weren't what
 where'd where's where've who'd who'd've who'll who's who've why'll why're why's won't would've wouldn't wouldn't've
 y'all y'all'll y'all'd've you'd you'd've you'll you're you've he'd
 """
-# The official table: a contraction is recognised without one of its apostrophes. It has `somebody'd` the wrong way round.
+# As in the official table, which recognises a contraction without one of its apostrophes, and turns `somebody'd` round.
 CONTRACTIONS = {
     word[:place] + word[place + 1 :]: word
     for word in _WITH_APOSTROPHES.split()
