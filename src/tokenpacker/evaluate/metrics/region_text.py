@@ -11,8 +11,9 @@ from tokenpacker.evaluate.metrics.metric import Metric, Row, is_text, mean, mean
 HIT = 0.5  # IoU from which a box is right
 _COORDINATE = r"\s*(-?\d+(?:\.\d+)?)\s*"
 BOX = re.compile(rf"[\[(]{_COORDINATE},{_COORDINATE},{_COORDINATE},{_COORDINATE}[\])]")
-# What Penn Treebank tokens are in short descriptions: `don't` is two, `t-shirt` is one; punctuation is left out.
-WORD = re.compile(r"n't\b|'(?:s|m|d|re|ve|ll)\b|\w+?(?=n't\b)|\w+(?:[-.&/]\w+)*")
+# What Penn Treebank tokens are in short descriptions: `don't` is two, `t-shirt` is one, other signs are one each.
+WORD = re.compile(r"n't\b|'(?:s|m|d|re|ve|ll)\b|\w+?(?=n't\b)|\w+(?:[-.&/]\w+)*|[^\w\s.,!?;:'\"`-]")
+BRACKETS = {"(": "-lrb-", ")": "-rrb-", "[": "-lsb-", "]": "-rsb-", "{": "-lcb-", "}": "-rcb-"}
 
 Box = tuple[float, float, float, float]
 
@@ -49,8 +50,11 @@ def iou_summary(rows: Sequence[Row], weights: Sequence[float]) -> dict[str, floa
 
 
 def caption_words(text: str) -> str:
-    """A description's words in lower case, separated by spaces, without punctuation."""
-    return " ".join(WORD.findall(text.lower().replace("’", "'")))
+    """A description's words in lower case, separated by spaces, without punctuation.
+
+    The same as pycocoevalcap's tokenizer, a Java program, for usual descriptions; brackets are named as it names them.
+    """
+    return " ".join(BRACKETS.get(word, word) for word in WORD.findall(text.lower().replace("’", "'")))
 
 
 class BoxMetric(Metric):
