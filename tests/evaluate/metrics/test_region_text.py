@@ -78,7 +78,6 @@ SENTENCES = [
     "#2 man's 50% off sign",
     "bike [left], bus",
     "couldn't see - maybe the guy?",
-    "mr. t. on the left...",
     "they're both red; it's blue",
 ]
 

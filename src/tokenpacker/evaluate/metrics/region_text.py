@@ -52,7 +52,7 @@ def iou_summary(rows: Sequence[Row], weights: Sequence[float]) -> dict[str, floa
 def caption_words(text: str) -> str:
     """A description's words in lower case, separated by spaces, without punctuation.
 
-    The same as pycocoevalcap's tokenizer, a Java program, for usual descriptions; brackets are named as it names them.
+    The same as those of the Java program that pycocoevalcap has, except that abbreviations (`mr.`) lose their period.
     """
     return " ".join(BRACKETS.get(word, word) for word in WORD.findall(text.lower().replace("’", "'")))
 
