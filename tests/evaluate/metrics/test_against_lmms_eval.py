@@ -58,7 +58,7 @@ def test_anls():
     theirs = lmms("api.metrics").anls
     for answer, references in [
         ("stop", ["STOP"]), ("stap", ["stop", "go"]), ("stxx", ["stopped"]), ("7 March 1998", ["March 7, 1998"]),
-        ("something else", ["x"]), ("12.5", ["12,5", "12.5 %"]), ("éa", ["ea"]),
+        ("something else", ["x"]), ("12.5", ["12,5", "12.5 %"]), ("été", ["ete", "étê"]),
     ]:  # fmt: skip
         assert METRICS["anls"].score(answer, ask(0, *references)) == pytest.approx(theirs(references, [answer])["anls"])
     # At a distance of exactly half, the official rule gives 0: NL < 0.5 is asked for. lmms-eval gives 0.5.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
+from typing import TypeGuard
 
 from tokenpacker.evaluate.bench_question import BenchQuestion
 
@@ -106,7 +107,7 @@ class Metric:
             )
 
 
-def is_text(answer: object) -> bool:
+def is_text(answer: object) -> TypeGuard[str]:
     """Whether an answer can be scored: text, not blank, and not overlong."""
     return isinstance(answer, str) and len(answer) <= MAX_ANSWER and bool(answer.strip())
 

@@ -95,7 +95,7 @@ class CiderMetric(Metric):
         references = {
             place: [caption_words(text) for text in question.answers] for place, question in enumerate(questions)
         }
-        captions = {place: [caption_words(str(text)) if is_text(text) else ""] for place, text in enumerate(given)}
+        captions = {place: [caption_words(text) if is_text(text) else ""] for place, text in enumerate(given)}
         _, scores = Cider().compute_score(references, captions)
         return [
             Row(question, text if isinstance(text, str) else None, float(score))

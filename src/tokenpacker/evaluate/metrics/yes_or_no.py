@@ -17,7 +17,7 @@ def said_in_pope(answer: str | None) -> str:
     """`yes` or `no` as LLaVA reads it: no if the first sentence has the word no or not; empty for a broken answer."""
     if not is_text(answer):
         return ""
-    words = str(answer).strip().split(".")[0].replace(",", "").split(" ")
+    words = answer.strip().split(".")[0].replace(",", "").split(" ")
     return "no" if {"No", "no", "not"} & set(words) else "yes"
 
 
