@@ -4,6 +4,7 @@ import pytest
 from PIL import Image
 
 from tokenpacker.evaluate.bench_question import BenchQuestion
+from tokenpacker.images import ImageError
 
 
 def test_images_are_opened_late_from_a_path_or_from_bytes(tmp_path):
@@ -19,7 +20,7 @@ def test_images_are_opened_late_from_a_path_or_from_bytes(tmp_path):
 
 
 def test_a_missing_image_is_an_error_when_it_is_opened():
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(ImageError, match=r"missing\.png"):
         BenchQuestion(id="1", text="?", images=("missing.png",)).open_images()
 
 

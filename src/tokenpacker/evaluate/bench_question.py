@@ -6,7 +6,6 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -69,11 +68,7 @@ class BenchQuestion:
         return "\n".join(keys) or f"question {self.id}"
 
     def open_images(self) -> list[Image.Image]:
-        """RGB images. Raises OSError, among others, for a file that is missing or is no image."""
-        from PIL import Image
+        """Upright RGB images. Raises ImageError, a ValueError, for a file that is missing or is no image."""
+        from tokenpacker.images import load_image
 
-        opened = []
-        for image in self.images:
-            with Image.open(BytesIO(image) if isinstance(image, bytes) else image) as picture:
-                opened.append(picture.convert("RGB"))
-        return opened
+        return [load_image(image) for image in self.images]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from tokenpacker.evaluate.bench_question import BenchQuestion
 from tokenpacker.evaluate.metrics.metric import Metric, Row, category, is_text, mean, split_by
@@ -34,37 +35,48 @@ def wanted(question: BenchQuestion) -> str:
     return question.answers[0].lower().strip().replace(".", "")
 
 
-def _pope_numbers(rows: Sequence[Row], weights: Sequence[float]) -> dict[str, float]:
-    hits = said_yes = are_yes = right = 0.0
-    for row, weight in zip(rows, weights, strict=True):
-        said, is_yes = said_in_pope(row.answer) == "yes", wanted(row.question) == "yes"
-        right += row.score * weight
-        said_yes += said * weight
-        are_yes += is_yes * weight
-        hits += (said and is_yes) * weight
-    total = sum(weights)
-    numbers = {
-        "f1": 2 * hits / (said_yes + are_yes) if hits else 0.0,
-        "accuracy": right / total,
-        "precision": hits / said_yes if said_yes else 0.0,
-        "recall": hits / are_yes if are_yes else 0.0,
-        "yes ratio": said_yes / total,
-    }
-    return {name: 100 * value for name, value in numbers.items()}
+class _Counts(NamedTuple):
+    """Weighted counts of POPE's answers."""
+
+    right: float
+    hits: float  # said yes, and it is
+    said_yes: float
+    are_yes: float
+    total: float
+
+    @classmethod
+    def of(cls, rows: Sequence[Row], weights: Sequence[float]) -> _Counts:
+        right = hits = said_yes = are_yes = 0.0
+        for row, weight in zip(rows, weights, strict=True):
+            says, is_yes = said_in_pope(row.answer) == "yes", wanted(row.question) == "yes"
+            right += row.score * weight
+            hits += weight if says and is_yes else 0.0
+            said_yes += weight if says else 0.0
+            are_yes += weight if is_yes else 0.0
+        return cls(right, hits, said_yes, are_yes, sum(weights))
+
+    def numbers(self) -> dict[str, float]:
+        shares = {
+            "f1": (2 * self.hits, self.said_yes + self.are_yes),
+            "accuracy": (self.right, self.total),
+            "precision": (self.hits, self.said_yes),
+            "recall": (self.hits, self.are_yes),
+            "yes ratio": (self.said_yes, self.total),
+        }
+        return {name: 100 * part / whole if whole else 0.0 for name, (part, whole) in shares.items()}
 
 
 def pope_summary(rows: Sequence[Row], weights: Sequence[float]) -> dict[str, float]:
     """Means over the splits, as papers report POPE; the same for each split; F1 of all questions together."""
-    parts = {name: _pope_numbers(*part) for name, part in split_by(category, rows, weights).items()}
-    together = _pope_numbers(rows, weights)
-    numbers = (
-        {name: sum(part[name] for part in parts.values()) / len(parts) for name in together} if parts else together
-    )
-    return (
-        numbers
-        | {f"{name}/{split}": value for split, part in parts.items() for name, value in part.items()}
-        | {"f1 of all together": together["f1"]}
-    )
+    counts = {
+        name: _Counts.of(*part)
+        for name, part in split_by(lambda row: category(row) or "no split", rows, weights).items()
+    }
+    together = _Counts(*(sum(values) for values in zip(*counts.values(), strict=True)))
+    splits = {name: count.numbers() for name, count in counts.items()}
+    means = {name: sum(split[name] for split in splits.values()) / len(splits) for name in together.numbers()}
+    by_split = {f"{name}/{split}": value for split, numbers in splits.items() for name, value in numbers.items()}
+    return means | (by_split if len(splits) > 1 else {}) | {"f1 of all together": together.numbers()["f1"]}
 
 
 def mme_summary(rows: Sequence[Row], weights: Sequence[float]) -> dict[str, float]:
