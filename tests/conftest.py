@@ -11,7 +11,7 @@ import torch
 from packaging.version import Version
 from PIL import Image
 
-pytest_plugins = ["released_layout"]
+pytest_plugins = ["browser", "released_layout"]
 
 GOLDEN = Path(__file__).resolve().parents[2] / "shared" / "golden"
 

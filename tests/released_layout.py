@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 import io
 import json
+import runpy
 import shutil
 import sys
 from collections.abc import Callable
@@ -299,18 +299,14 @@ def lora_folder(released_config, complete_tensors, tmp_path) -> Path:
 @pytest.fixture(scope="session")
 def make_golden(golden, tmp_path_factory) -> Callable[..., Path]:
     """Runs the golden data's script: `make_golden("--weights", "safetensors")` gives the folder with all its models."""
-    spec = importlib.util.spec_from_file_location("make_checkpoint", golden / "make_checkpoint.py")
-    assert spec is not None
-    assert spec.loader is not None
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
+    main = runpy.run_path(str(golden / "make_checkpoint.py"))["main"]
 
     def make(*options: str) -> Path:
         folder = tmp_path_factory.mktemp("golden")
         before = sys.argv
         sys.argv = ["make_checkpoint", str(folder), "--tokenizer", str(golden / "tokenizer"), *options]
         try:
-            script.main()
+            main()
         finally:
             sys.argv = before
         return folder

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("psutil")
-from benchmarks import serving
+from benchmarks import serving, serving_load
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 
@@ -22,7 +22,7 @@ def test_the_page_shows_what_was_measured():
 
 
 def test_a_good_request_is_about_a_picture_of_its_own_and_a_broken_one_has_no_answer():
-    requests = serving.make_requests(60, serving.carried_model_path(), "short")
+    requests = serving_load.make_requests(60, serving.carried_model_path(), "short")
     kinds = {request.kind for request in requests}
     assert kinds == {"good", "bad", "leaves"}
     good = [request for request in requests if request.kind != "bad"]

@@ -14,10 +14,22 @@ import time
 import pytest
 
 from batch_files import Files, echo, read, request, texts
-from tokenpacker.batch import run_batch
+from tokenpacker.batch import Reply, run_batch
 from tokenpacker.batch.batch_output import only_writer
 from tokenpacker.batch.in_order import AHEAD, in_order
 
+# A second try of failed rows, with an engine that takes a moment for each row.
+RETRY = """
+import sys, time
+from pathlib import Path
+from batch_files import Files, echo
+def slow(body):
+    time.sleep(0.02)
+    with open(sys.argv[2], "a") as asked:
+        asked.write(body["messages"][0]["content"] + "\\n")
+    return echo(body)
+Files(Path(sys.argv[1])).run(slow, concurrency=1, retry_failed=True)
+"""
 # A run with an engine that takes a moment for each row.
 SLOW = """
 import sys, time
@@ -127,6 +139,91 @@ def test_another_input_is_refused_unless_told_to_overwrite(files, overwrite):
         with pytest.raises(ValueError, match=r"another input: its row 2 does not answer line 2;.*overwrite"):
             files.run()
         assert files.target.read_bytes() == before
+
+
+def fail_odd(body):
+    """Refuses the questions with odd numbers."""
+    number = int(body["messages"][0]["content"].split()[1])
+    refused = Reply(503, {"error": {"message": "too busy", "type": "server_error", "code": None}})
+    return refused if number % 2 else echo(body)
+
+
+def test_failed_rows_alone_are_asked_again_and_stand_in_their_place(files):
+    files.write(*many(20), "no JSON")
+    assert files.run(fail_odd)[0].errors == 11
+    again = []
+    summary, rows = files.run(lambda body: again.append(body) or echo(body), retry_failed=True)
+    assert (len(again), summary.rows, summary.kept, summary.errors) == (10, 21, 10, 1)
+    assert texts(rows[:20]) == [f"question {number}" for number in range(20)]
+    assert sorted(path.name for path in files.folder.iterdir()) == ["in.jsonl", "out.jsonl"]
+
+
+def test_without_failed_rows_the_second_try_is_an_ordinary_run(files):
+    files.write(*many(3))
+    files.run()
+    files.write(*many(5))
+    summary, rows = files.run(retry_failed=True)
+    assert (summary.kept, len(rows)) == (3, 5)
+
+
+def test_rows_that_were_never_answered_are_asked_with_the_failed_ones(files):
+    files.write(*many(6))
+    files.run(fail_odd)
+    whole = files.target.read_bytes().splitlines(keepends=True)
+    files.target.write_bytes(b"".join(whole[:4]) + whole[4][:20])
+    summary, rows = files.run(retry_failed=True)
+    assert (summary.kept, summary.errors, len(rows)) == (2, 0, 6)
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="Windows has no SIGKILL")
+def test_a_killed_second_try_goes_on_and_asks_each_row_once_more(tmp_path):
+    files = Files(tmp_path)
+    files.write(*many(60))
+    files.run(fail_odd)
+    before, new = files.target.read_bytes(), tmp_path / "out.jsonl.retry"
+    asked = tmp_path / "asked.txt"
+    process = subprocess.Popen([sys.executable, "-c", RETRY, str(tmp_path), str(asked)], env=_environment())
+    while not new.exists() or new.read_bytes().count(b"\n") < 20:
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    assert files.target.read_bytes() == before
+    kept = new.read_bytes().count(b"\n")
+    with new.open("ab") as file:
+        file.write(b'{"id": "batch_req_s_12')
+    again = set()
+    _summary, rows = files.run(lambda body: again.add(body["messages"][0]["content"]) or echo(body), retry_failed=True)
+    assert texts(rows) == [f"question {number}" for number in range(60)]
+    assert again == {f"question {number}" for number in range(kept, 60) if number % 2}
+    assert not new.exists()
+
+
+def test_what_a_second_try_has_left_does_not_outlive_a_new_start(files):
+    files.write(*many(4))
+    files.run(fail_odd)
+    new = files.folder / "out.jsonl.retry"
+    new.write_bytes(b"".join(files.target.read_bytes().splitlines(keepends=True)[:3]))
+    files.run(overwrite=True)
+    assert not new.exists()
+    files.run(fail_odd, overwrite=True)
+    new.write_text("my notes\n")
+    with pytest.raises(ValueError, match=r"out\.jsonl\.retry is not the output .* so remove it"):
+        files.run(retry_failed=True)
+    assert new.read_text() == "my notes\n"
+
+
+def test_the_summary_says_why_rows_failed(files):
+    files.write(*many(5), "no JSON", "[]")
+    summary, _ = files.run(fail_odd)
+    assert summary.to_dict()["failures"] == {
+        "503 server_error": {"rows": 2, "message": "too busy"},
+        "invalid_json_line": {
+            "rows": 2,
+            "message": "line 6: it is not JSON (Expecting value: line 1 column 1 (char 0))",
+        },
+    }
+    assert str(summary).splitlines()[2] == "2 x 503 server_error: too busy"
 
 
 def test_other_settings_are_refused(files):

@@ -147,6 +147,21 @@ def test_the_address_may_lack_its_version_but_keeps_its_path(server):
         assert server.seen[-1] == (f"{path}/chat/completions", "Bearer secret")
 
 
+def test_trouble_that_lasts_is_told_once_and_not_each_time(server, unused_port):
+    said = []
+    endpoint = Endpoint(server.url, note=said.append)
+    server.plan = {"once": [503], "often": [503] * 5}
+    endpoint(body("once"))
+    assert not said
+    endpoint(body("often"))
+    assert said == [f"{server.url}/v1/chat/completions answers 503; trying again, 7 more times"]
+    gone = Endpoint(f"http://127.0.0.1:{unused_port}", retries=4, note=said.append)
+    with pytest.raises(ConnectionError):
+        gone(body("q"))
+    assert len(said) == 2
+    assert "cannot be reached (" in said[1]
+
+
 def test_half_a_character_can_be_sent(server):
     assert Endpoint(server.url)(body("\ud83d")).body["choices"][0]["message"]["content"] == "\ud83d"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -57,3 +58,15 @@ def test_the_child_ends_when_its_parent_is_gone():
         process.stdin.close()  # as the system does for a killed parent
         assert process.wait(timeout=20) != 0
         assert process.stdout.read() == b""  # the sleeper closed it too
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no signal for the end of a parent")
+def test_the_child_ends_when_its_watch_is_killed_as_ray_does():
+    sleeper = [sys.executable, "-c", "import time; print('up', flush=True); time.sleep(60)"]
+    command = [sys.executable, "-c", WATCH, *sleeper]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout.readline().strip() == b"up"
+        process.kill()
+        start = time.monotonic()
+        assert process.stdout.read() == b""  # at the end of the sleeper, which has it open too
+        assert time.monotonic() - start < 20

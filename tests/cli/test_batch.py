@@ -50,6 +50,8 @@ def test_errors_are_rows_and_the_exit_code(run, requests, tmp_path, tiny_model_d
     result = run(*command)
     assert result.exit_code == 1
     assert "4 rows, 3 errors" in result.stdout
+    assert "1 x 404 model_not_found: this model is not served here" in result.stdout
+    assert "--retry-failed asks the failed rows again" in result.stderr
     good, gone, other, count = read(tmp_path / "out.jsonl")
     assert good["response"]["status_code"] == 200
     assert gone["error"]["code"] == "invalid_image_path"
@@ -74,6 +76,7 @@ REFUSED = {  # options -> a part of the error
     "workers without Ray": (["--workers", "2"], "--workers needs --ray"),
     "Ray and an endpoint": (["--ray", "local", "--endpoint", "http://x"], "exclude each other"),
     "a device of an endpoint": (["--device", "cpu", "--endpoint", "http://x"], "leave it out with --endpoint"),
+    "two ways to go on": (["--overwrite", "--retry-failed"], "exclude each other"),
     "no address": (["--endpoint", "somewhere"], "--endpoint somewhere is no address"),
     "no such model": (["--model", "./none"], "./none"),
     "no key": (["--endpoint", "http://x", "--api-key-env", "NO_SUCH_VARIABLE"], "NO_SUCH_VARIABLE"),

@@ -35,11 +35,30 @@ def test_a_missing_package_names_the_extra(one_line_error, monkeypatch):
     assert one_line_error("serve", "--engine", "vllm").startswith("--engine vllm needs vLLM; run: pip install vllm")
 
 
-@pytest.mark.parametrize("option", ["--max-batch", "--max-waiting"])
-def test_an_option_of_the_other_engine_is_refused(one_line_error, monkeypatch, option):
+@pytest.mark.parametrize(
+    ("option", "value"), [("--max-batch", 4), ("--max-waiting", 4), ("--max-new-tokens", 4), ("--cache", 0)]
+)
+def test_an_option_of_the_other_engine_is_refused(one_line_error, monkeypatch, option, value):
     monkeypatch.setattr("tokenpacker.cli.commands.serving.serve.find_spec", lambda name: name)
-    error = one_line_error("serve", "--engine", "vllm", option, 4)
+    error = one_line_error("serve", "--engine", "vllm", option, value)
     assert error.startswith(f"{option} belongs to --engine embedded")
+
+
+@pytest.mark.parametrize(
+    ("given", "longest", "cache_bytes", "most_asked"),
+    [((), 512, 2**28, 4096), (("--cache", 0, "--max-new-tokens", 9000), 9000, 0, 9000)],
+)
+def test_the_engine_gets_the_longest_answer_and_the_size_of_its_cache(
+    run, monkeypatch, given, longest, cache_bytes, most_asked
+):
+    made = {}
+    monkeypatch.setattr("tokenpacker.cli.commands.serving.serve.load_model", lambda *_, **__: (None, None))
+    monkeypatch.setattr("tokenpacker.serve.embedded.EmbeddedEngine", lambda *_, **limits: made.update(limits))
+    monkeypatch.setattr("tokenpacker.serve.server.run", lambda _, settings, *__: made.update(settings=settings))
+    monkeypatch.setattr("gc.freeze", lambda: None)
+    run("serve", "--engine", "embedded", "--port", 0, *given)
+    assert (made["max_new_tokens"], made["cache_bytes"]) == (longest, cache_bytes)
+    assert made["settings"].limits.max_tokens == most_asked
 
 
 def test_further_options_reach_vllm_unless_they_are_ours(one_line_error, run, monkeypatch):

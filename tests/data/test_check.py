@@ -10,6 +10,7 @@ from tar_shards import write_tar
 from tokenpacker.data.check import check_data, describe, draw_report
 from tokenpacker.data.samples import SampleMaker
 from tokenpacker.data.sources import open_data
+from tokenpacker.visualize import ACCENT
 
 
 @pytest.fixture
@@ -110,7 +111,7 @@ def test_the_text_says_it_all(data, maker):
 def test_the_picture_has_a_bar_for_each_filled_bin(data, maker):
     report = check_data(open_data([data]), maker)
     pixels = np.asarray(draw_report(report, "data.json"))
-    accent = (pixels == (217, 72, 15)).all(axis=-1)
+    accent = (pixels == ACCENT).all(axis=-1)
     just_above_the_axis = accent[np.flatnonzero(accent.any(axis=1))[-1]].astype(int)
     bars = int((np.diff(just_above_the_axis) == 1).sum()) + int(just_above_the_axis[0])
     assert bars == sum(count > 0 for *_, count in report.histogram)

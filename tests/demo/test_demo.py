@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
+from browser import DESKTOP, PHONE, assert_accessible, assert_fits
 from tokenpacker.demo import __main__ as demo
 from tokenpacker.demo.drawings import SHADE_ALPHA, grid_picture, shade_map
 from tokenpacker.demo.examples import ask_example, draw_examples
@@ -68,16 +69,33 @@ class PageReader(HTMLParser):
         assert self.open_tags.pop() == tag
 
 
-def test_the_demo_writes_one_page_that_holds_everything(settings, samples, tmp_path, monkeypatch):
+@pytest.fixture(scope="module")
+def report(settings, samples, tmp_path_factory):
+    """The page of a demo, and what it wrote to the console."""
     names = ("easy-vqa", "fine-print")
     tasks = {name: Task(name=name, description="noise", load=lambda: samples, max_new_tokens=2) for name in names}
-    monkeypatch.setattr(demo, "find_task", tasks.__getitem__)
-    monkeypatch.setattr(demo, "NUM_QUESTIONS", dict.fromkeys(names, 4))
-    monkeypatch.setattr(demo, "NUM_TIMED_IMAGES", 4)
     written = io.StringIO()
-    output = tmp_path / "new folder" / "report.html"
-    demo.run_demo(settings, output, Console(file=written, width=200))
+    output = tmp_path_factory.mktemp("demo") / "new folder" / "report.html"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(demo, "find_task", tasks.__getitem__)
+        patch.setattr(demo, "NUM_QUESTIONS", dict.fromkeys(names, 4))
+        patch.setattr(demo, "NUM_TIMED_IMAGES", 4)
+        demo.run_demo(settings, output, Console(file=written, width=200))
+    return output, written.getvalue()
 
+
+@pytest.mark.parametrize("window", [PHONE, DESKTOP], ids=["phone", "desktop"])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_page_can_be_read_on_every_screen(report, open_page, window, scheme):
+    page = open_page(report[0], window, color_scheme=scheme)
+    assert_fits(page)
+    assert_accessible(page)
+    sizes = "[...document.querySelectorAll('main *')].map(element => parseFloat(getComputedStyle(element).fontSize))"
+    assert min(page.evaluate(sizes)) >= 16
+
+
+def test_the_demo_writes_one_page_that_holds_everything(settings, report):
+    output, written = report
     page = output.read_text(encoding="utf-8")
     reader = PageReader(page)
     assert reader.open_tags == []
@@ -89,8 +107,8 @@ def test_the_demo_writes_one_page_that_holds_everything(settings, samples, tmp_p
     assert page.count("<article") == sum(demo.NUM_EXAMPLES.values()) == 5
     for setting in settings:
         assert setting.label in page
-        assert setting.label in written.getvalue()
-    assert str(output) in written.getvalue()
+        assert setting.label in written
+    assert str(output) in written
 
 
 def test_examples_are_drawn_by_seed_with_one_question_each():

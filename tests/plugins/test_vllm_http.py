@@ -85,7 +85,7 @@ def expected(theirs, images: list, text: str = "what number is in the red box?",
     ids, answer = theirs.answer(Case(prompt, images, options))
     sizes = [(image.height, image.width) for image in images]
     counted = theirs.processor._get_num_multimodal_tokens(image_sizes=sizes, **options)["num_image_tokens"]
-    return theirs.processor.tokenizer.decode(answer, skip_special_tokens=True), len(ids), sum(counted)
+    return theirs.processor.tokenizer.decode(answer, skip_special_tokens=True).lstrip(), len(ids), sum(counted)
 
 
 def test_answers_and_counts_of_tokens_are_those_of_transformers(client, theirs, image_of):
@@ -128,14 +128,17 @@ def test_what_cannot_be_answered_is_a_400_and_names_the_reason(client, image_of)
         ([good], {"extra_body": {"scale_factor": 100}}, "exceeds patch_grid"),
         ([good], {"extra_body": {"scale_facto": 3}}, "scale_factor"),
         ([], {"extra_body": {"scale_factor": 100}}, "exceeds patch_grid"),
-        ([good], {"text": "an <image> more"}, "2 marks <image> for 1 images"),
-        ([], {"text": "no <image> at all"}, "1 marks <image> for 0 images"),
+        ([good], {"text": "an <image> more"}, "'<image>', which is a token of the model's own"),
+        ([], {"text": "an end </s> within"}, "'</s>', which is a token of the model's own"),
         ([good], {"text": "word " * 3000}, ""),
     ):
         with pytest.raises(openai.BadRequestError, match=message) as refused:
             ask(client, urls, **fields)
         assert "Traceback" not in str(refused.value)
         assert str(carried_model_path()) not in str(refused.value)
+    with pytest.raises(openai.BadRequestError) as refused:
+        ask(client, [good], extra_body={"scale_factor": 100})
+    assert refused.value.param == "scale_factor"
     assert ask(client, [good]).choices
 
 
@@ -157,5 +160,6 @@ def test_a_signal_ends_the_server_after_running_requests(server, client, image_o
     assert all(future.result().choices[0].finish_reason for future in asked)
     written = log.read_text()
     assert "POST /v1/chat/completions" in written
+    assert "Route: " not in written
     for secret in (KEY, "red box", "base64"):
         assert secret not in written

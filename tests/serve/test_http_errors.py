@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import logging
+import re
 import struct
 import zlib
 from dataclasses import replace
@@ -16,6 +17,7 @@ from fastapi.testclient import TestClient
 from PIL import Image
 
 from fake_engine import FakeEngine, data_url, question
+from tokenpacker.projectors import TokenPackerProjectorConfig
 from tokenpacker.serve.http_app import build_app
 from tokenpacker.serve.limits import Limits
 from tokenpacker.serve.openai_schema import RequestError, read_json
@@ -69,7 +71,7 @@ def refused(client, caplog):
         ({"max_tokens": 10**6}, "max_tokens", "max_tokens must be at most 4096, not 1000000"),
         ({"max_tokens": 1, "max_completion_tokens": 2}, None, "max_tokens and max_completion_tokens differ"),
         ({"stop": ["a"] * 5}, "stop", "at most 4 texts in stop, not 5"),
-        ({"stop": ""}, "stop", "stop must have at least 1 character"),
+        ({"stop": ""}, "stop", "stop must not be empty"),
         ({"temprature": 1}, "temprature", "temprature is not supported; did you mean temperature?"),
         ({"tools": [{"type": "function"}]}, "tools", "tools is not supported; leave it out"),
         ({"logprobs": True}, "logprobs", "logprobs must be false"),
@@ -77,7 +79,8 @@ def refused(client, caplog):
         ({"frequency_penalty": 0.5}, "frequency_penalty", "frequency_penalty must be less than or equal to 0"),
         ({"response_format": {"type": "json_object"}}, "response_format.type", "must be 'text'"),
         ({"stream_options": {"include_usage": True}}, None, "stream_options need stream=true"),
-        ({"messages": []}, "messages", "messages must have at least 1 item"),
+        ({"messages": []}, "messages", "messages must not be empty"),
+        ({"top_k": 5}, "top_k", "top_k is not supported; leave it out"),
         ({"messages": [{"role": "user", "content": SECRET}] * 4}, "messages", "messages must be at most 3, not 4"),
         (
             {"messages": [{"role": SECRET, "content": ""}]},
@@ -94,6 +97,34 @@ def test_a_wrong_field_is_named_in_a_sentence(refused, fields, param, message):
     assert message in error["message"]
     assert error["param"] == param
     assert error["type"] == "invalid_request_error"
+
+
+def test_a_missing_model_is_named(refused):
+    error = refused({"messages": question()["messages"]})
+    assert (error["message"], error["param"]) == ("model is missing; use 'tiny'", "model")
+
+
+def test_an_image_of_little_detail_is_asked_for_in_tokens(refused):
+    body = question("what?", "data:image/png;base64,")
+    body["messages"][0]["content"][0]["image_url"]["detail"] = "low"
+    error = refused(body)
+    assert error["param"] == "messages[0].content[0].image_url.detail"
+    assert error["message"].endswith(
+        "must be 'auto' or 'high'; max_image_tokens says how many tokens an image may have"
+    )
+
+
+def test_a_value_that_the_model_cannot_take_names_its_field(refused, monkeypatch):
+    monkeypatch.setattr(
+        FakeEngine,
+        "prepare",
+        lambda *_: TokenPackerProjectorConfig(vision_dim=64, language_dim=8).resolve_scale((24, 24), 99),
+    )
+    error = refused(question(scale_factor=99))
+    assert (error["param"], error["message"].partition(";")[0]) == (
+        "scale_factor",
+        "scale_factor=99 exceeds patch_grid=24x24",
+    )
 
 
 def test_fields_with_their_neutral_value_are_taken(client):
@@ -252,6 +283,7 @@ def test_the_key_is_asked_of_all_routes_but_health():
             assert client.get(path, headers={"authorization": "Bearer kay"}).status_code != 401
         assert client.post(CHAT, content=b"{").status_code == 401
         assert client.get("/health").json() == {"status": "ok"}
+        assert client.head("/health").status_code == 200
 
 
 def test_a_wrong_model_is_told_the_one_that_is_served(refused):
@@ -284,14 +316,14 @@ def test_a_failure_shows_neither_its_text_nor_the_prompt(refused, caplog):
 def test_one_line_is_logged_for_a_request(client, caplog):
     caplog.set_level(logging.INFO, logger="tokenpacker")
     client.post(CHAT, json=question(f"{SECRET} three", data_url(RED)))
-    client.get("/v1/models/" + SECRET)
-    client.get("/" + SECRET)
+    client.get("/v1/models/other?key=" + SECRET)
+    client.get("/v1/no%0Aroute")
+    client.get("/health")
     lines = [record.getMessage() for record in caplog.records if record.name == "tokenpacker.serve"]
-    assert [line.split(" ms")[1] for line in lines] == [" 13+3 tokens", " 0+0 tokens", " 0+0 tokens"]
-    assert [line.split()[:3] for line in lines] == [
-        ["POST", CHAT, "200"],
-        ["GET", "/v1/models/{name:path}", "404"],
-        ["GET", "-", "404"],
+    assert [re.sub(r"[0-9]+ ms", "5 ms", line) for line in lines] == [
+        "POST /v1/chat/completions 200, 5 ms, 13 tokens of prompt, 3 of answer",
+        "GET /v1/models/other 404, 5 ms",
+        r"GET /v1/no\nroute 404, 5 ms",
     ]
     assert SECRET not in caplog.text
 

@@ -15,6 +15,7 @@ from fastapi.testclient import TestClient
 from fake_engine import FakeEngine, question, serving, text_of
 from tokenpacker.serve.http_app import build_app
 from tokenpacker.serve.limits import Limits
+from tokenpacker.serve.questions import EngineCounts
 from tokenpacker.serve.server import ServeSettings
 
 CHAT = "/v1/chat/completions"
@@ -121,6 +122,15 @@ def test_a_full_queue_says_when_to_try_again(serve, engine):
         assert first.result().status_code == 200
     assert (second.status_code, second.headers["retry-after"]) == (429, "7")
     assert second.json()["error"]["type"] == "rate_limit_error"
+
+
+def test_a_full_queue_refuses_a_request_before_its_images_are_read(serve, engine, monkeypatch):
+    counts = [EngineCounts(waiting=2, retry_after_s=9), EngineCounts(waiting=1)]
+    monkeypatch.setattr(engine, "counts", lambda: counts.pop(0) if len(counts) > 1 else counts[0])
+    client = serve(limits=Limits(waiting=2))
+    refused = client.post(CHAT, json=question())
+    assert (refused.status_code, refused.headers["retry-after"], engine.questions) == (429, "9", [])
+    assert client.post(CHAT, json=question()).status_code == 200
 
 
 @pytest.fixture

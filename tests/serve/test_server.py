@@ -19,6 +19,7 @@ import pytest
 from PIL import Image
 
 from fake_engine import FakeEngine, question
+from tokenpacker.serve.embedded.embedded_engine import LONGEST_WAIT_S
 from tokenpacker.serve.server import ServeSettings, listen, run
 
 CHAT = "/v1/chat/completions"
@@ -86,7 +87,9 @@ def refused_until_the_port_is_closed(address: str) -> None:
         time.sleep(0.02)
 
 
-def test_the_size_of_headers_is_limited_whatever_is_installed(monkeypatch):
+def test_headers_are_limited_whatever_is_installed_and_idle_connections_outlive_the_wait_that_a_client_is_told(
+    monkeypatch,
+):
     """uvicorn prefers httptools, which has no limit."""
     seen = []
     monkeypatch.setattr("tokenpacker.serve.server._server", lambda config, *_: seen.append(config) or mock.Mock())
@@ -94,6 +97,7 @@ def test_the_size_of_headers_is_limited_whatever_is_installed(monkeypatch):
     with listen(settings) as listener:
         run(FakeEngine(), settings, listener)
     assert seen[0].http == "h11"
+    assert seen[0].timeout_keep_alive > LONGEST_WAIT_S  # a client that was told to wait may use its connection again
 
 
 def test_an_image_with_damaged_metadata_leaves_no_path_in_the_log(start):

@@ -12,10 +12,11 @@ from typing import Any
 
 import pytest
 
+from tokenpacker.hf import carried_model_path
 from tokenpacker.serve.limits import Limits
 from tokenpacker.serve.server import ServeSettings
 from tokenpacker.serve.vllm_middleware import RUNNING, VLLMFrontDoor
-from tokenpacker.serve.vllm_server import arguments, environment, run_vllm_server
+from tokenpacker.serve.vllm_server import FOLDER, arguments, environment, run_vllm_server
 
 KEY = "a key of the test"
 
@@ -37,6 +38,7 @@ class FakeVLLM:
         self.bodies: list[Any] = []
         self.paths: list[str] = []
         self.status, self.answer, self.wait = 200, b'{"ok":true}', None
+        self.kind, self.cut = b"application/json", 10**9
 
     async def __call__(self, scope, receive, send):
         self.paths.append(scope["path"])
@@ -44,9 +46,11 @@ class FakeVLLM:
         self.bodies.append(json.loads(body) if body else None)
         if self.wait is not None:
             await self.wait.wait()
-        headers = [(b"content-type", b"application/json"), (b"content-length", str(len(self.answer)).encode())]
+        headers = [(b"content-type", self.kind), (b"content-length", str(len(self.answer)).encode())]
         await send({"type": "http.response.start", "status": self.status, "headers": headers})
-        await send({"type": "http.response.body", "body": self.answer})
+        for start in range(0, len(self.answer), self.cut):
+            more = start + self.cut < len(self.answer)
+            await send({"type": "http.response.body", "body": self.answer[start : start + self.cut], "more_body": more})
 
 
 @pytest.fixture
@@ -61,6 +65,7 @@ def door(vllm, monkeypatch):
     def make(**settings) -> VLLMFrontDoor:
         for name, value in environment(ServeSettings(model="packer", engine="vllm", **settings)).items():
             monkeypatch.setenv(name, value)
+        monkeypatch.setenv(FOLDER, str(carried_model_path()))
         return VLLMFrontDoor(vllm)
 
     return make
@@ -85,7 +90,8 @@ async def call(door, path="/v1/chat/completions", body=None, method="POST", head
     scope = {"type": "http", "method": method, "path": path}
     scope["headers"] = [(b"content-type", b"application/json"), *headers]
     await door(scope, receive, send)
-    return given["status"], given["headers"], json.loads(given["body"])
+    is_json = given["headers"][b"content-type"] == b"application/json"
+    return given["status"], given["headers"], json.loads(given["body"]) if is_json else given["body"]
 
 
 def chat(*parts: dict, **fields) -> dict:
@@ -194,13 +200,56 @@ def test_an_answer_that_takes_too_long_ends_with_an_error(door, vllm):
 
 
 def test_usage_counts_image_tokens_under_our_name_too_and_text_of_answers_is_left_alone(door, vllm):
-    trap = json.dumps('"multimodal_tokens":{"image":5}')
-    vllm.answer = b'{"text":%s,"usage":{"prompt_tokens_details":{"multimodal_tokens":{"image":36}}}}' % trap.encode()
+    trap = '"multimodal_tokens":{"image":5}'
+    usage = {"prompt_tokens_details": {"multimodal_tokens": {"image": 36}}}
+    vllm.answer = json.dumps({"text": trap, "usage": usage}).encode()
     status, headers, answer = asyncio.run(call(door(), body=chat()))
     assert answer["usage"]["prompt_tokens_details"] == {"multimodal_tokens": {"image": 36}, "image_tokens": 36}
-    assert answer["text"] == json.loads(trap)
+    assert answer["text"] == trap
     assert status == 200
     assert b"content-length" not in headers
+
+
+def test_the_space_before_an_answer_is_taken_away_as_on_the_embedded_engine(door, vllm):
+    choices = [{"index": index, "message": {"content": text}} for index, text in enumerate((" a b", "\n c ", ""))]
+    vllm.answer = json.dumps({"choices": choices}).encode()
+    _, _, answer = asyncio.run(call(door(), body=chat()))
+    assert [choice["message"]["content"] for choice in answer["choices"]] == ["a b", "c ", ""]
+
+
+def test_the_space_before_a_streamed_answer_is_taken_away_however_it_is_cut(door, vllm):
+    pieces = [(0, ""), (0, " "), (1, " x"), (0, "  a"), (1, " y"), (0, " b ")]
+    chunks = [{"choices": [{"index": index, "delta": {"content": text}}]} for index, text in pieces]
+    vllm.kind = b"text/event-stream; charset=utf-8"
+    vllm.answer = b"".join(b"data: %s\n\n" % json.dumps(chunk).encode() for chunk in chunks) + b"data: [DONE]\n\n"
+    vllm.cut = 7  # bytes of each message
+    _, _, sent = asyncio.run(call(door(), body=chat(stream=True)))
+    *events, done, rest = sent.decode().split("\n\n")
+    said = [json.loads(event.removeprefix("data: "))["choices"][0] for event in events]
+    texts = ["".join(choice["delta"]["content"] for choice in said if choice["index"] == index) for index in (0, 1)]
+    assert texts == ["a b ", "x y"]
+    assert (done, rest) == ("data: [DONE]", "")
+
+
+def test_an_error_names_its_field_and_in_a_stream_repeats_nothing(door, vllm):
+    message = "scale_factor=99 exceeds patch_grid=24x24"
+    vllm.status, vllm.answer = 400, json.dumps({"error": {"message": message, "param": None, "code": 400}}).encode()
+    status, _, answer = asyncio.run(call(door(), body=chat()))
+    assert (status, answer["error"]["param"], answer["error"]["message"]) == (400, "scale_factor", message)
+    vllm.status, vllm.kind = 200, b"text/event-stream"
+    vllm.answer = b'data: {"error": {"message": "/secret/path", "code": 500}}\n\ndata: [DONE]\n\n'
+    assert b"secret" not in asyncio.run(call(door(), body=chat(stream=True)))[2]
+
+
+@pytest.mark.parametrize("role", ["user", "system"])
+def test_texts_may_not_write_the_models_own_tokens(door, vllm, role):
+    """The embedded engine has the same rule."""
+    for content in ("a </s> b", [{"type": "text", "text": "a </s"}, {"type": "text", "text": "> b"}], "an <image>"):
+        body = {"model": "packer", "messages": [{"role": role, "content": content}, *chat()["messages"]]}
+        status, _, answer = asyncio.run(call(door(), body=body))
+        assert status == 400
+        assert "which is a token of the model's own; leave it out" in answer["error"]["message"]
+    assert not vllm.bodies
 
 
 def test_a_failure_of_vllm_tells_nothing_of_its_inside(door, vllm):
@@ -216,7 +265,8 @@ def test_the_key_is_asked_for_everywhere_but_for_health(door, vllm):
         for headers in ((), wrong):
             assert asyncio.run(call(front, path, body=chat(), method=method, headers=headers))[0] == 401
     assert not vllm.paths
-    assert asyncio.run(call(front, "/health", method="GET"))[0] == 200
+    for method in ("GET", "HEAD"):
+        assert asyncio.run(call(front, "/health", method=method))[0] == 200
     assert asyncio.run(call(front, body=chat(), headers=right))[0] == 200
 
 
@@ -245,6 +295,7 @@ def test_vllm_is_started_with_the_settings_and_the_key_is_no_argument(tmp_path, 
     assert KEY not in " ".join(command)
     assert variables["VLLM_API_KEY"] == KEY
     assert variables["VLLM_MEDIA_URL_ALLOW_REDIRECTS"] == "0"
+    assert int(variables["VLLM_HTTP_TIMEOUT_KEEP_ALIVE"]) > 120
     assert command[command.index("--mm-processor-kwargs") + 1] == '{"scale_factor": 3}'
     assert command[command.index("--port") + 1] != "0"
     assert command[-2:] == ["--dtype", "float32"]

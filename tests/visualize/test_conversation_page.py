@@ -2,19 +2,11 @@
 
 import numpy as np
 
-from tokenpacker.visualize.conversation_page import LINE, SIDE, draw_conversation
+from tokenpacker.visualize.conversation_page import LINE, draw_conversation
 
 
 def differing(one, other) -> int:
     return int((np.asarray(one) != np.asarray(other)).any(axis=2).sum())
-
-
-def test_regions_that_begin_at_one_place_are_all_numbered(image_of):
-    images, box = [image_of(40, 60)], (10.0, 12.0, 30.0, 30.0)
-    one, two, three = (draw_conversation(images, [(0, box)] * times, []) for times in (1, 2, 3))
-    outside = np.s_[:, : 36 + int(8 * SIDE / 60)]  # left of the tint, where the numbers reach to
-    assert differing(np.asarray(one)[outside], np.asarray(two)[outside]) > 0
-    assert differing(np.asarray(two)[outside], np.asarray(three)[outside]) > 0
 
 
 def test_a_thin_image_has_room_for_a_number(image_of):

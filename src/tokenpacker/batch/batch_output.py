@@ -73,6 +73,13 @@ def check_kept(path: Path, rows: Iterator[Row], on_row: Callable[[dict[str, Any]
     return end
 
 
+def output_rows(path: Path, end: int) -> Iterator[dict[str, Any]]:
+    """The rows of an output that was checked, up to `end` bytes."""
+    with path.open("rb") as file:
+        while file.tell() < end:
+            yield json.loads(file.readline())
+
+
 def _output(line: bytes) -> dict[str, Any] | None:
     try:
         content = json.loads(line)

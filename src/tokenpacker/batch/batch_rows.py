@@ -218,6 +218,21 @@ def error_row(row: Row, error: RowError) -> dict[str, Any]:
     return {"id": row.id, "custom_id": row.custom_id, "response": None, "error": said}
 
 
+def is_failed(output: dict[str, Any]) -> bool:
+    """Whether a row has no answer: it has an error, or a status that is not 200."""
+    return output["response"] is None or output["response"]["status_code"] != 200
+
+
+def failure(output: dict[str, Any]) -> tuple[str, str]:
+    """Status and code of a failed row, and its message."""
+    response = output["response"]
+    error = output["error"] if response is None else response["body"].get("error")
+    error = error if isinstance(error, dict) else {}
+    status = "" if response is None else str(response["status_code"])
+    code = str(error.get("code") or error.get("type") or "")
+    return f"{status} {code[:60]}".strip(), " ".join(str(error.get("message") or "").split())[:200]
+
+
 def to_line(output: dict[str, Any]) -> bytes:
     """An output row as a line of JSON in UTF-8. Half a character of UTF-16 in a text stays an escape."""
     return json.dumps(output, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"

@@ -6,7 +6,7 @@ import itertools
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,14 +17,19 @@ from tokenpacker.batch.batch_rows import (
     Outputs,
     Prepare,
     check_input,
+    failure,
     fingerprint,
+    is_failed,
     output_row,
     read_rows,
 )
+from tokenpacker.batch.failed_rows import FailedRows
 from tokenpacker.batch.in_order import in_order
 from tokenpacker.batch.ray_workers import ray_outputs
 from tokenpacker.batch.request_bodies import prepared_body
 from tokenpacker.progress import Progress
+
+SHOWN = 5  # kinds of failures in a summary for people
 
 
 @dataclass
@@ -34,6 +39,7 @@ class BatchSummary:
     Args:
         kept: rows that an earlier run had answered.
         errors: rows without an answer: those with an error, and those with a status that is not 200.
+        failures: for each status and code of these rows, their number and the message of the first.
         image_tokens: tokens of all images in the prompts, where the server says so.
         seconds: of this run, without loading the model.
     """
@@ -41,6 +47,7 @@ class BatchSummary:
     rows: int = 0
     kept: int = 0
     errors: int = 0
+    failures: dict[str, dict[str, Any]] = field(default_factory=dict)
     prompt_tokens: int = 0
     image_tokens: int = 0
     completion_tokens: int = 0
@@ -49,26 +56,34 @@ class BatchSummary:
     def add(self, output: dict[str, Any]) -> None:
         """Counts an output row."""
         self.rows += 1
-        response = output["response"]
-        if response is None or response["status_code"] != 200:
+        if is_failed(output):
             self.errors += 1
+            code, message = failure(output)
+            self.failures.setdefault(code, {"rows": 0, "message": message})["rows"] += 1
             return
-        body = response["body"]
+        body = output["response"]["body"]
         self.prompt_tokens += _tokens(body, "prompt_tokens")
         self.completion_tokens += _tokens(body, "completion_tokens")
         self.image_tokens += _tokens(body, "prompt_tokens_details", "image_tokens")
+
+    def keep(self) -> None:
+        """Counts a row of an earlier run, beside `add`."""
+        self.kept += 1
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready dict."""
         return {**asdict(self), "seconds": round(self.seconds, 1)}
 
     def __str__(self) -> str:
-        """Two lines for people."""
+        """Two lines for people, and one for each of the most frequent failures."""
         kept = f" ({self.kept:,} of them from an earlier run)" if self.kept else ""
+        often = sorted(self.failures.items(), key=lambda failure: -failure[1]["rows"])
+        lines = [f"\n{found['rows']:,} x {code}: {found['message']}" for code, found in often[:SHOWN]]
+        lines += [f"\nand {len(often) - SHOWN} other kinds of failures"] * (len(often) > SHOWN)
         return (
             f"{self.rows:,} rows{kept}, {self.errors:,} errors, {self.seconds:.1f} s\n"
             f"{self.image_tokens:,} image tokens of {self.prompt_tokens:,} prompt tokens;"
-            f" {self.completion_tokens:,} tokens answered"
+            f" {self.completion_tokens:,} tokens answered" + "".join(lines)
         )
 
 
@@ -91,6 +106,7 @@ def run_batch(
     ray: str | None = None,
     workers: int | None = None,
     overwrite: bool = False,
+    retry_failed: bool = False,
 ) -> BatchSummary:
     """Answers all rows of `source` that are not answered in `target`, in order.
 
@@ -103,6 +119,7 @@ def run_batch(
         ray: address of Ray, as in `ray_workers`; None answers in this process.
         workers: models on Ray.
         overwrite: starts anew if `target` exists.
+        retry_failed: answers the failed rows in `target` again too.
 
     Raises:
         ValueError: if `source` holds no request, or `target` is of another run.
@@ -118,22 +135,40 @@ def run_batch(
         outputs = _outputs_here(open_answer, prepare, concurrency)
     else:
         outputs = ray_outputs(ray, source, open_answer, prepare, workers=workers, concurrency=concurrency)
-    summary = BatchSummary()
+    read = partial(read_rows, source, fingerprint(all_settings))
     with only_writer(target):
-        rows = read_rows(source, fingerprint(all_settings))
-        end = 0 if overwrite else check_kept(target, rows, summary.add)
+        summary, rows = BatchSummary(), read()
+        path, end, again = target, 0 if overwrite else check_kept(target, rows, summary.add), None
+        if retry_failed and summary.errors:
+            again, summary, rows = FailedRows(target, end), BatchSummary(), read()
+            path, end = again.path, again.check(rows, summary.add)
+            rows = again.to_answer(rows)
         summary.kept = summary.rows
-        if (first := next(rows, None)) is None:
-            return summary
-        with outputs as output_of, OutputRows(target, end) as written:
-            started = time.monotonic()
-            with Progress("batch", total, done=summary.rows) as shown:
-                for output in output_of(itertools.chain([first], rows)):
-                    written.append(output)
-                    summary.add(output)
-                    shown.update(summary.rows, f"{summary.errors:,} errors")
-            summary.seconds = time.monotonic() - started
+        first = next(rows, None)
+        if first is not None or again is not None:
+            with outputs if first else _no_outputs() as output_of, OutputRows(path, end) as written:
+                if again is None and end == 0:  # what an earlier try of failed rows has left is of no use any more
+                    FailedRows(target, end).path.unlink(missing_ok=True)
+                output_of = output_of if again is None else again.merged(output_of, summary.keep)
+                _write(output_of(itertools.chain([first] if first else [], rows)), written, summary, total)
+        if again is not None:
+            again.finish()
     return summary
+
+
+def _write(outputs: Iterator[dict[str, Any]], written: OutputRows, summary: BatchSummary, total: int) -> None:
+    started = time.monotonic()
+    with Progress("batch", total, done=summary.rows) as shown:
+        for output in outputs:
+            written.append(output)
+            summary.add(output)
+            shown.update(summary.rows, f"{summary.errors:,} errors")
+    summary.seconds = time.monotonic() - started
+
+
+@contextmanager
+def _no_outputs() -> Iterator[Outputs]:
+    yield lambda rows: iter(())
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import email.utils
 import json
 import random
 import time
+from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -14,6 +15,7 @@ import httpx
 from tokenpacker.batch.batch_rows import GO_ON, Reply, RowError
 
 CONNECT_S = 10.0
+NOTE_S = 30.0  # between two notes
 RETRIED = (408, 409, 429)  # as OpenAI's client does, beside 5xx
 FIRST_WAIT_S, LONGEST_WAIT_S, LONGEST_RETRY_AFTER_S = 0.5, 30.0, 600.0
 
@@ -27,6 +29,7 @@ class Endpoint:
         retries: after the first try, for errors that may pass: no connection, 408, 409, 429 and 5xx.
         timeout_s: for each try.
         connections: most requests at a time.
+        note: is told what goes on if requests fail again and again, at most twice a minute.
 
     Raises:
         ValueError: if `url` is no HTTP address.
@@ -40,12 +43,14 @@ class Endpoint:
         retries: int = 8,
         timeout_s: float = 600,
         connections: int = 32,
+        note: Callable[[str], object] = lambda said: None,
     ):
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ValueError(f"--endpoint {url} is no address; write for example http://localhost:8000/v1")
         base = url.rstrip("/") if parts.path.strip("/") else f"{url.rstrip('/')}/v1"
         self.url, self.retries = f"{base}/chat/completions", retries
+        self.note, self.next_note = note, 0.0
         headers = {"Content-Type": "application/json"}
         if api_key is not None:
             headers["Authorization"] = f"Bearer {api_key}"
@@ -65,15 +70,21 @@ class Endpoint:
             try:
                 response = self.client.post(self.url, content=content)
             except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+                said = f"cannot be reached ({_said(error)})"
                 if attempt == self.retries:
-                    raise ConnectionError(f"{self.url} cannot be reached ({_said(error)}); {GO_ON}") from None
+                    raise ConnectionError(f"{self.url} {said}; {GO_ON}") from None
             except httpx.RequestError as error:
+                said = f"does not answer ({_said(error)})"
                 if attempt == self.retries:
                     raise RowError("connection_error", f"no answer in {attempt + 1} tries ({_said(error)})") from None
             else:
                 if attempt == self.retries or not _may_pass(response.status_code):
                     return self._reply(response)
+                said = f"answers {response.status_code}"
                 wait = max(wait, _asked_wait(response.headers.get("retry-after", "")))
+            if attempt >= 1 and time.monotonic() >= self.next_note:  # a request that fails once is nothing unusual
+                self.next_note = time.monotonic() + NOTE_S
+                self.note(f"{self.url} {said}; trying again, {self.retries - attempt} more times")
             time.sleep(wait)
         raise AssertionError("the last try returns or raises")
 

@@ -18,10 +18,14 @@ from tokenpacker.batch.endpoint import Endpoint
 
 KEY, HOST = "TOKENPACKER_BATCH_KEY", "127.0.0.1"
 POLL_SECONDS = 0.5
-# Starts a program and ends it when standard input closes, which the system does when our process is killed.
+# Starts a program and ends it when standard input closes, which the system does when our process is killed. Ray kills
+# the children of its workers, this one too; then Linux ends the program, by the signal that prctl asks for.
 WATCH = """
-import subprocess, sys, threading, time
-child = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL)
+import ctypes, signal, subprocess, sys, threading, time
+def end_with_parent():
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+on_linux = {"preexec_fn": end_with_parent} if sys.platform == "linux" else {}
+child = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL, **on_linux)
 def end():
     sys.stdin.read()
     child.terminate()
@@ -59,7 +63,7 @@ def vllm_answer(
     environment = {"VLLM_LOGGING_LEVEL": "INFO" if verbose else "WARNING", **os.environ, KEY: key}
     with (
         subprocess.Popen(command, stdin=subprocess.PIPE, stdout=sys.stderr.fileno(), env=environment) as child,
-        closing(Endpoint(f"http://{HOST}:{port}", api_key=key, connections=concurrency)) as endpoint,
+        closing(Endpoint(f"http://{HOST}:{port}", api_key=key, connections=concurrency, note=_note)) as endpoint,
     ):
         assert child.stdin is not None
         try:
@@ -72,6 +76,10 @@ def vllm_answer(
 def _arguments(model: str, port: int, hosts: tuple[str, ...]) -> list[str]:
     serve = ["-m", "tokenpacker", "serve", "--engine", "vllm", "--model", model, "--port", str(port)]
     return [*serve, "--api-key-env", KEY, *(word for host in hosts for word in ("--allow-urls", host))]
+
+
+def _note(said: str) -> None:
+    print(said, file=sys.stderr, flush=True)
 
 
 def _wait(child: subprocess.Popen[bytes], health: str) -> None:

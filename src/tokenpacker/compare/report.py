@@ -166,7 +166,7 @@ class Report:
         }
 
     def points(self, task: str, mode: str) -> list[Point]:
-        """One circle for each group whose accuracy and time are known."""
+        """One mark for each group whose accuracy and time are known."""
         points = []
         for group in self.groups:
             accuracy, time = group.accuracy(task, mode), group.first_token(mode)

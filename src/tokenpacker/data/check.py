@@ -21,12 +21,24 @@ from tokenpacker.data.samples import Length, SampleMaker
 from tokenpacker.data.streams import Stream
 from tokenpacker.hf.processing.llama_tokenizer import REGION_TOKEN
 from tokenpacker.hf.processing.pictures import to_rgb
-from tokenpacker.visualize import ACCENT, FAINT_INK, INK, MARGIN, PAPER, RULE, draw_conversation
+from tokenpacker.visualize import (
+    ACCENT,
+    FAINT_INK,
+    INK,
+    LARGE,
+    MARGIN,
+    MEDIUM,
+    PAPER,
+    RULE,
+    SMALL,
+    draw_conversation,
+    shorten,
+)
 
 NUM_BINS = 16
 NUM_EXAMPLES = 3  # of each kind of reject
 BAR_WIDTH = 40  # characters
-CHART, CHART_HEIGHT, CHART_TOP = 640, 300, 150  # pixels
+CHART, CHART_HEIGHT, CHART_TOP, CHART_FOOT = 880, 300, 170, 52  # pixels
 
 
 class Numbers(NamedTuple):
@@ -184,26 +196,30 @@ def describe(report: DataReport) -> str:
 def draw_report(report: DataReport, title: str) -> Image.Image:
     """A picture of the histogram of tokens."""
     font = ImageFont.load_default
-    page = Image.new("RGB", (CHART + 2 * MARGIN, CHART_TOP + CHART_HEIGHT + 2 * MARGIN), PAPER)
+    page = Image.new("RGB", (CHART + 2 * MARGIN, CHART_TOP + CHART_HEIGHT + CHART_FOOT + MARGIN), PAPER)
     draw = ImageDraw.Draw(page)
-    draw.text((MARGIN, MARGIN), title, INK, font(26))
-    counts = f"{report.usable} samples: {report.with_images} with images, {report.text_only} text only"
-    draw.text((MARGIN, MARGIN + 38), f"{counts}; {report.samples - report.usable} rejected", FAINT_INK, font(18))
-    spread = f"median {report.tokens.median:g}, 95 % up to {report.tokens.p95:g}, longest {report.tokens.max}"
-    draw.text((MARGIN, MARGIN + 64), f"tokens per sample: {spread}", FAINT_INK, font(18))
+    counts = f"{report.usable:,} samples: {report.with_images:,} with images, {report.text_only:,} text only"
+    spread = f"median {report.tokens.median:,.0f}, 95 % up to {report.tokens.p95:,.0f}, longest {report.tokens.max:,}"
+    draw.text((MARGIN, MARGIN), shorten(title, LARGE, CHART), INK, font(LARGE))
+    draw.text((MARGIN, MARGIN + 42), f"{counts}; {report.samples - report.usable:,} rejected", FAINT_INK, font(MEDIUM))
+    draw.text((MARGIN, MARGIN + 74), f"tokens per sample: {spread}", FAINT_INK, font(MEDIUM))
     bottom = CHART_TOP + CHART_HEIGHT
     draw.line((MARGIN, bottom, MARGIN + CHART, bottom), RULE, 2)
     highest = max((count for *_, count in report.histogram), default=1)
-    step = CHART / max(1, len(report.histogram))
+    step = CHART / max(4, len(report.histogram))
+    free = 0.0  # where the next label of the axis may begin
     for number, (first, last, count) in enumerate(report.histogram):
         left, right = MARGIN + number * step, MARGIN + (number + 1) * step - 4
         if count:
-            height = max(2.0, (CHART_HEIGHT - 24) * count / highest)
+            height = max(3.0, (CHART_HEIGHT - 30) * count / highest)
             draw.rectangle((left, bottom - height, right, bottom - 1), fill=ACCENT)
-            draw.text(((left + right) / 2, bottom - height - 3), _short(count), INK, font(13), anchor="mb")
-        if number % 2 == 0 or len(report.histogram) <= NUM_BINS // 2:
-            label = str(first) if first == last else f"{first}-{last}"
-            draw.text(((left + right) / 2, bottom + 6), label, FAINT_INK, font(12), anchor="mt")
+            draw.text(((left + right) / 2, bottom - height - 4), _short(count), INK, font(SMALL), anchor="mb")
+        label, middle = str(first) if first == last else f"{first}-{last}", (left + right) / 2
+        half = font(SMALL).getlength(label) / 2
+        if free <= middle - half and middle + half <= page.width:
+            draw.text((middle, bottom + 8), label, FAINT_INK, font(SMALL), anchor="mt")
+            free = middle + half + SMALL
+    draw.text((MARGIN + CHART, bottom + CHART_FOOT), "tokens; over each bar its samples", FAINT_INK, font(SMALL), "rb")
     return page
 
 
@@ -275,5 +291,10 @@ def _numbers(name: str, numbers: Numbers) -> str:
     return f"{name:<12} {numbers.total} in all; per sample: {spread}"
 
 
-def _short(count: int) -> str:
-    return str(count) if count < 10_000 else f"{count / 1000:.0f}k"
+def _short(count: float) -> str:
+    """The number in at most four characters."""
+    for unit in ("", "k", "M"):
+        if count < (10_000 if not unit else 999.5):
+            return f"{count:.0f}{unit}"
+        count /= 1000
+    return f"{count:.0f}G"

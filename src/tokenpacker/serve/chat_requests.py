@@ -52,6 +52,8 @@ class ChatRules:
 
 def read_request(body: Any, rules: ChatRules) -> ChatRequest:
     """The request in a body. Raises RequestError for a wrong field, an unknown model, and beyond the limits."""
+    if rules.model is not None and isinstance(body, dict) and "model" not in body:
+        raise RequestError(f"model is missing; use {rules.model!r}", "model", code="missing_required_parameter")
     request, limits = check_request(body), rules.limits
     check_model(request.model, rules.model)
     parts = [part for message in request.messages for part in _parts(message)]
@@ -90,7 +92,7 @@ def read_question(request: ChatRequest, rules: ChatRules) -> Question:
                 parts.append({"type": "image"})
             else:
                 parts.append({"type": "text", "text": part})
-        messages.append({"role": "system" if message.role == "developer" else message.role, "content": parts})
+        messages.append({"role": role_of(message), "content": parts})
     try:
         images = read_pictures(addresses, rules.allowed_hosts, rules.limits)
     except PictureError as error:
@@ -110,6 +112,11 @@ def read_question(request: ChatRequest, rules: ChatRules) -> Question:
             n=request.n or 1,
         ),
     )
+
+
+def role_of(message: Message) -> str:
+    """The role that chat templates know: `developer` is the newer name of `system`."""
+    return "system" if message.role == "developer" else message.role
 
 
 def _parts(message: Message) -> Iterator[str | ImagePart]:
@@ -190,8 +197,19 @@ def prepare(engine: Engine, body: Any, rules: ChatRules) -> tuple[ChatRequest, P
         return request, engine.prepare(question)
     except ValueError as error:
         if _place(error).startswith("tokenpacker."):
-            raise RequestError(str(error), code="invalid_value") from error
+            raise invalid(error) from error
         raise
+
+
+def invalid(error: ValueError) -> RequestError:
+    """What a client is told of a value that the model cannot take."""
+    return RequestError(str(error), field_of(str(error)), code="invalid_value")
+
+
+def field_of(message: str) -> str | None:
+    """The field of a request that a message begins with, as in `scale_factor=99 exceeds ...`."""
+    field = message.partition("=")[0]
+    return field if field in ChatRequest.model_fields else None
 
 
 def refusal(error: Exception) -> RequestError:

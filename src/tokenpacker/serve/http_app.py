@@ -7,9 +7,9 @@ the client's leaving then arrive in one inbox.
 from __future__ import annotations
 
 import asyncio
-import hmac
 import json
 import logging
+import sys
 import time
 from collections.abc import AsyncIterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -25,6 +25,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tokenpacker import __version__
 from tokenpacker.serve.chat_requests import Completion, check_model, prepare, refusal
+from tokenpacker.serve.http_bodies import check_key, read_body
 from tokenpacker.serve.metrics import Metrics
 from tokenpacker.serve.openai_schema import (
     ChatCompletion,
@@ -43,11 +44,13 @@ logger = logging.getLogger("tokenpacker.serve")
 PREPARING_THREADS = 4  # each holds the decoded images of one request
 LEFT = 499  # nginx's status of a request whose client left
 OPEN = ("/health",)  # what needs no key
+MAX_LOGGED = 80  # characters of a path
 TOKENS = "tokenpacker.tokens"  # where a request's scope has its counts for the log
 DESCRIPTIONS = {
     400: "A field, an image or a value that the model cannot take.",
     401: "The API key is missing or wrong.",
     404: "The model is not served here.",
+    408: "The body arrived too slowly.",
     413: "The body is too large.",
     415: "The body is not application/json.",
     429: "Too many requests are waiting; Retry-After says when to try again.",
@@ -69,7 +72,7 @@ def build_app(engine: Engine, settings: ServeSettings) -> FastAPI:
         "/v1/chat/completions",
         responses={
             200: {"model": ChatCompletion, "content": {"text/event-stream": {}}},
-            **_errors(400, 401, 404, 413, 415, 429, 500, 503, 504),
+            **_errors(400, 401, 404, 408, 413, 415, 429, 500, 503, 504),
         },
         openapi_extra={
             "requestBody": {
@@ -90,6 +93,7 @@ def build_app(engine: Engine, settings: ServeSettings) -> FastAPI:
         check_model(name, settings.model)
         return service.card
 
+    @app.head("/health", include_in_schema=False)
     @app.get("/health", responses=_errors(503))
     async def health() -> dict[str, str]:
         service.check_open()
@@ -130,6 +134,8 @@ def _error_response(error: RequestError) -> Response:
     headers = {} if error.retry_after_s is None else {"Retry-After": str(error.retry_after_s)}
     if error.status == 401:
         headers["WWW-Authenticate"] = "Bearer"
+    if error.status == 408:
+        headers["Connection"] = "close"  # the rest of the body is not waited for
     return JSONResponse(error.body(), error.status, headers)
 
 
@@ -182,7 +188,10 @@ class _Outermost:
         metrics.seconds.labels(route).observe(seconds)
         for kind, count in (("prompt", prompt), ("image", images), ("answer", answers)):
             metrics.tokens.labels(kind).inc(count)
-        logger.info("%s %s %d %.0f ms %d+%d tokens", scope["method"], route, status, 1000 * seconds, prompt, answers)
+        path = ascii(scope["path"][:MAX_LOGGED])[1:-1]  # a line break in it makes no line of its own
+        counts = f", {prompt} tokens of prompt, {answers} of answer" if prompt else ""
+        level = logging.DEBUG if route in OPEN and status == 200 else logging.INFO  # which is asked every few seconds
+        logger.log(level, "%s %s %d, %.0f ms%s", scope["method"], path, status, 1000 * seconds, counts)
 
 
 class Service:
@@ -196,21 +205,15 @@ class Service:
     def __init__(self, engine: Engine, settings: ServeSettings):
         self.engine, self.settings = engine, settings
         self.metrics = Metrics(engine)
-        self.pool = ThreadPoolExecutor(PREPARING_THREADS, thread_name_prefix="tokenpacker-prepare")
+        self.pool = ThreadPoolExecutor(PREPARING_THREADS, "tokenpacker-prepare", _compute_alone)
         self.card = {"id": settings.model, "object": "model", "created": int(time.time()), "owned_by": "tokenpacker"}
         self.draining = False
         self.preparing = 0
-        self._key = None if settings.api_key is None else settings.api_key.encode()
 
     def check_key(self, scope: Scope) -> None:
         """Raises RequestError for a request without the key, to a route that needs it."""
-        if self._key is None or scope["path"] in OPEN:
-            return
-        given = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
-        scheme, _, key = given.partition(b" ")
-        if not hmac.compare_digest(key.strip(), self._key) or scheme.lower() != b"bearer":
-            rule = "the API key is missing or wrong; send it as 'Authorization: Bearer KEY'"
-            raise RequestError(rule, status=401, code="invalid_api_key")
+        if scope["path"] not in OPEN:
+            check_key(scope, self.settings.api_key)
 
     def check_open(self) -> None:
         """Raises ClosedError while the server ends."""
@@ -220,8 +223,9 @@ class Service:
     async def chat(self, request: Request) -> Response:
         """Answers a request to `/v1/chat/completions`."""
         self.check_open()
-        if self.preparing >= self.settings.limits.waiting:
-            raise QueueFullError(1)
+        counts = self.engine.counts()
+        if self.preparing + counts.waiting >= self.settings.limits.waiting:  # before the work of preparing it
+            raise QueueFullError(counts.retry_after_s)
         exchange = _Exchange(self, request)
         try:
             response = await exchange.answer()
@@ -235,6 +239,14 @@ class Service:
     def prepare(self, body: bytes) -> tuple[ChatRequest, Prepared]:
         """The request in a body, and its prompt with its images; for a thread of the pool."""
         return prepare(self.engine, read_json(body), self.settings)
+
+
+def _compute_alone() -> None:
+    """Has torch, if the engine uses it, compute with this thread alone: there are several, and the engine's own."""
+    if "torch" in sys.modules:
+        from tokenpacker.serve.embedded.model_threads import set_own_threads
+
+        set_own_threads(1)
 
 
 class _Exchange:
@@ -298,7 +310,7 @@ class _Exchange:
         service = self.service
         service.preparing += 1
         try:
-            body = await asyncio.wait_for(_body(self.request, service.settings.limits.body_bytes), self.limit_s)
+            body = await read_body(self.request.scope, self.request.receive, service.settings.limits)
         except BaseException:
             service.preparing -= 1
             raise
@@ -364,21 +376,3 @@ class _AnswerStream(StreamingResponse):
                 await asyncio.wait_for(self.stream_response(send), max(left_s, 1))
         finally:
             self.exchange.close()
-
-
-async def _body(request: Request, limit: int) -> bytes:
-    """Reads a body of JSON. Raises RequestError as soon as it is too large."""
-    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
-        raise RequestError("the body must be JSON; send 'Content-Type: application/json'", status=415)
-    large = RequestError(
-        f"the body has more than the {limit:,} bytes allowed; send smaller images", status=413, code="limit_exceeded"
-    )
-    length = request.headers.get("content-length", "0")
-    if length.isdigit() and int(length) > limit:
-        raise large
-    body = bytearray()
-    async for part in request.stream():
-        body += part
-        if len(body) > limit:
-            raise large
-    return bytes(body)

@@ -13,6 +13,8 @@ class Limits:
 
     Args:
         body_bytes: size of a request.
+        body_s: seconds in which a body must arrive.
+        body_rate: bytes a second that give a body more time.
         messages: of a conversation.
         characters: of text in all messages together.
         images: of a request.
@@ -32,6 +34,8 @@ class Limits:
     """
 
     body_bytes: int = 32 * 2**20
+    body_s: float = 20.0
+    body_rate: int = 64 * 2**10
     messages: int = 256
     characters: int = 200_000
     images: int = 16

@@ -23,6 +23,11 @@ from pydantic_core import from_json
 from tokenpacker.text import did_you_mean
 
 SEED = 2**63  # torch's generators take no larger ones
+# Of other servers, or of OpenAI's older versions. A field of a similar name is not what they mean.
+FOREIGN = (
+    *("top_k", "min_p", "min_tokens", "top_logprobs", "prompt_logprobs", "repetition_penalty", "length_penalty"),
+    *("best_of", "echo", "functions", "function_call", "stop_token_ids", "mm_processor_kwargs"),
+)
 MAX_VALUES = 20_000  # in a body; each wrong one costs a kilobyte to describe
 MAX_COMMAS = 500_000  # in a body, those of its texts included; a bound for the values before they are read
 
@@ -327,10 +332,13 @@ def _refusal(error: Any, path: list[str | int]) -> RequestError:
     rule, code = re.sub(r"^\w+ should", "must", error["msg"]), "invalid_value"
     if error["type"] == "extra_forbidden":
         known = ChatRequest.model_fields if len(path) == 1 else ()
-        meant = did_you_mean(str(path[-1]), known) or "; leave it out"
+        meant = "" if path[-1] in FOREIGN else did_you_mean(str(path[-1]), known)
+        meant = meant or "; leave it out"
         rule, code = f"is not supported{meant}", "unknown_parameter"
     elif error["type"] == "too_long" and error["ctx"]["max_length"] == 0:
         rule, code = "is not supported; leave it out", "unsupported_parameter"
+    elif error["type"] in ("too_short", "string_too_short"):  # all lower limits of lengths are 1
+        rule = "must not be empty"
     elif error["type"] == "missing":
         rule, code = "is missing", "missing_required_parameter"
     elif error["type"] in ("model_type", "model_attributes_type", "dict_type"):
@@ -339,6 +347,8 @@ def _refusal(error: Any, path: list[str | int]) -> RequestError:
         tags = error.get("ctx", {}).get("expected_tags", "")
         name += f".{error['ctx']['discriminator']}".replace("'", "")
         rule = f"must be one of {tags}" if tags else "is missing"
+    elif path[-1:] == ["detail"]:
+        rule += "; max_image_tokens says how many tokens an image may have"
     elif error["type"] == "value_error":
         rule = rule.removeprefix("Value error, ")
     what = name or ("" if error["type"] == "value_error" else "the body")

@@ -88,12 +88,17 @@ class Piece:
 
 @dataclass(frozen=True)
 class EngineCounts:
-    """What an engine does now, and how often its cache had an image since the start."""
+    """What an engine does now, and how often its cache had an image since the start.
+
+    Args:
+        retry_after_s: seconds until a refused client should try again.
+    """
 
     waiting: int = 0
     running: int = 0
     cache_hits: int = 0
     cache_misses: int = 0
+    retry_after_s: int = 1
 
 
 Listener = Callable[["Piece | Exception"], None]

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 DEFAULT_PORT = 8000
+KEEP_ALIVE_S = 150  # of an idle connection; longer than any Retry-After, after which clients use it again
 SENDING_S = 2.0  # part of the grace time for sending answers; at most half of it
 
 
@@ -113,6 +114,7 @@ def run(
         lifespan="off",
         ws="none",
         http="h11",  # httptools, if it is there, has no limit for headers
+        timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=(_answering_s(settings) + settings.grace_s) / 2,  # type: ignore[arg-type]
     )
     host, port = listener.getsockname()[:2]

@@ -8,27 +8,37 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import hmac
 import json
-import re
+import logging
+import os
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable
+from functools import lru_cache
 from typing import Any
 
-from tokenpacker.serve.chat_requests import ChatRules, check_model, read_request
+from starlette.requests import ClientDisconnect
+from transformers import AutoProcessor
+
+from tokenpacker.hf import TokenPackerProcessor
+from tokenpacker.serve.chat_requests import ChatRules, check_model, field_of, invalid, read_request, role_of
+from tokenpacker.serve.embedded.prepared_prompts import fill_template
+from tokenpacker.serve.http_bodies import Message, Receive, check_key, read_body
 from tokenpacker.serve.openai_schema import ChatRequest, ImagePart, RequestError, read_json
 from tokenpacker.serve.picture_sources import PictureError, check_picture_file, read_address
-from tokenpacker.serve.vllm_server import settings_from_environment
+from tokenpacker.serve.vllm_server import FOLDER, settings_from_environment
 
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Message, Receive, Send], Awaitable[None]]
 
 RUNNING = 256  # requests that vLLM may run at once; as many as `Limits.waiting` wait beside them
 CHAT, MODELS, HEALTH, METRICS = "/v1/chat/completions", "/v1/models", "/health", "/metrics"
 SAMPLING = {"model", "max_tokens", "max_completion_tokens", "temperature", "top_p", "seed", "stop", "n", "stream"}
-IMAGE_TOKENS = re.compile(rb'"multimodal_tokens":\{"image":(\d+)\}')  # text of answers has \" for "
+
+
+# vLLM lists dozens of routes at its start. Most of them are closed here.
+logging.getLogger("vllm.entrypoints.launchers.launcher").addFilter(
+    lambda record: not str(record.msg).startswith(("Available routes", "Route: "))
+)
 
 
 class VLLMFrontDoor:
@@ -36,6 +46,7 @@ class VLLMFrontDoor:
 
     def __init__(self, app: App):
         self.app, self.settings = app, settings_from_environment()
+        self.processor = _load_processor(os.environ[FOLDER])
         self.in_flight = 0
         self.card = {
             "id": self.settings.model,
@@ -54,11 +65,15 @@ class VLLMFrontDoor:
             await self._route(scope, receive, send)
         except RequestError as error:
             await _answer(send, error.status, error.body(), error.retry_after_s)
+        except ClientDisconnect:
+            pass
 
     async def _route(self, scope: Message, receive: Receive, send: Send) -> None:
         method, path = scope["method"], scope["path"].rstrip("/")
         if path != HEALTH:
-            self._check_key(scope)
+            check_key(scope, self.settings.api_key)
+        if path == HEALTH and method == "HEAD":
+            scope, method = {**scope, "method": "GET"}, "GET"  # the server leaves the body out
         if path == CHAT and method == "POST":
             await self._chat(scope, receive, send)
         elif path == MODELS and method == "GET":
@@ -72,14 +87,6 @@ class VLLMFrontDoor:
             known = path in (CHAT, MODELS, HEALTH, METRICS)
             message = "the route does not have this method" if known else "there is no such route"
             raise RequestError(message, status=405 if known else 404)
-
-    def _check_key(self, scope: Message) -> None:
-        key = self.settings.api_key
-        given = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
-        scheme, _, sent = given.partition(b" ")
-        if key is not None and not (hmac.compare_digest(sent.strip(), key.encode()) and scheme.lower() == b"bearer"):
-            rule = "the API key is missing or wrong; send it as 'Authorization: Bearer KEY'"
-            raise RequestError(rule, status=401, code="invalid_api_key")
 
     async def _chat(self, scope: Message, receive: Receive, send: Send) -> None:
         limits, answer = self.settings.limits, _Answer(send)
@@ -97,16 +104,11 @@ class VLLMFrontDoor:
         finally:
             self.in_flight -= 1
         if answer.failed:
-            raise RequestError("the server failed on this request", status=500, code="internal_error")
+            raise _failed()
 
     async def _pass_on(self, scope: Message, receive: Receive, send: Send) -> None:
-        content_type = next((value for name, value in scope["headers"] if name == b"content-type"), b"")
-        if content_type.partition(b";")[0].strip().lower() != b"application/json":
-            raise RequestError("the body must be JSON; send 'Content-Type: application/json'", status=415)
-        body = await _read(receive, self.settings.limits.body_bytes)
-        if body is None:  # the client left
-            return
-        body = await asyncio.to_thread(translate, body, self.settings)
+        body = await read_body(scope, receive, self.settings.limits)
+        body = await asyncio.to_thread(translate, body, self.settings, self.processor)
         messages = iter([{"type": "http.request", "body": body, "more_body": False}])
 
         async def replay() -> Message:
@@ -118,29 +120,67 @@ class VLLMFrontDoor:
 
 
 class _Answer:
-    """Passes vLLM's answer on. Counts of image tokens get our name too; a failure of the server is kept back."""
+    """Passes vLLM's answer on in the form of the embedded engine; a failure of the server is kept back.
+
+    Counts of image tokens get our name too, an answer loses the space before it, and an error names its field.
+    """
 
     def __init__(self, send: Send):
         self._send = send
-        self.started = self.failed = False
+        self.started = self.failed = self._is_stream = False
+        self._begun: set[int] = set()  # answers of which text was sent
+        self._rest = b""
 
     async def send(self, message: Message) -> None:
         """An ASGI `send`."""
         if message["type"] == "http.response.start":
-            self.failed = message["status"] >= 500
-            kept = [(name, value) for name, value in message["headers"] if name.lower() != b"content-length"]
-            message = {**message, "headers": kept}
+            headers = [(name.lower(), value) for name, value in message["headers"]]
+            kinds = [value for name, value in headers if name == b"content-type"]
+            self.failed, self._is_stream = message["status"] >= 500, kinds[:1] != [b"application/json"]
+            message = {**message, "headers": [pair for pair in headers if pair[0] != b"content-length"]}
         elif message["type"] == "http.response.body":
-            message = {**message, "body": IMAGE_TOKENS.sub(rb'\g<0>,"image_tokens":\1', message.get("body", b""))}
+            message = {**message, "body": self._changed(message.get("body", b""), message.get("more_body", False))}
         if not self.failed:
             self.started = True
             await self._send(message)
 
+    def _changed(self, body: bytes, more: bool) -> bytes:
+        """What can be sent of the body up to now: whole events of a stream, or all of it at its end."""
+        *whole, self._rest = (self._rest + body).split(b"\n\n") if self._is_stream else [self._rest + body]
+        if not more and self._rest:
+            whole, self._rest = [*whole, self._rest], b""
+        return (b"\n\n" if self._is_stream else b"").join([*map(self._change, whole), b""])
 
-def translate(body: bytes, rules: ChatRules) -> bytes:
+    def _change(self, text: bytes) -> bytes:
+        start = b"data: " if text.startswith(b"data: ") else b""
+        try:
+            content = json.loads(text.removeprefix(start))
+        except ValueError:  # [DONE], a comment, metrics
+            return text
+        details = (content.get("usage") or {}).get("prompt_tokens_details") or {}
+        if (counts := details.get("multimodal_tokens")) and "image" in counts:
+            details["image_tokens"] = counts["image"]
+        for choice in content.get("choices", ()):
+            said = choice.get("delta") or choice.get("message") or {}
+            if said.get("content") and choice["index"] not in self._begun:
+                said["content"] = said["content"].lstrip()
+                self._begun |= {choice["index"]} if said["content"] else set()
+        if isinstance(error := content.get("error"), dict):
+            if start and error.get("code") != 400:  # in a stream; its words may repeat the request
+                return start + json.dumps(_failed().body()).encode()
+            error["param"] = error.get("param") or field_of(error.get("message") or "")
+        return start + json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def _failed() -> RequestError:
+    return RequestError("the server failed on this request", status=500, code="internal_error")
+
+
+def translate(body: bytes, rules: ChatRules, processor: TokenPackerProcessor) -> bytes:
     """A request as vLLM takes it. Reads, and where allowed fetches, its images. Raises RequestError."""
     request = read_request(read_json(body), rules)
     messages: list[dict[str, Any]] = []
+    check_texts(processor, request)
     pixels = rules.limits.request_pixels
     for number, message in enumerate(request.messages):
         parts: list[dict[str, Any]] = []
@@ -153,9 +193,29 @@ def translate(body: bytes, rules: ChatRules) -> bytes:
                 parts.append({"type": "image_url", "image_url": {"url": data}})
             elif not isinstance(part, str):
                 parts.append({"type": "text", "text": part.text})
-        role = "system" if message.role == "developer" else message.role
-        messages.append({"role": role, "content": message.content if isinstance(message.content, str) else parts})
+        messages.append(
+            {"role": role_of(message), "content": message.content if isinstance(message.content, str) else parts}
+        )
     return json.dumps(_fields(request) | {"messages": messages}).encode()
+
+
+def check_texts(processor: TokenPackerProcessor, request: ChatRequest) -> None:
+    """Raises RequestError for texts that the embedded engine refuses: those that write the model's own tokens."""
+    messages = []
+    for message in request.messages:
+        parts = message.content if isinstance(message.content, list) else [message.content]
+        shown = [part if isinstance(part, str) else getattr(part, "text", None) for part in parts]
+        content = [{"type": "image"} if text is None else {"type": "text", "text": text} for text in shown]
+        messages.append({"role": role_of(message), "content": content})
+    try:
+        fill_template(processor, messages)
+    except ValueError as error:
+        raise invalid(error) from error
+
+
+@lru_cache(maxsize=1)
+def _load_processor(folder: str) -> TokenPackerProcessor:
+    return AutoProcessor.from_pretrained(folder)
 
 
 def _fields(request: ChatRequest) -> dict[str, Any]:
@@ -182,21 +242,6 @@ def _read_image(address: str, name: str, rules: ChatRules, pixels_left: int) -> 
     return content, pixels
 
 
-async def _read(receive: Receive, limit: int) -> bytes | None:
-    """The body, or None if the client left. Raises RequestError if it is too large."""
-    body = bytearray()
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            return None
-        body += message.get("body", b"")
-        if len(body) > limit:
-            rule = f"the body has more than the {limit:,} bytes allowed; send smaller images"
-            raise RequestError(rule, status=413, code="limit_exceeded")
-        if not message.get("more_body"):
-            return bytes(body)
-
-
 async def _answer(send: Send, status: int, content: dict[str, Any], retry_after_s: int | None = None) -> None:
     body = json.dumps(content).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
@@ -204,5 +249,7 @@ async def _answer(send: Send, status: int, content: dict[str, Any], retry_after_
         headers.append((b"retry-after", str(retry_after_s).encode()))
     if status == 401:
         headers.append((b"www-authenticate", b"Bearer"))
+    if status == 408:
+        headers.append((b"connection", b"close"))  # the rest of the body is not waited for
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})

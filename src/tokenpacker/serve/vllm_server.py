@@ -15,9 +15,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from tokenpacker.serve.limits import Limits
-from tokenpacker.serve.server import ServeSettings, listen
+from tokenpacker.serve.server import KEEP_ALIVE_S, ServeSettings, listen
 
 RULES = "TOKENPACKER_SERVE_RULES"  # variable with the settings as JSON, without the key
+FOLDER = "TOKENPACKER_SERVE_FOLDER"  # variable with the model's folder
 KEY = "VLLM_API_KEY"  # vLLM's own variable: an argument could be read by every user of the machine
 NEUTRAL = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
 
@@ -40,7 +41,7 @@ def run_vllm_server(settings: ServeSettings, folder: Path | str, options: Sequen
         settings = replace(settings, port=listener.getsockname()[1])
     command = [sys.executable, "-m", *_program(folder), *arguments(settings), *options]
     sys.stdout.flush()
-    os.execve(sys.executable, command, os.environ | environment(settings))
+    os.execve(sys.executable, command, os.environ | environment(settings) | {FOLDER: str(folder)})
 
 
 def _program(folder: Path | str) -> list[str]:
@@ -77,7 +78,8 @@ def environment(settings: ServeSettings) -> dict[str, str]:
     """The variables of vLLM's process that differ from this one's."""
     rules = {name: value for name, value in asdict(settings).items() if name != "api_key"}
     variables = {RULES: json.dumps(rules), "VLLM_MEDIA_URL_ALLOW_REDIRECTS": "0"}
-    variables["VLLM_NO_USAGE_STATS"] = os.environ.get("VLLM_NO_USAGE_STATS", "1")
+    defaults = {"VLLM_NO_USAGE_STATS": "1", "VLLM_HTTP_TIMEOUT_KEEP_ALIVE": str(KEEP_ALIVE_S)}
+    variables |= {name: os.environ.get(name, value) for name, value in defaults.items()}
     return variables | ({} if settings.api_key is None else {KEY: settings.api_key})
 
 

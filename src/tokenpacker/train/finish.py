@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import math
 import platform
 import shutil
 from importlib.metadata import version
 from pathlib import Path
 
 from PIL import Image, ImageDraw
+from PIL.ImageFont import load_default
 from safetensors import SafetensorError
 from transformers.trainer import TRAINING_ARGS_NAME
 
@@ -18,11 +21,11 @@ from tokenpacker.train.assemble import merged_model, save_projector, whole_weigh
 from tokenpacker.train.config import TrainingConfig
 from tokenpacker.train.run_folder import CheckpointError, RunFolder
 from tokenpacker.train.trainer import PartTrainer
+from tokenpacker.visualize import INK, MARGIN, RULE, SMALL
 
 LIBRARIES = ("torch", "transformers", "accelerate", "tokenpacker")
 CURVE = "loss.png"
-WIDTH, HEIGHT, MARGIN = 720, 280, 44
-INK, PALE, LINE = "#1f2933", "#d6dbe1", "#2563eb"
+WIDTH, HEIGHT, LINE = 720, 320, "#2563eb"
 
 
 def finish(trainer: PartTrainer, folder: RunFolder, processor: TokenPackerProcessor, source: Source) -> Path:
@@ -119,25 +122,27 @@ The whole config:
 
 
 def draw_curve(losses: list[tuple[int, float]]) -> Image.Image:
-    """A picture of the loss over the steps; both axes start at 0."""
+    """A picture of the loss over the steps; both axes start at 0. A loss that is not a number leaves a gap."""
     picture = Image.new("RGB", (WIDTH, HEIGHT), "white")
-    draw = ImageDraw.Draw(picture)
-    right, bottom = WIDTH - MARGIN // 2, HEIGHT - MARGIN
-    draw.line([(MARGIN, MARGIN // 2), (MARGIN, bottom), (right, bottom)], fill=PALE, width=2)
-    if not losses:
-        return picture
-    last, top = max(step for step, _ in losses), max(max(loss for _, loss in losses), 1e-9)
-    points = [
-        (MARGIN + (right - MARGIN) * step / max(1, last), bottom - (bottom - MARGIN // 2) * loss / top)
-        for step, loss in losses
-    ]
-    if len(points) > 1:
-        draw.line(points, fill=LINE, width=2)
-    else:
-        x, y = points[0]
-        draw.ellipse((x - 3, y - 3, x + 3, y + 3), fill=LINE)
-    draw.text((4, MARGIN // 2), f"{top:.2f}", fill=INK)
-    draw.text((4, bottom - 8), "0", fill=INK)
-    draw.text((right - 60, bottom + 8), f"step {last}", fill=INK)
-    draw.text((MARGIN, bottom + 8), "loss", fill=INK)
+    draw, font = ImageDraw.Draw(picture), load_default(SMALL)
+    finite = [(step, loss) for step, loss in losses if math.isfinite(loss)]
+    last, top = max((step for step, _ in losses), default=0), max([loss for _, loss in finite] + [1e-9])
+    labels = ["0", f"{top:,.0f}" if 1000 <= top < 1e6 else f"{top:.3g}"] if finite else ["0"]
+    left = MARGIN + round(max(map(font.getlength, labels)))
+    right, bottom = WIDTH - MARGIN, HEIGHT - 2 * MARGIN
+    draw.line([(left, MARGIN), (left, bottom), (right, bottom)], fill=RULE, width=2)
+    for label, height in zip(labels, (bottom, MARGIN), strict=False):
+        draw.text((left - 8, height), label, INK, font, "rm")
+    draw.text((left, bottom + 10), "loss", INK, font, "lt")
+    draw.text((right, bottom + 10), f"step {last:,}", INK, font, "rt")
+    for is_finite, part in itertools.groupby(losses, key=lambda entry: math.isfinite(entry[1])):
+        if not is_finite:
+            continue
+        across, down = (right - left) / max(1, last), (bottom - MARGIN) / top
+        points = [(left + across * step, bottom - down * loss) for step, loss in part]
+        if len(points) > 1:
+            draw.line(points, fill=LINE, width=3)
+        else:
+            x, y = points[0]
+            draw.ellipse((x - 4, y - 4, x + 4, y + 4), fill=LINE)
     return picture

@@ -7,17 +7,33 @@ images with regions and what is said about them. Needs Pillow and NumPy.
 from tokenpacker.visualize.conversation_page import draw_conversation
 from tokenpacker.visualize.packed_image import Box, PackedImage
 from tokenpacker.visualize.packing_page import draw_attention, draw_page, draw_tiles, draw_tokens
-from tokenpacker.visualize.page_style import ACCENT, FAINT_INK, INK, MARGIN, PADDING, PANEL, PAPER, RULE
+from tokenpacker.visualize.page_style import (
+    ACCENT,
+    FAINT_INK,
+    INK,
+    LARGE,
+    MARGIN,
+    MEDIUM,
+    PADDING,
+    PANEL,
+    PAPER,
+    RULE,
+    SMALL,
+    shorten,
+)
 
 __all__ = [
     "ACCENT",
     "FAINT_INK",
     "INK",
+    "LARGE",
     "MARGIN",
+    "MEDIUM",
     "PADDING",
     "PANEL",
     "PAPER",
     "RULE",
+    "SMALL",
     "Box",
     "PackedImage",
     "draw_attention",
@@ -25,4 +41,5 @@ __all__ = [
     "draw_page",
     "draw_tiles",
     "draw_tokens",
+    "shorten",
 ]

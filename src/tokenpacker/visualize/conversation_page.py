@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import count
 from typing import Any
@@ -13,13 +12,13 @@ from PIL.ImageFont import load_default
 
 from tokenpacker.hf.processing.llama_tokenizer import REGION_TOKEN
 from tokenpacker.hf.regions.masks import to_mask
-from tokenpacker.visualize.page_style import FAINT_INK, INK, MARGIN, PAPER
+from tokenpacker.visualize.page_style import FAINT_INK, INK, LEADING, MARGIN, PAPER, SMALL, wrap
 
 SIDE = 640  # pixels, the longer side of an image on the page
-LINE, LINE_LENGTH, TEXT_SIZE = 22, 74, 16  # height in pixels, characters
+LINE, INDENT = round(SMALL * LEADING), 28  # height of a line; where its text begins
 STROKE = 4  # pixels around a number
 TINT = 0.25  # how much of a region's colour covers the picture
-COLORS = ((217, 72, 15), (28, 126, 214), (47, 158, 68), (156, 54, 181), (224, 152, 0), (12, 133, 153))
+COLORS = ((194, 65, 12), (25, 113, 194), (35, 122, 54), (156, 54, 181), (146, 92, 0), (10, 115, 132))
 
 
 def draw_conversation(
@@ -48,40 +47,58 @@ def draw_conversation(
     for picture in pictures:
         page.paste(picture, (MARGIN, top))
         top += picture.height + MARGIN // 2
-    for text, color in lines:
-        draw.text((MARGIN, top), text, color, load_default(TEXT_SIZE))
+    for name, text, color in lines:
+        draw.text((MARGIN, top), name, color, load_default(SMALL))
+        draw.text((MARGIN + INDENT, top), text, color, load_default(SMALL))
         top += LINE
     return page
 
 
 def _draw_regions(picture: Image.Image, regions: Sequence[tuple[int, Any]]) -> Image.Image:
-    """The picture, fitted into SIDE, each region tinted, outlined and numbered at its upper left corner."""
+    """The picture, fitted into SIDE, each region tinted, outlined and numbered at or near its upper left corner."""
     size = (picture.height, picture.width)
     scale = SIDE / max(size)
-    fitted = (max(LINE, round(picture.width * scale)), max(LINE, round(picture.height * scale)))  # room for a number
+    width, height = (max(2 * LINE, round(side * scale)) for side in picture.size)  # room for a number
+    fitted = (width, height)
     shown = picture.resize(fitted, Image.Resampling.BICUBIC)
-    numbers: dict[tuple[int, int], list[int]] = {}  # several regions may begin at one place
+    corners = []
     for number, region in regions:
         color = COLORS[(number - 1) % len(COLORS)]
         mask = Image.fromarray(to_mask(region, size, f"region {number}").astype(np.uint8) * 255).resize(fitted)
         shown.paste(color, mask=mask.point(lambda level: int(level * TINT)))
         shown.paste(color, mask=mask.filter(ImageFilter.FIND_EDGES))
-        left, top = (mask.getbbox() or (0, 0))[:2]  # shrinking may have left nothing
-        numbers.setdefault((left, top), []).append(number)
-    draw, font = ImageDraw.Draw(shown), load_default(TEXT_SIZE)
-    for (left, top), some in numbers.items():
-        label, color = ", ".join(map(str, some)), COLORS[(some[0] - 1) % len(COLORS)]
-        place = (max(left, round(font.getlength(label)) + STROKE), max(top, TEXT_SIZE))
-        draw.text(place, label, PAPER, font, anchor="rb", stroke_width=STROKE, stroke_fill=color)
+        corners.append((mask.getbbox() or (0, 0))[:2])  # shrinking may have left nothing
+    draw, font = ImageDraw.Draw(shown), load_default(SMALL)
+    width = max((round(font.getlength(str(number))) for number, _ in regions), default=0) + 2 * STROKE
+    taken: list[tuple[int, int]] = []
+    for (number, _), corner in zip(regions, corners, strict=True):
+        taken.append(_free_place(corner, (width, SMALL + STROKE), taken, shown.size))
+        color = COLORS[(number - 1) % len(COLORS)]
+        draw.text(taken[-1], str(number), PAPER, font, anchor="rb", stroke_width=STROKE, stroke_fill=color)
     return shown
 
 
-def _lines(messages: Iterable[tuple[bool, str]]) -> Iterator[tuple[str, str]]:
-    """Lines of text with their colour; every mark of a region bears its number."""
+def _free_place(
+    corner: tuple[int, int], label: tuple[int, int], taken: Sequence[tuple[int, int]], picture: tuple[int, int]
+) -> tuple[int, int]:
+    """The lower right corner of a label: at the corner of its region, or near it where others are. All (x, y)."""
+    (width, height), (right, bottom) = label, (picture[0] - STROKE, picture[1] - STROKE)
+    left, top = min(max(corner[0], width - STROKE), right), min(max(corner[1], height), bottom)
+    for down in sorted(range(-(top // height), (bottom - top) // height + 1), key=abs):
+        for across in sorted(range(-(left // width), (right - left) // width + 1), key=abs):
+            x, y = left + across * width, top + down * height
+            is_inside = x >= width - STROKE and y >= height
+            if is_inside and all(abs(x - one) >= width or abs(y - other) >= height for one, other in taken):
+                return x, y
+    return left, top  # the picture is full
+
+
+def _lines(messages: Iterable[tuple[bool, str]]) -> Iterator[tuple[str, str, str]]:
+    """The speaker, the text and the colour of each line; every mark of a region bears its number."""
     numbers = count(1)
     for is_question, text in messages:
         while REGION_TOKEN in text:
             text = text.replace(REGION_TOKEN, f"[{next(numbers)}]", 1)
-        for place, line in enumerate(textwrap.wrap(text, LINE_LENGTH) or [""]):
-            name = " " if place else "Q" if is_question else "A"
-            yield f"{name}  {line}", INK if is_question else FAINT_INK
+        for place, line in enumerate(wrap(text, SMALL, SIDE - INDENT)):
+            name = "" if place else "Q" if is_question else "A"
+            yield name, line, INK if is_question else FAINT_INK

@@ -14,10 +14,26 @@ from PIL.ImageFont import load_default as font
 from tokenpacker.sequence import TokenSource
 from tokenpacker.tiling import Box, TileView
 from tokenpacker.visualize.packed_image import PackedImage
-from tokenpacker.visualize.page_style import ACCENT, FAINT_INK, INK, MARGIN, PADDING, PANEL, PAPER, RULE
+from tokenpacker.visualize.page_style import (
+    ACCENT,
+    FAINT_INK,
+    INK,
+    LARGE,
+    LEADING,
+    MARGIN,
+    MEDIUM,
+    PADDING,
+    PANEL,
+    PAPER,
+    RULE,
+    SMALL,
+    shorten,
+    wrap,
+)
 
 THUMBNAIL, THUMBNAIL_GAP = 96, 16
-PANEL_TOP = 180
+CAPTION_TOP = 136
+BADGE = 28  # side of a tile's number
 HEAD, HEAD_GAP, HEADS_PER_ROW = 48, 10, 8
 
 
@@ -41,25 +57,25 @@ def draw_page(
         ),
     ]
     if weights is not None and token is not None:
-        explanation = f"over its {weights.shape[1]} x {weights.shape[2]} patches: mean of the heads, then each head"
+        explanation = f"over its {weights.shape[1]} x {weights.shape[2]} patches: mean, then each head"
         panels.append((f"Attention of token {token}", explanation, draw_attention(packed, token, weights)))
-    height = PANEL_TOP + max(picture.height for *_, picture in panels) + MARGIN
+    explanations = [wrap(explanation, SMALL, PANEL) for _, explanation, _ in panels]
+    line = round(SMALL * LEADING)
+    panel_top = CAPTION_TOP + 34 + max(map(len, explanations)) * line + 8
+    height = panel_top + max(picture.height for *_, picture in panels) + MARGIN
     page = Image.new("RGB", (len(panels) * (PANEL + MARGIN) + MARGIN, height), PAPER)
     draw = ImageDraw.Draw(page)
     tiles = f"{grid.rows} x {grid.cols} tiles + thumbnail" if grid.has_thumbnail else "1 tile"
     cost = f"{packed.layout.num_tokens} tokens instead of {packed.num_full_tokens}"
-    draw.text((MARGIN, MARGIN), title, INK, font(26))
-    draw.text(
-        (MARGIN, MARGIN + 36),
-        f"{packed.image.height} x {packed.image.width} pixels, {tiles}: {cost}",
-        FAINT_INK,
-        font(18),
-    )
-    for index, (caption, explanation, picture) in enumerate(panels):
+    facts = f"{packed.image.height} x {packed.image.width} pixels, {tiles}: {cost}"
+    draw.text((MARGIN, MARGIN), shorten(title, LARGE, page.width - 2 * MARGIN), INK, font(LARGE))
+    draw.text((MARGIN, MARGIN + 40), facts, FAINT_INK, font(MEDIUM))
+    for index, (caption, _, picture) in enumerate(panels):
         left = MARGIN + index * (PANEL + MARGIN)
-        draw.text((left, PANEL_TOP - 62), caption, INK, font(20))
-        draw.text((left, PANEL_TOP - 34), explanation, FAINT_INK, font(15))
-        page.paste(picture, (left, PANEL_TOP))
+        draw.text((left, CAPTION_TOP), caption, INK, font(MEDIUM))
+        for number, text in enumerate(explanations[index]):
+            draw.text((left, CAPTION_TOP + 34 + number * line), text, FAINT_INK, font(SMALL))
+        page.paste(picture, (left, panel_top))
     return page
 
 
@@ -74,12 +90,12 @@ def draw_tiles(packed: PackedImage) -> Image.Image:
         top, left, bottom, right = place.box(packed.tile_box(tile))
         draw.rectangle((left, top, right - 1, bottom - 1), fill=PADDING)
         _paste(panel, packed.image, packed.tile_box(tile), (top, left, bottom, right))
-        draw.rectangle((left, top, right - 1, bottom - 1), outline=ACCENT, width=2)
+        _frame(draw, (left, top, right - 1, bottom - 1), 2)
         if tile == thumbnail:
-            draw.text((right + 12, top), "thumbnail", FAINT_INK, font(15))
-        elif has_thumbnail and min(bottom - top, right - left) > 24:
-            draw.rectangle((left, top, left + 22, top + 20), fill=ACCENT)
-            draw.text((left + 11, top + 10), str(tile + 1), PAPER, font(14), anchor="mm")
+            draw.text((right + 12, top), "thumbnail", FAINT_INK, font(SMALL))
+        elif has_thumbnail and min(bottom - top, right - left) > BADGE:
+            draw.rectangle((left, top, left + BADGE, top + BADGE), fill=ACCENT)
+            draw.text((left + BADGE / 2, top + BADGE / 2), str(tile + 1), PAPER, font(SMALL), anchor="mm")
     return panel
 
 
@@ -102,12 +118,18 @@ def draw_tokens(packed: PackedImage, chosen: int | None = None) -> Image.Image:
         colour = PADDING if source.box is None else _mean_colour(shown, source.box, ratio)
         draw.rectangle(cell, fill=colour, outline=RULE if gap else None)
         if token == chosen:
-            chosen_frame = (cell[0] - 3, cell[1] - 3, cell[2] + 3, cell[3] + 3)
+            chosen_frame = (
+                max(0, cell[0] - 3),
+                max(0, cell[1] - 3),
+                min(panel.width - 1, cell[2] + 3),
+                min(panel.height - 1, cell[3] + 3),
+            )
     if chosen_frame:
-        draw.rectangle(chosen_frame, outline=ACCENT, width=3)
+        _frame(draw, chosen_frame, 3)
     if packed.layout.tile_grid.has_thumbnail:
         top, _, _, right = thumbnail_frame.box(packed.tile_box(len(packed.views) - 1))
-        draw.text((right + 12, top), f"thumbnail: {packed.layout.tile_tokens[-1]} tokens more", FAINT_INK, font(15))
+        more = f"thumbnail: {packed.layout.tile_tokens[-1]} tokens more"
+        draw.text((right + 12, top), more, FAINT_INK, font(SMALL))
     return panel
 
 
@@ -136,9 +158,10 @@ def draw_attention(packed: PackedImage, token: int, weights: np.ndarray) -> Imag
 
 
 def _window_with_surroundings(packed: PackedImage, source: TokenSource, weights: np.ndarray) -> Image.Image:
-    """The window in the middle, its patches labelled by weight (rows, cols), and pale picture around it.
+    """The window in the middle in grey, its patches labelled by weight (rows, cols), and pale picture around it.
 
-    Half a window is around a whole one; more where the tile ends within it.
+    Half a window is around a whole one; more where the tile ends within it. If patches are too small for labels, only
+    the one with the largest weight has one.
     """
     (height, width), view = packed.window_size, packed.views[source.tile]
     top, left = source.row * height, source.col * width
@@ -147,16 +170,30 @@ def _window_with_surroundings(packed: PackedImage, source: TokenSource, weights:
     _paste(picture, packed.image, around, (0, 0, PANEL, PANEL))
     start, cell = PANEL // 4, PANEL / 2 / packed.scale_factor
     rows, cols = weights.shape
-    window = picture.crop((start, start, start + round(cols * cell), start + round(rows * cell)))
+    window = (
+        picture.crop((start, start, start + round(cols * cell), start + round(rows * cell))).convert("L").convert("RGB")
+    )
     picture = Image.blend(picture, Image.new("RGB", picture.size, PAPER), 0.55)
     picture.paste(_heat(window, weights), (start, start))
     draw = ImageDraw.Draw(picture)
-    label = font(int(max(10, min(22, cell / 3))))
-    for (row, col), weight in np.ndenumerate(weights):
+    label = font(MEDIUM if cell > 80 else SMALL)
+    width = 2 if cell > 8 else 1
+    labelled = np.ones_like(weights, bool) if cell > label.getlength("100%") + 4 else weights == weights.max()
+    for (row, col), _ in np.ndenumerate(weights):
         y, x = start + row * cell, start + col * cell
-        draw.rectangle((x, y, x + cell, y + cell), outline=ACCENT, width=2)
-        draw.text((x + cell / 2, y + cell / 2), f"{weight:.0%}", INK, label, "mm", stroke_width=2, stroke_fill=PAPER)
+        draw.rectangle((x, y, x + cell, y + cell), outline=ACCENT, width=width)
+    for row, col in np.argwhere(labelled)[: weights.size if labelled.all() else 1]:
+        place, text = (start + (col + 0.5) * cell, start + (row + 0.5) * cell), f"{weights[row, col]:.0%}"
+        draw.text(place, text, INK, label, "mm", stroke_width=3, stroke_fill=PAPER)
     return picture
+
+
+def _frame(draw: ImageDraw.ImageDraw, box: tuple[int, int, int, int], width: int) -> None:
+    """Draws a frame with a pale line inside, so that it stands out from an image of its colour."""
+    left, top, right, bottom = box
+    if min(right - left, bottom - top) > 4 * width:
+        draw.rectangle((left + width, top + width, right - width, bottom - width), outline=PAPER)
+    draw.rectangle(box, outline=ACCENT, width=width)
 
 
 @dataclass(frozen=True)

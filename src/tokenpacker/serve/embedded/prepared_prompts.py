@@ -50,7 +50,7 @@ def prepare_prompt(processor: TokenPackerProcessor, question: Question, *, max_l
     _check_images(question)
     options = {"scale_factor": question.scale_factor, "max_image_tokens": question.max_image_tokens}
     with no_files():
-        text = _fill_template(processor, question.messages)
+        text = fill_template(processor, question.messages)
         inputs = processor(
             [list(question.images)], [text], return_tensors="pt", return_mm_token_type_ids=True, **options
         )
@@ -83,7 +83,7 @@ def _check_images(question: Question) -> None:
         )
 
 
-def _fill_template(processor: TokenPackerProcessor, messages: Sequence[dict[str, Any]]) -> str:
+def fill_template(processor: TokenPackerProcessor, messages: Sequence[dict[str, Any]]) -> str:
     """The prompt as text.
 
     Raises:

@@ -18,7 +18,7 @@ from tokenpacker.cli.errors import UNFINISHED, keeping, sigterm_as_ctrl_c
 from tokenpacker.cli.loading import load_model
 from tokenpacker.cli.model_files import CARRIED, find_model
 from tokenpacker.cli.options import flag, number, value
-from tokenpacker.cli.output import print_result
+from tokenpacker.cli.output import print_note, print_result
 
 if TYPE_CHECKING:
     from tokenpacker.batch.batch_rows import OpenAnswer
@@ -29,9 +29,7 @@ ROWS_FAILED = 1  # exit code if a row of the output is an error
 def batch(
     source: Annotated[Path, Argument(metavar="IN.jsonl", exists=True, dir_okay=False, help="One request a line.")],
     target: Annotated[Path, Argument(metavar="OUT.jsonl", help="Where the answers go, in the order of the input.")],
-    model: Annotated[
-        str | None, value("MODEL", "Folder, hub id or name. With --endpoint: for rows that name none.", "carried")
-    ] = None,
+    model: Annotated[str | None, value("MODEL", "Folder, hub id or endpoint's name.", "carried")] = None,
     engine: Annotated[EngineName | None, value("ENGINE", "vllm or embedded.", "vllm with a GPU")] = None,
     images: Annotated[
         Path | None, value("FOLDER", "Start of image paths in requests.", "no paths", exists=True, file_okay=False)
@@ -41,6 +39,7 @@ def batch(
     max_image_tokens: options.MaxImageTokens = None,
     concurrency: Annotated[int, number("Requests at a time, of each model.")] = 32,
     overwrite: Annotated[bool, flag("--overwrite", "Start anew if OUT.jsonl exists.")] = False,
+    retry_failed: Annotated[bool, flag("--retry-failed", "Ask failed rows in OUT.jsonl again.")] = False,
     endpoint: Annotated[str | None, value("URL", "Ask this OpenAI-compatible API.", "load a model")] = None,
     api_key_env: Annotated[str | None, value("VAR", "Variable that holds its key.", "no key")] = None,
     ray: Annotated[str | None, value("ADDRESS", "Ray: local, auto or HOST:PORT.", "this process")] = None,
@@ -59,6 +58,7 @@ def batch(
         tokenpacker batch requests.jsonl out.jsonl --endpoint http://localhost:8000/v1
     """
     exclude({"--endpoint": endpoint, "--ray": ray})
+    exclude({"--overwrite": overwrite, "--retry-failed": retry_failed})
     budget: dict[str, Any] = {"scale_factor": scale_factor, "max_image_tokens": max_image_tokens}
     if ray is None:
         refuse({"--workers": workers}, "needs --ray")
@@ -88,9 +88,11 @@ def batch(
             ray=ray,
             workers=workers,
             overwrite=overwrite,
+            retry_failed=retry_failed,
         )
     print_result(as_json, {"output": str(target), **summary.to_dict()}, str(summary))
     if summary.errors:
+        print_note("the same command with --retry-failed asks the failed rows again")
         raise typer.Exit(ROWS_FAILED)
 
 
@@ -121,5 +123,5 @@ def _asked(url: str, key: str | None, concurrency: int) -> tuple[OpenAnswer, dic
         from tokenpacker.batch.endpoint import Endpoint
     except ImportError:
         raise ImportError("--endpoint needs httpx; run: pip install 'tokenpacker[serve]'") from None
-    endpoint = Endpoint(url, api_key=key, connections=concurrency)
+    endpoint = Endpoint(url, api_key=key, connections=concurrency, note=print_note)
     return partial(closing, endpoint), {"endpoint": endpoint.url}

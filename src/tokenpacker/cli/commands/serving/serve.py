@@ -6,7 +6,7 @@ import gc
 import logging
 import os
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -18,11 +18,11 @@ from tokenpacker.cli.options import number, value
 from tokenpacker.cli.output import print_json, print_note
 
 if TYPE_CHECKING:
+    from tokenpacker.serve.limits import Limits
     from tokenpacker.serve.server import ServeSettings
 
 EngineName = Literal["auto", "vllm", "embedded"]
 NEEDED = ("fastapi", "httpx", "prometheus_client", "uvicorn")
-LIMITS = "Limits"  # panel of `--help`
 
 
 def serve(
@@ -37,9 +37,13 @@ def serve(
     allow_urls: Annotated[list[str] | None, value("HOST", "Fetch images from it; repeatable.", "none")] = None,
     scale_factor: options.ScaleFactor = None,
     max_image_tokens: options.MaxImageTokens = None,
-    max_batch: Annotated[int | None, number("Answers at once.", "16", LIMITS)] = None,
-    max_waiting: Annotated[int | None, number("Questions in the queue.", "64", LIMITS)] = None,
-    grace: Annotated[float, value("S", "Seconds to finish after SIGTERM.", panel=LIMITS, callback=in_range(1))] = 30,
+    max_batch: Annotated[int | None, number("Answers at once.", "16")] = None,
+    max_waiting: Annotated[int | None, number("Questions in the queue.", "64")] = None,
+    max_new_tokens: Annotated[int | None, number("Longest answer in tokens.", "512")] = None,
+    cache: Annotated[
+        int | None, number("Memory for packed tokens; 0 keeps none.", "256", metavar="MIB", least=0)
+    ] = None,
+    grace: Annotated[float, value("S", "Seconds to finish after SIGTERM.", callback=in_range(1))] = 30,
     device: options.Device = None,
     dtype: options.Dtype = None,
     as_json: options.Json = False,
@@ -53,15 +57,21 @@ def serve(
     """
     name, why = choose_engine(engine)
     if name == "vllm":
-        own = {"--max-batch": max_batch, "--max-waiting": max_waiting, "--device": device, "--dtype": dtype}
+        own: dict[str, Any] = {
+            "--max-batch": max_batch,
+            "--max-waiting": max_waiting,
+            "--max-new-tokens": max_new_tokens,
+        }
+        own |= {"--cache": cache, "--device": device, "--dtype": dtype}
         refuse(own, "belongs to --engine embedded; give vLLM's own options behind --")
     elif vllm_options:
         refuse({"VLLM_OPTION": vllm_options[0]}, "belongs to --engine vllm; leave it out")
     for package in NEEDED:
         if find_spec(package) is None:
             raise ImportError(f"serving needs {package}; run: pip install 'tokenpacker[serve]'")
+    if name == "embedded":  # torch's threads would spin while they wait, and take time from those that prepare requests
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # is read when torch is imported
     folder = find_model(model)
-    from tokenpacker.serve.limits import Limits
     from tokenpacker.serve.server import ServeSettings, listen
 
     settings = ServeSettings(
@@ -74,7 +84,7 @@ def serve(
         scale_factor=scale_factor,
         max_image_tokens=max_image_tokens,
         grace_s=grace,
-        limits=Limits() if max_waiting is None else Limits(waiting=max_waiting),
+        limits=_limits(max_waiting, max_new_tokens),
     )
     if settings.api_key is None and not settings.is_loopback:
         print_note(f"warning: {host} is open to other machines and there is no key; set one with --api-key-env")
@@ -92,7 +102,13 @@ def serve(
         from tokenpacker.serve.embedded import EmbeddedEngine
         from tokenpacker.serve.server import run
 
-        embedded = EmbeddedEngine(*parts, max_batch_size=max_batch or 16, max_waiting=settings.limits.waiting)
+        embedded = EmbeddedEngine(
+            *parts,
+            max_batch_size=max_batch or 16,
+            max_waiting=settings.limits.waiting,
+            max_new_tokens=max_new_tokens or 512,
+            cache_bytes=(256 if cache is None else cache) * 2**20,
+        )
         run(embedded, settings, listener, lambda address: _tell(settings, address, why, as_json))
         gc.freeze()  # Python would search the model's modules for garbage at its end, for seconds of the grace time
 
@@ -124,6 +140,14 @@ def read_key(variable: str | None) -> str | None:
     if not key:
         raise ValueError(f"--api-key-env {variable}: the variable is not set; put the key in it first")
     return key
+
+
+def _limits(waiting: int | None, longest_answer: int | None) -> Limits:
+    """The limits of requests, which may ask for the longest answer that the engine gives."""
+    from tokenpacker.serve.limits import Limits
+
+    usual = Limits()
+    return Limits(waiting=waiting or usual.waiting, max_tokens=max(longest_answer or 1, usual.max_tokens))
 
 
 def _tell(settings: ServeSettings, address: str, why: str, as_json: bool) -> None:
