@@ -5,14 +5,14 @@
 ['easy-vqa', 'fine-print', 'regions', 'regions-boxes', 'regions-shuffled']
 """
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
-
-from tokenpacker.evaluate.score import Answer, Score, TaskResult
-from tokenpacker.evaluate.tasks import TASKS, Task, find_task, normalize_answer
 
 if TYPE_CHECKING:
     from tokenpacker.evaluate.evaluation import evaluate
     from tokenpacker.evaluate.measure import measure_model
+    from tokenpacker.evaluate.score import Answer, Score, TaskResult
+    from tokenpacker.evaluate.tasks import TASKS, Task, find_task, normalize_answer
 
 __all__ = [
     "TASKS",
@@ -26,15 +26,18 @@ __all__ = [
     "normalize_answer",
 ]
 
+# module -> the public names that it defines. Metrics and protocols need no torch, which the tasks import; an unknown
+# task is refused before transformers is imported, which takes seconds.
+_PUBLIC = {
+    "evaluation": {"evaluate"},
+    "measure": {"measure_model"},
+    "score": {"Answer", "Score", "TaskResult"},
+    "tasks": {"TASKS", "Task", "find_task", "normalize_answer"},
+}
+
 
 def __getattr__(name: str) -> Any:
-    # Both import transformers, which takes seconds; the command line refuses an unknown task before.
-    if name == "evaluate":
-        from tokenpacker.evaluate.evaluation import evaluate
-
-        return evaluate
-    if name == "measure_model":
-        from tokenpacker.evaluate.measure import measure_model
-
-        return measure_model
+    for module, names in _PUBLIC.items():
+        if name in names:
+            return getattr(import_module(f"{__name__}.{module}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

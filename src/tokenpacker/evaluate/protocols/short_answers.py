@@ -1,0 +1,112 @@
+"""VQAv2, GQA, VizWiz, TextVQA: answers of a word or a phrase."""
+
+from tokenpacker.evaluate.protocols.protocol import (
+    LLAVA_DOCS,
+    LLAVA_LOADER,
+    LLAVA_SCRIPTS,
+    LMMS_DEFAULT,
+    SHORT,
+    Protocol,
+)
+
+_PAPER = {"prompt": LLAVA_DOCS, "decoding": LLAVA_SCRIPTS, "max_new_tokens": LLAVA_LOADER}
+_UNANSWERABLE = "\nWhen the provided information is insufficient, respond with 'Unanswerable'."
+
+PROTOCOLS = (
+    Protocol(
+        benchmark="vqav2",
+        name="paper",
+        metric="vqa",
+        template="{question}" + SHORT,
+        max_new_tokens=128,
+        from_file=True,
+        split="test-dev, scored by the server",
+        note="a score on the validation split is not the published one, which the server gives on test-dev",
+        sources={**_PAPER, "metric": "https://visualqa.org/evaluation.html"},
+    ),
+    Protocol(
+        benchmark="vqav2",
+        name="lmms-eval",
+        metric="vqa",
+        template="{question}" + SHORT,
+        max_new_tokens=16,
+        split="val",
+        sources={"all": "lmms-eval 0.7.3 tasks/vqav2"},
+    ),
+    Protocol(
+        benchmark="gqa",
+        name="paper",
+        metric="gqa",
+        template="{question}" + SHORT,
+        max_new_tokens=128,
+        from_file=True,
+        split="testdev balanced",
+        sources={**_PAPER, "metric": "LLaVA scripts/convert_gqa_for_eval.py, then GQA's eval.py"},
+    ),
+    Protocol(
+        benchmark="gqa",
+        name="lmms-eval",
+        metric="gqa",
+        template="{question}" + SHORT,
+        max_new_tokens=16,
+        split="testdev balanced",
+        note="lmms-eval leaves out all punctuation before it compares; the metric gqa leaves out a final period",
+        sources={"all": "lmms-eval 0.7.3 tasks/gqa"},
+    ),
+    Protocol(
+        benchmark="vizwiz",
+        name="paper",
+        metric="vizwiz",
+        template="{question}" + _UNANSWERABLE + SHORT,
+        max_new_tokens=128,
+        from_file=True,
+        split="test, scored by the server",
+        note="the sentence about `Unanswerable` moves the score: about a third of the questions are unanswerable",
+        sources={**_PAPER, "prompt": "LLaVA-1.5 (arXiv 2310.03744), appendix, prompts"},
+    ),
+    Protocol(
+        benchmark="vizwiz",
+        name="lmms-eval",
+        metric="vizwiz",
+        template="{sentence}" + _UNANSWERABLE + SHORT,
+        max_new_tokens=1024,
+        split="val",
+        sources={"all": "lmms-eval 0.7.3 tasks/vizwiz_vqa", "max_new_tokens": LMMS_DEFAULT},
+    ),
+    Protocol(
+        benchmark="textvqa",
+        name="paper",
+        metric="textvqa",
+        template="{sentence}\nReference OCR token: {ocr}" + SHORT,
+        max_new_tokens=128,
+        from_file=True,
+        split="val",
+        note="words of an OCR system are in the prompt: without them (no-ocr, lmms-eval) the score is lower",
+        sources={
+            **_PAPER,
+            "prompt": "LLaVA and TokenPacker scripts/v1_5/eval/textvqa.sh (llava_textvqa_val_v051_ocr.jsonl);"
+            " LLaVA llava/eval/eval_textvqa.py has the form of the OCR line; the case is lmms-eval's",
+            "metric": "LLaVA llava/eval/m4c_evaluator.py",
+        },
+    ),
+    Protocol(
+        benchmark="textvqa",
+        name="no-ocr",
+        metric="textvqa",
+        template="{sentence}" + SHORT,
+        max_new_tokens=128,
+        split="val",
+        note="LLaVA's published scores have words of an OCR system in the prompt",
+        sources={**_PAPER, "prompt": "the paper's, without the OCR line"},
+    ),
+    Protocol(
+        benchmark="textvqa",
+        name="lmms-eval",
+        metric="textvqa",
+        template="{sentence}" + SHORT,
+        max_new_tokens=1024,
+        split="val",
+        note="lmms-eval gives no OCR words unless its task is changed to `ocr: true`",
+        sources={"all": "lmms-eval 0.7.3 tasks/textvqa", "max_new_tokens": LMMS_DEFAULT},
+    ),
+)
