@@ -103,7 +103,7 @@ class Metric:
         """Raises ModuleNotFoundError if the library that this metric needs is not installed."""
         if self.package and find_spec(self.package) is None:
             raise ModuleNotFoundError(
-                f"metric {self.name!r} needs {self.package}; run: pip install 'tokenpacker[evaluate]'"
+                f"metric {self.name!r} needs {self.package}; run: pip install 'tokenpacker[metrics]'"
             )
 
 
