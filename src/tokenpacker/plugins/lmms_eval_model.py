@@ -67,7 +67,8 @@ class TokenPackerChat(lmms):
         check_names(unknown, OPTIONS, "--model tokenpacker")
         if not pretrained:
             raise ValueError("--model tokenpacker needs a model; give --model_args pretrained=DIR")
-        if is_released(pretrained):
+        folder = resolve(str(pretrained))
+        if is_released(folder):
             raise ValueError(f"pretrained={pretrained} has the original layout; run `tokenpacker convert` on it first")
         if not str(batch_size).isdecimal() or not int(batch_size):
             raise ValueError(f"batch_size={batch_size} must be a whole number, at least 1")
@@ -78,7 +79,6 @@ class TokenPackerChat(lmms):
                 f"device={device} was given to {self.world_size} processes, which have one each; leave it out"
             )
         self.batch_size = int(batch_size)
-        folder = resolve(str(pretrained))
         self.processor = TokenPackerProcessor.from_pretrained(folder)
         self.image_options = {"scale_factor": scale_factor, "max_image_tokens": max_image_tokens}
         self.processor.image_layout((1, 1), **self.image_options)  # refuses wrong options before the weights are read
