@@ -216,7 +216,8 @@ class TokenPackerChat(lmms):
         """The number of tokens of `text` that are not those of `prompt`, with which it begins."""
         mark = self.processor.image_token_id
         shown = [ImageTokens([mark], [])] * count_marks(self.processor.image_token, prompt)
-        before, whole = encode_prompts(self.processor.tokenizer, [prompt, text], [shown] * 2, mark, {})["input_ids"]
+        rows = encode_prompts(self.processor.tokenizer, [prompt, text], [shown] * 2, mark, {"padding": False})
+        before, whole = rows["input_ids"]
         same = takewhile(lambda pair: pair[0] == pair[1], zip(before, whole, strict=False))
         return len(whole) - len(list(same))
 
