@@ -113,16 +113,16 @@ class TokenPackerChat(lmms):
             counts = TokenCounts(int(prompt.sum()), int((~torch.isin(answer, no_text)).sum()))
             yield GenerationResult(text[: min(ends, default=None)].strip(), counts)
 
-    def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
-        """For each request the loss of its answer, and whether the model would give that answer.
+    def loglikelihood(self, requests: list[Instance]) -> list[GenerationResult]:
+        """For each request the loss of its answer, and whether the model would give that answer, as a pair in `text`.
 
         The loss is the mean over the answer's tokens, its end among them, as for lmms-eval's own models: the task takes
-        the choice with the lowest.
+        the choice with the lowest. lmms-eval 0.7.3 would turn a bare pair into a string, which its tasks cannot read.
         """
         return self._in_batches(requests, lambda arguments: {}, self._compare)
 
     @torch.inference_mode()
-    def _compare(self, batch: Sequence[tuple]) -> Iterator[tuple[float, bool]]:
+    def _compare(self, batch: Sequence[tuple]) -> Iterator[GenerationResult]:
         asked = [self._messages_to_compare(arguments) for arguments in batch]
         inputs, counts = self._inputs([messages for messages, _ in asked], [answer for _, answer in asked])
         mask = inputs["attention_mask"]
@@ -134,7 +134,8 @@ class TokenPackerChat(lmms):
         for row, ids, count in zip(logits.float(), inputs["input_ids"], counts, strict=True):
             predicted, answer = row[-count - 1 : -1], ids[-count:]
             loss = torch.nn.functional.cross_entropy(predicted, answer)
-            yield float(loss), bool((predicted.argmax(dim=1) == answer).all())
+            is_greedy = bool((predicted.argmax(dim=1) == answer).all())
+            yield GenerationResult((float(loss), is_greedy))  # type: ignore[arg-type]
 
     def generate_until_multi_round(self, requests: list[Instance]) -> list[str]:
         """Not supported."""
