@@ -230,6 +230,18 @@ def test_answers_are_the_same_without_a_cache(engine_of, tiny_model, tiny_proces
     assert (without.cache.hits, without.cache.bytes) == (0, 0)
 
 
+def test_images_and_prompts_of_many_threads_of_the_model_give_the_answers_of_generate(
+    engine_of, tiny_model, tiny_processor, image_of, monkeypatch
+):
+    questions = mixed(image_of, 24)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    engine = engine_of(tiny_model, tiny_processor, max_batch_size=12, cache_bytes=0)
+    monkeypatch.undo()
+    heard = [ask(engine, asked) for asked in questions]
+    assert [one.result()[0] for one in heard] == [offline(tiny_model, tiny_processor, asked)[0] for asked in questions]
+    assert engine._threads._pool is not None
+
+
 def test_many_threads_ask_at_once(engine_of, tiny_model, tiny_processor, image_of):
     engine = engine_of(tiny_model, tiny_processor, max_waiting=1000)
     questions = mixed(image_of, 12)

@@ -1,13 +1,16 @@
 """The parts of the embedded engine: drawing tokens, packed tokens of tiles, and the cache of rows."""
 
 import random
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 from transformers import DynamicCache
 
 from tokenpacker.serve.embedded.asked_questions import Asked
-from tokenpacker.serve.embedded.packed_cache import PackedCache, tile_key
+from tokenpacker.serve.embedded.model_threads import ModelThreads
+from tokenpacker.serve.embedded.packed_cache import PackedCache, tile_key, tile_parts
 from tokenpacker.serve.embedded.prepared_prompts import Prompt
 from tokenpacker.serve.embedded.row_cache import SPARE_COLUMNS, RowCache
 from tokenpacker.serve.embedded.row_sampling import RowSampler, choose_tokens
@@ -73,6 +76,44 @@ def test_the_cache_of_packed_tokens_drops_what_was_not_used_for_longest():
     assert (cache.bytes, cache.hits, cache.misses) == (2 * tokens.nbytes, 3, 1)
 
 
+def test_parts_are_shared_among_threads_that_compute_alone(tiny_model):
+    before = torch.get_num_threads()
+    with ThreadPoolExecutor(1) as owner:
+        threads = owner.submit(ModelThreads, tiny_model, 3).result()
+        for num_parts, each in ((2, 3), (3, 1), (8, 1)):
+            seen = threads.map(lambda part: (part, torch.get_num_threads()), range(num_parts))
+            assert owner.submit(list, seen).result() == [(part, each) for part in range(num_parts)]
+            assert owner.submit(torch.get_num_threads).result() == 3
+        threads.close()
+    assert torch.get_num_threads() == before
+
+
+def test_the_first_error_of_several_threads_is_raised_once_all_have_ended(tiny_model):
+    ended = []
+
+    def call(part):
+        if part == 1:
+            raise MemoryError("no memory left")
+        time.sleep(0.05)
+        ended.append(part)
+
+    with ThreadPoolExecutor(1) as owner:
+        threads = owner.submit(ModelThreads, tiny_model, 2).result()
+        with pytest.raises(MemoryError):
+            owner.submit(lambda: list(threads.map(call, range(4)))).result()
+        threads.close()
+    assert sorted(ended) == [0, 2, 3]
+
+
+@pytest.mark.parametrize(("num_tiles", "sizes"), [(0, []), (1, [1]), (15, [15]), (16, [8, 8]), (70, [12] * 5 + [10])])
+def test_tiles_are_divided_evenly_if_there_are_enough_for_all_threads(num_tiles, sizes):
+    keys = [(bytes([number]), None) for number in range(num_tiles)]
+    parts = tile_parts(keys, 2)
+    assert [len(part) for part in parts] == sizes
+    assert [key for part in parts for key in part] == keys
+    assert tile_parts(keys, 1) == ([keys] if keys else [])
+
+
 def test_what_is_larger_than_the_cache_is_not_kept():
     cache = PackedCache(10)
     cache.put((b"", None), torch.ones(2, 3))
@@ -99,7 +140,7 @@ def test_packed_tokens_from_the_cache_are_those_of_the_model(tiny_model, tiny_pr
             tiles = {tile_key(tile, int(factor)): tile for tile, factor in zip(pixels, factors, strict=True)}
             with torch.inference_mode():
                 expected = tiny_model.get_image_features(pixels, scale_factors=factors).pooler_output
-                packed = cache.pack(tiny_model, tiles)
+                packed = cache.pack(tiny_model, tiles, ModelThreads(tiny_model, 2))
             for tokens, each in zip(packed.values(), expected, strict=True):
                 torch.testing.assert_close(tokens, each)
     assert cache.hits == cache.misses == len(cache._tokens)

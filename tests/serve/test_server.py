@@ -19,15 +19,14 @@ import pytest
 from PIL import Image
 
 from fake_engine import FakeEngine, question
-from tokenpacker.serve.embedded.embedded_engine import LONGEST_WAIT_S
+from tokenpacker.serve.refusals import LONGEST_WAIT_S
 from tokenpacker.serve.server import ServeSettings, listen, run
 
 CHAT = "/v1/chat/completions"
 PROGRAM = """
     import sys
     from fake_engine import FakeEngine
-    from tokenpacker.serve.embedded.embedded_engine import LONGEST_WAIT_S
-from tokenpacker.serve.server import ServeSettings, run
+    from tokenpacker.serve.server import ServeSettings, run
     engine = FakeEngine()
     settings = ServeSettings(model="tiny", port=0, grace_s=float(sys.argv[1]))
     run(engine, settings, on_ready=lambda address: print(address, flush=True))

@@ -15,7 +15,9 @@ from tokenpacker.cli.commands.data import data_app
 from tokenpacker.cli.commands.evaluate import evaluate
 from tokenpacker.cli.commands.models import models
 from tokenpacker.cli.commands.serving.batch import batch
+from tokenpacker.cli.commands.serving.export import export
 from tokenpacker.cli.commands.serving.serve import serve
+from tokenpacker.cli.commands.serving.ui import ui
 from tokenpacker.cli.commands.show import show
 from tokenpacker.cli.commands.speed import speed
 from tokenpacker.cli.commands.train import train_app
@@ -45,7 +47,7 @@ def _options(
 
 
 PANELS = {
-    "Use a model": (ask, chat, count, show, models, convert, serve, batch),
+    "Use a model": (ask, chat, count, show, models, convert, export, serve, batch, ui),
     "Measure": (evaluate, speed, compare),
 }
 for _panel, _commands in PANELS.items():

@@ -95,6 +95,18 @@ def refuse(options: Mapping[str, object], reason: str) -> None:
             raise ValueError(f"{name} {reason}")
 
 
+def require_free(folder: Path, overwrite: bool, source: str) -> None:
+    """Raises ValueError for a folder to write that is taken. What writes it looks more closely.
+
+    Args:
+        source: what is read; if it lies in the folder, the writer has its own error.
+    """
+    holds_source = Path(source).expanduser().resolve().is_relative_to(folder.expanduser().resolve())
+    taken = folder.exists() and not (folder.is_dir() and not any(folder.iterdir()))
+    if taken and not overwrite and not holds_source:
+        raise ValueError(f"{folder} exists already; choose another folder, or pass --overwrite")
+
+
 def require_projectors(projectors: Iterable[str]) -> None:
     """Raises ValueError for a projector that is not registered; settings may follow a name and a colon."""
     from tokenpacker.projectors import available

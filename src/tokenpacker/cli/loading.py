@@ -41,6 +41,11 @@ def load_model(
         ImportError: for `4bit` without bitsandbytes.
     """
     folder = find_model(model)
+    if (folder / "export.json").is_file():
+        raise ValueError(
+            f"model {folder} is an export for another runtime; tokenpacker.export.ExportedAnswerer answers from it, or"
+            " give the model that was exported"
+        )
     if not any((folder / name).is_file() for name in WEIGHT_FILES):
         raise ValueError(f"model {folder} has no weights ({' or '.join(WEIGHT_FILES)}); {REMEDY}")
     geometry = Geometry.of_model(folder)

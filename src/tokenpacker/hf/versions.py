@@ -43,3 +43,7 @@ def cache_argument(cache: Cache | None, past_key_values: Cache | None) -> dict[s
     if past_key_values is not None and CACHE == "cache":
         warnings.warn("`past_key_values` is deprecated in transformers; use `cache`", FutureWarning, stacklevel=2)
     return {CACHE: past_key_values if cache is None else cache}
+
+
+HAS_EXPORTERS = _IS_5_24
+"""Whether `transformers.exporters` has the exporters, quantizers and graph inputs that `tokenpacker.export` uses."""

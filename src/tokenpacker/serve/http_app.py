@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import sys
 import time
 from collections.abc import AsyncIterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -35,7 +36,7 @@ from tokenpacker.serve.openai_schema import (
     RequestError,
     read_json,
 )
-from tokenpacker.serve.questions import ClosedError, Engine, Piece, Prepared, QueueFullError, Ticket
+from tokenpacker.serve.questions import ClosedError, Engine, Piece, Prepared, Ticket
 from tokenpacker.serve.server import ServeSettings
 
 logger = logging.getLogger("tokenpacker.serve")
@@ -204,7 +205,7 @@ class Service:
     def __init__(self, engine: Engine, settings: ServeSettings):
         self.engine, self.settings = engine, settings
         self.metrics = Metrics(engine)
-        self.pool = ThreadPoolExecutor(PREPARING_THREADS, thread_name_prefix="tokenpacker-prepare")
+        self.pool = ThreadPoolExecutor(PREPARING_THREADS, "tokenpacker-prepare", _compute_alone)
         self.card = {"id": settings.model, "object": "model", "created": int(time.time()), "owned_by": "tokenpacker"}
         self.draining = False
         self.preparing = 0
@@ -222,8 +223,7 @@ class Service:
     async def chat(self, request: Request) -> Response:
         """Answers a request to `/v1/chat/completions`."""
         self.check_open()
-        if self.preparing >= self.settings.limits.waiting:
-            raise QueueFullError(1)
+        self.engine.check_room(self.preparing)  # before the work of preparing it
         exchange = _Exchange(self, request)
         try:
             response = await exchange.answer()
@@ -237,6 +237,14 @@ class Service:
     def prepare(self, body: bytes) -> tuple[ChatRequest, Prepared]:
         """The request in a body, and its prompt with its images; for a thread of the pool."""
         return prepare(self.engine, read_json(body), self.settings)
+
+
+def _compute_alone() -> None:
+    """Has torch, if the engine uses it, compute with this thread alone: there are several, and the engine's own."""
+    if "torch" in sys.modules:
+        from tokenpacker.serve.embedded.model_threads import set_own_threads
+
+        set_own_threads(1)
 
 
 class _Exchange:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from typer import Argument
 
 from tokenpacker.cli import options
-from tokenpacker.cli.arguments import in_range, refuse
+from tokenpacker.cli.arguments import in_range, refuse, require_free
 from tokenpacker.cli.errors import keeping
 from tokenpacker.cli.loading import quiet
 from tokenpacker.cli.options import flag, number, value
@@ -57,7 +57,7 @@ def convert(
         useless = useless | outgoing | {"max_shard_gb": max_shard_gb}
     named = {f"--{name.replace('_', '-')}": value for name, value in useless.items()}
     refuse(named, f"has no meaning with --to {to}; leave it out")
-    _require_free(dst, overwrite, src)
+    require_free(dst, overwrite, src)
     fetch(src, ["config.json"], "give the folder or hub id of a checkpoint", revision)  # before anything is imported
     arguments: dict[str, Any] = {"vision_tower": vision_tower, "dtype": dtype, "overwrite": overwrite}
     if max_shard_gb is not None:
@@ -72,14 +72,6 @@ def convert(
         print_note(f"note: {note}")
     text = f"{dst}: {done['tensors']} tensors, {done['bytes'] / 1e9:.2f} GB, from a {done['kind']} checkpoint"
     print_result(as_json, {"src": src, "dst": str(dst), "to": to, **done}, text)
-
-
-def _require_free(dst: Path, overwrite: bool, src: str) -> None:
-    """Raises ValueError for a place that is taken. The conversion itself looks more closely."""
-    holds_src = Path(src).expanduser().resolve().is_relative_to(dst.expanduser().resolve())  # which has its own error
-    taken = dst.exists() and not (dst.is_dir() and not any(dst.iterdir()))
-    if taken and not overwrite and not holds_src:
-        raise ValueError(f"{dst} exists already; choose another folder, or pass --overwrite")
 
 
 def _run(src: str, dst: Path, to: str, arguments: dict[str, Any]) -> dict[str, Any]:

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import atexit
 import logging
-import math
-import time
 import warnings
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from threading import Condition, Thread
 from typing import Any
 
@@ -22,10 +21,11 @@ from transformers import GenerationConfig
 
 from tokenpacker.hf import TokenPackerForConditionalGeneration, TokenPackerProcessor
 from tokenpacker.serve.embedded.asked_questions import Asked, Row
+from tokenpacker.serve.embedded.model_threads import ModelThreads
 from tokenpacker.serve.embedded.packed_cache import PackedCache
 from tokenpacker.serve.embedded.prepared_prompts import Prompt, prepare_prompt
 from tokenpacker.serve.embedded.row_sampling import choose_tokens
-from tokenpacker.serve.embedded.running_batch import RunningBatch
+from tokenpacker.serve.embedded.running_batch import Prefilled, RunningBatch
 from tokenpacker.serve.questions import (
     ClosedError,
     EngineCounts,
@@ -35,12 +35,11 @@ from tokenpacker.serve.questions import (
     QueueFullError,
     Ticket,
 )
+from tokenpacker.serve.refusals import Refusals
 
 logger = logging.getLogger(__name__)
 
-RECENT = 64  # questions that the rate is taken from
 LAST_STEP_S = 5  # that a step of the model may still take when all questions have ended
-LONGEST_WAIT_S = 120  # that a client is told
 # Short prompts are computed together, longer ones keep a processor busy alone (measured at 52 to 1,300 tokens).
 SIMILAR = 0.75  # the shortest of them has at least this share of the longest
 TOGETHER_TOKENS = 1024
@@ -106,8 +105,9 @@ class EmbeddedEngine:
         self._alone: deque[Row] = deque()  # after an error in a batch, each of its rows is tried again alone
         self._rows: list[Row] = []
         self._batch = RunningBatch(model)
-        self._ended_at: deque[float] = deque(maxlen=RECENT)
+        self._refusals = Refusals()
         self._closed = False
+        self._num_threads = torch.get_num_threads()
         self._thread = Thread(target=self._run, name="tokenpacker-engine", daemon=True)
         self._thread.start()
         atexit.register(self.close, 0)  # Python may not end while the thread is in the model
@@ -125,6 +125,13 @@ class EmbeddedEngine:
     def counts(self) -> EngineCounts:
         """Waiting and running questions, and uses of the cache, where an image counts by its tiles."""
         return EngineCounts(self.waiting, self.running, self.cache.hits, self.cache.misses)
+
+    def check_room(self, coming: int = 0) -> None:
+        """Raises QueueFullError if the queue has no room beside `coming` questions that are being prepared."""
+        with self._changed:
+            waiting = len(self._waiting) + coming
+            if waiting >= self.max_waiting:
+                raise QueueFullError(self._refusals.retry_after_s(waiting, self.running))
 
     def prepare(self, question: Question) -> Prompt:
         """Tiles the images and counts the prompt's tokens, on the caller's thread.
@@ -148,10 +155,9 @@ class EmbeddedEngine:
         with self._changed:
             if self._closed:
                 raise ClosedError("the engine is closed and takes no more questions")
-            if len(self._waiting) >= self.max_waiting:
-                raise QueueFullError(self._retry_after_s())
-            if not self._open:  # the rate is that of a busy engine, and it is busy from now on
-                self._ended_at = deque([time.monotonic()], maxlen=RECENT)
+            self.check_room()
+            if not self._open:
+                self._refusals.begin()
             self._waiting.append(asked)
             self._open.add(asked)
             self._changed.notify()
@@ -170,26 +176,20 @@ class EmbeddedEngine:
         self._thread.join(LAST_STEP_S)
         atexit.unregister(self.close)
 
-    def _retry_after_s(self) -> int:
-        """Seconds until those that wait now will have been answered, at the recent rate."""
-        ended = len(self._ended_at) - 1  # after the first time
-        if ended < 1:
-            return 1
-        rate = ended / max(time.monotonic() - self._ended_at[0], 1e-3)
-        return max(1, min(math.ceil(len(self._waiting) / rate), LONGEST_WAIT_S))
-
     def _forget(self, asked: Asked) -> None:
         with self._changed:
             if asked in self._open:
                 self._open.remove(asked)
-                self._ended_at.append(time.monotonic())
+                self._refusals.end()
             if asked in self._waiting:
                 self._waiting.remove(asked)
             self._changed.notify()
 
     def _run(self) -> None:
+        self._threads = ModelThreads(self.model, self._num_threads)
         while self._turn():
             pass
+        self._threads.close()
 
     def _turn(self) -> bool:
         """Lets rows join and makes a token for each row. Returns False at the end, after `close`."""
@@ -230,14 +230,10 @@ class EmbeddedEngine:
     def _start(self, rows: list[Row]) -> None:
         """Encodes the images of new rows and lets them join the batch."""
         encoded = [row for group, _ in self._isolate(self._encode, rows) for row in group]
-        new = sorted(encoded, key=lambda row: len(row.ids))
-        while new:
-            size = 1
-            while size < len(new) and _fit_together(len(new[0].ids), len(new[size].ids), size + 1):
-                size += 1
-            for group, logits in self._isolate(self._join, new[:size]):
-                self._push(group, logits)
-            new = new[size:]
+        groups = _groups(encoded, self._threads.count)
+        for group, ready in zip(groups, self._threads.map(self._try_prefill, groups), strict=True):
+            for joined, logits in self._isolate(partial(self._join, group, ready), group):
+                self._push(joined, logits)
 
     def _isolate(self, work: Callable[[list[Row]], Any], rows: list[Row]) -> Iterator[tuple[list[Row], Any]]:
         """Yields rows and what `work` makes of them: of all together, or after an error of each alone.
@@ -245,8 +241,10 @@ class EmbeddedEngine:
         Rows that fail alone are told the error.
         """
         rows = [row for row in rows if not row.ended]
+        if not rows:
+            return
         try:
-            made = work(rows) if rows else None
+            made = work(rows)
         except Exception as error:
             if len(rows) == 1:
                 rows[0].asked.tell(error)
@@ -267,17 +265,36 @@ class EmbeddedEngine:
             for key, tile in zip(prompt.keys, prompt.tiles, strict=True)
         }
         known = {key for key in tiles if key in self.cache}
-        packed = self.cache.pack(self.model, tiles)
+        packed = self.cache.pack(self.model, tiles, self._threads)
         for row, prompt in zip(rows, prompts, strict=True):
             row.packed = [packed[key] for key in prompt.keys]
             row.cached_tokens = sum(len(packed[key]) for key in prompt.keys if key in known)
+            if prompt.regions:  # their tokens need the features of tiles, which the cache does not keep
+                given = {name: value.to(self.model.device) for name, value in prompt.regions.items()}
+                assert prompt.tiles is not None
+                features = self.model.get_image_features(prompt.tiles.to(self.model.device), **given, return_dict=True)
+                row.regions = [features.region_tokens]
 
-    def _join(self, rows: list[Row]) -> Tensor:
-        logits = self._batch.join([row.ids for row in rows], [tokens for row in rows for tokens in row.packed])
+    def _prefill(self, rows: list[Row]) -> Prefilled:
+        packed, regions = ([tokens for row in rows for tokens in getattr(row, name)] for name in ("packed", "regions"))
+        return self._batch.prefill([row.ids for row in rows], packed, regions)
+
+    def _try_prefill(self, rows: list[Row]) -> Prefilled | None:
+        """None after an error, which `_join` meets again."""
+        try:
+            return self._prefill(rows)
+        except Exception:
+            return None
+
+    def _join(self, group: list[Row], ready: Prefilled | None, rows: list[Row]) -> Tensor:
+        """Adds rows to the batch. `ready` is what was computed of their whole group."""
+        if ready is None or len(rows) < len(group):
+            ready = self._prefill(rows)
+        self._batch.add(ready)
         for row in rows:
-            row.packed = []
+            row.packed, row.regions = [], []
         self._rows += rows
-        return logits
+        return ready.logits
 
     def _step(self) -> None:
         for number in reversed(range(len(self._rows))):
@@ -337,6 +354,17 @@ def _check_settings(config: GenerationConfig) -> None:
         )
 
 
-def _fit_together(shortest: int, longest: int, count: int) -> bool:
-    """Whether prompts of these lengths are computed in one call."""
-    return shortest >= SIMILAR * longest and count * longest <= TOGETHER_TOKENS
+def _groups(rows: list[Row], num_threads: int) -> list[list[Row]]:
+    """Rows whose prompts are computed together. With enough rows there is a group for each thread."""
+    rows = sorted(rows, key=lambda row: len(row.ids))
+    most = TOGETHER_TOKENS
+    if len(rows) >= num_threads:
+        most = min(most, sum(len(row.ids) for row in rows) // num_threads)
+    groups: list[list[Row]] = []
+    for row in rows:
+        length, group = len(row.ids), groups[-1] if groups else []
+        if group and len(group[0].ids) >= SIMILAR * length and (len(group) + 1) * length <= most:
+            group.append(row)
+        else:
+            groups.append([row])
+    return groups

@@ -6,14 +6,18 @@ Shapes: N tiles, T packed tokens of a tile, D language width.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from threading import Lock
 
 import torch
 from torch import Tensor
 
 from tokenpacker.hf import TokenPackerForConditionalGeneration
+from tokenpacker.serve.embedded.model_threads import ModelThreads
+
+FEWEST, MOST = 8, 16  # tiles that a thread encodes in one call; more leave a processor's cache, fewer cost more calls
 
 TileKey = tuple[bytes, "int | None"]
 """Digest of a tile's pixels, and its scale factor, which is None for a projector that has none."""
@@ -65,19 +69,32 @@ class PackedCache:
                 self.bytes -= self._tokens.popitem(last=False)[1].nbytes
 
     def pack(
-        self, model: TokenPackerForConditionalGeneration, tiles: Mapping[TileKey, Tensor]
+        self, model: TokenPackerForConditionalGeneration, tiles: Mapping[TileKey, Tensor], threads: ModelThreads
     ) -> dict[TileKey, Tensor]:
-        """Packed tokens (T, D) of each tile (3, h, w). Those that are missing here are encoded in one call."""
-        found = {key: self.get(key) for key in tiles}
-        missing = [key for key, tokens in found.items() if tokens is None]
-        if missing:
-            factors = [factor for _, factor in missing]
-            packed = model.get_image_features(
-                torch.stack([tiles[key] for key in missing]).to(model.device),
+        """Packed tokens (T, D) of each tile (3, h, w). Those that are missing here are encoded."""
+
+        def encode(keys: Sequence[TileKey]) -> Iterable[Tensor]:
+            factors = [factor for _, factor in keys]
+            return model.get_image_features(
+                torch.stack([tiles[key] for key in keys]).to(model.device),
                 scale_factors=None if None in factors else torch.tensor(factors),
                 return_dict=True,
             ).pooler_output
-            for key, tokens in zip(missing, packed, strict=True):
+
+        found = {key: self.get(key) for key in tiles}
+        missing = [key for key, tokens in found.items() if tokens is None]
+        parts = tile_parts(missing, threads.count)
+        for keys, packed in zip(parts, threads.map(encode, parts), strict=True):
+            for key, tokens in zip(keys, packed, strict=True):
                 found[key] = tokens
                 self.put(key, tokens)
         return {key: tokens for key, tokens in found.items() if tokens is not None}
+
+
+def tile_parts(keys: list[TileKey], num_threads: int) -> list[list[TileKey]]:
+    """The tiles of each call of the model: of one, unless there are enough to keep several threads busy."""
+    if num_threads == 1 or len(keys) < FEWEST * num_threads:
+        return [keys] if keys else []
+    rounds = math.ceil(len(keys) / (MOST * num_threads))
+    size = math.ceil(len(keys) / (rounds * num_threads))
+    return [keys[start : start + size] for start in range(0, len(keys), size)]

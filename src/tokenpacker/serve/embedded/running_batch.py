@@ -25,6 +25,15 @@ from tokenpacker.serve.embedded.row_cache import RowCache
 
 
 @dataclass
+class Prefilled:
+    """Prompts that were computed: the logits (B, V) of their next tokens, their mask (B, S) and their cache."""
+
+    logits: Tensor
+    mask: Tensor
+    cache: Cache
+
+
+@dataclass
 class RunningBatch:
     """The key/value cache of the rows that are being answered."""
 
@@ -40,24 +49,33 @@ class RunningBatch:
         self._cache = RowCache(self.model.config.text_config.num_hidden_layers)
         self._mask = torch.empty(0, 0, dtype=torch.int64, device=self.model.device)
 
-    def join(self, prompts: Sequence[Sequence[int]], packed: Sequence[Tensor]) -> Tensor:
-        """Adds a row for each prompt and returns the logits (B, V) of its next token. On errors nothing is added.
+    def prefill(
+        self, prompts: Sequence[Sequence[int]], packed: Sequence[Tensor], regions: Sequence[Tensor] = ()
+    ) -> Prefilled:
+        """Computes prompts, beside the batch: several threads may do so at once.
 
         Args:
             packed: tokens of all images of these prompts in order, each (K, D).
+            regions: tokens of all regions of these prompts in order, each (R, D).
         """
         length, device = max(map(len, prompts)), self.model.device
         padding = [length - len(prompt) for prompt in prompts]
         rows = [[self._padding] * size + list(ids) for size, ids in zip(padding, prompts, strict=True)]
         mask = torch.tensor([[0] * size + [1] * (length - size) for size in padding], device=device)
-        images = {ENCODED: {"image": ImageFeatures(pooler_output=torch.cat(list(packed)))}} if packed else {}
+        images = {}
+        if packed:
+            marked = torch.cat(list(regions)) if regions else None
+            images[ENCODED] = {"image": ImageFeatures(pooler_output=torch.cat(list(packed)), region_tokens=marked)}
         cache = DynamicCache()
         positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
         logits = self._forward(torch.tensor(rows, device=device), mask, positions, cache, **images)
-        width = max(length, self._mask.shape[1])
-        self._mask = torch.cat([pad(part, (width - part.shape[1], 0)) for part in (self._mask, mask)])
-        self._cache.add(cache)
-        return logits
+        return Prefilled(logits, mask, cache)
+
+    def add(self, new: Prefilled) -> None:
+        """Adds a row for each prompt."""
+        width = max(new.mask.shape[1], self._mask.shape[1])
+        self._mask = torch.cat([pad(part, (width - part.shape[1], 0)) for part in (self._mask, new.mask)])
+        self._cache.add(new.cache)
 
     def step(self, tokens: Sequence[int]) -> Tensor:
         """Appends a token to each row and returns the logits (B, V) of the next. After an error call `clear`."""

@@ -69,6 +69,8 @@ def serve(
     for package in NEEDED:
         if find_spec(package) is None:
             raise ImportError(f"serving needs {package}; run: pip install 'tokenpacker[serve]'")
+    if name == "embedded":  # torch's threads would spin while they wait, and take time from those that prepare requests
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # is read when torch is imported
     folder = find_model(model)
     from tokenpacker.serve.server import ServeSettings, listen
 

@@ -1,0 +1,43 @@
+"""`tokenpacker ui` before its page is there; tests/ui has the page."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import httpx
+import pytest
+
+
+def test_a_missing_extra_is_told_in_one_line(one_line_error, monkeypatch):
+    monkeypatch.setattr("tokenpacker.cli.commands.serving.ui.find_spec", lambda name: None)
+    assert "pip install 'tokenpacker[ui]'" in one_line_error("ui")
+
+
+def test_a_password_must_be_there(one_line_error, monkeypatch):
+    monkeypatch.setenv("PAGE_LOGIN", "only-a-user")
+    assert "user:password" in one_line_error("ui", "--auth-env", "PAGE_LOGIN")
+
+
+def test_options_of_the_server_are_refused_for_a_static_page(one_line_error, tmp_path):
+    assert "--static" in one_line_error("ui", "--static", tmp_path, "--auth-env", "X")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
+def test_a_free_port_is_printed_and_ctrl_c_ends_the_page_cleanly(tmp_path):
+    pytest.importorskip("gradio", reason="gradio is not installed")
+    command = [sys.executable, "-m", "tokenpacker", "ui", "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        line = process.stdout.readline()
+        address = re.search(r"http://127\.0\.0\.1:\d+", line)[0]
+        with httpx.stream("GET", f"{address}/gradio_api/heartbeat/x", timeout=30):  # an open page
+            process.send_signal(signal.SIGINT)
+            start = time.monotonic()
+            assert process.wait(30) == 0
+        assert time.monotonic() - start < 20
+        assert "Traceback" not in process.stderr.read()

@@ -1,0 +1,64 @@
+"""Whole exports: other models, runtimes and precisions, and 200 questions."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tokenpacker.export import ExportedAnswerer, compare_answers
+from tokenpacker.export.agreement import answer_by_torch
+from tokenpacker.hf import TokenPackerProcessor
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def openvino_folder(carried, export, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("export") / "tiny-openvino"
+    export(*carried, folder, to="openvino", scale_factors=(2, 3, 4))
+    return folder
+
+
+def test_200_answers_of_onnx_runtime_equal_those_of_torch(answerer, carried):
+    agreement = compare_answers(carried[0], answerer, 200)
+    assert (agreement.equal_answers, agreement.equal_tokens) == (200, agreement.tokens)
+
+
+def test_200_answers_of_openvino_equal_those_of_torch(openvino_folder, carried):
+    assert {path.suffix for path in (openvino_folder / "openvino").iterdir()} == {".xml", ".bin"}
+    agreement = compare_answers(carried[0], ExportedAnswerer(openvino_folder, num_threads=1), 200)
+    assert (agreement.equal_answers, agreement.equal_tokens) == (200, agreement.tokens)
+
+
+@pytest.mark.parametrize("to", ["onnx", "openvino"])
+def test_int8_is_a_third_of_the_size_and_answers(carried, export, tmp_path, to):
+    manifest = export(*carried, tmp_path / "int8", to=to, quantize="int8")
+    weights = [path for path in (tmp_path / "int8" / to).iterdir() if path.suffix in (".onnx", ".bin")]
+    assert all("_quantized" in path.name for path in weights)
+    assert sum(path.stat().st_size for path in weights) < 0.4 * 4 * sum(w.numel() for w in carried[0].parameters())
+    assert manifest.quantization == "int8"
+    agreement = compare_answers(carried[0], ExportedAnswerer(tmp_path / "int8", num_threads=1), 16)
+    assert agreement.equal_tokens > 0.6 * agreement.tokens  # chance is a hundredth
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        {"vision": "siglip", "text": "qwen2", "tied": True, "projector_config": {"name": "mlp"}},
+        {"projector_config": {"name": "resampler", "query_grid": [2, 2], "num_heads": 4}},
+    ],
+    ids=["siglip-qwen2-mlp", "clip-llama-resampler"],
+)
+def test_other_towers_projectors_and_language_models_are_exported(
+    make_tiny_model, tiny_tokenizer, export, tmp_path, image_of, parts
+):
+    model = make_tiny_model(**parts).eval()
+    processor = TokenPackerProcessor.from_config(model.config, tiny_tokenizer)
+    export(model, processor, tmp_path / "out", to="onnx", external_bytes=0)
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["transformers.js_config"]["use_external_data_format"]["vision_encoder.onnx"] == 1
+    answerer = ExportedAnswerer(tmp_path / "out", num_threads=1)
+    messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "what?"}]}]
+    inputs = answerer.prepare(messages, [image_of(60, 90)])
+    assert list(answerer.generate(inputs, 16)) == answer_by_torch(model, inputs, answerer.end_ids)
