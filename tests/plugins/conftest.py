@@ -24,7 +24,7 @@ if HAS_VLLM:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if Path(__file__).parent in item.path.parents:
+        if item.path.parent == Path(__file__).parent and item.path.name.startswith("test_vllm"):
             item.add_marker(pytest.mark.filterwarnings("ignore::FutureWarning"))  # of torch, which vLLM looks through
             if not HAS_VLLM:
                 item.add_marker(pytest.mark.skip(reason="vLLM is not installed; run `make test-vllm`"))

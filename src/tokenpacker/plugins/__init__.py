@@ -1,1 +1,1 @@
-"""Plugins for engines that load models of their own: vLLM."""
+"""Plugins for tools that load models of their own: vLLM and lmms-eval."""
