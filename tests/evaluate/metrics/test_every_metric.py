@@ -113,7 +113,7 @@ def test_an_unknown_metric_lists_the_valid_ones():
 
 def test_a_missing_library_is_named_before_anything_is_scored(monkeypatch):
     monkeypatch.setattr("tokenpacker.evaluate.metrics.metric.find_spec", lambda name: None)
-    with pytest.raises(ModuleNotFoundError, match=r"'anls' needs anls; run: pip install 'tokenpacker\[evaluate\]'"):
+    with pytest.raises(ModuleNotFoundError, match=r"'anls' needs anls; run: pip install 'tokenpacker\[metrics\]'"):
         find_metric("anls")
     assert find_metric("vqa").name == "vqa"
 
