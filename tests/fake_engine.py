@@ -42,13 +42,16 @@ class FakeEngine:
     def submit(self, prepared: FakePrompt, listener: Listener) -> FakeTicket:
         if self.closed:
             raise ClosedError
-        if self.counts().running >= self.max_waiting:
-            raise QueueFullError(7)
+        self.check_room()
         self.questions.append(prepared.question)
         ticket = FakeTicket(self, prepared.question, listener)
         self.tickets.append(ticket)
         threading.Thread(target=ticket.work, daemon=True).start()
         return ticket
+
+    def check_room(self, coming: int = 0) -> None:
+        if self.counts().running + coming >= self.max_waiting:
+            raise QueueFullError(7)
 
     def counts(self) -> EngineCounts:
         return EngineCounts(running=sum(not ticket.ended.is_set() for ticket in self.tickets))

@@ -108,7 +108,7 @@ def test_a_full_queue_refuses_and_takes_questions_again_later(engine, model):
 def test_the_wait_of_a_full_queue_is_that_of_a_busy_engine(engine, model, monkeypatch):
     """Not one that had nothing to do for a day, whose rate is low."""
     clock = mock.Mock(monotonic=time.monotonic)
-    monkeypatch.setattr("tokenpacker.serve.embedded.embedded_engine.time", clock)
+    monkeypatch.setattr("tokenpacker.serve.refusals.time", clock)
     ask(engine, question()).result()
     clock.monotonic = lambda: time.monotonic() + 86_400
     gate = Gate(model)

@@ -6,6 +6,7 @@ import json
 import time
 from concurrent.futures import ThreadPoolExecutor
 from threading import Event
+from unittest import mock
 
 import httpx
 import openai
@@ -15,7 +16,7 @@ from fastapi.testclient import TestClient
 from fake_engine import FakeEngine, question, serving, text_of
 from tokenpacker.serve.http_app import build_app
 from tokenpacker.serve.limits import Limits
-from tokenpacker.serve.questions import EngineCounts
+from tokenpacker.serve.questions import QueueFullError
 from tokenpacker.serve.server import ServeSettings
 
 CHAT = "/v1/chat/completions"
@@ -125,9 +126,9 @@ def test_a_full_queue_says_when_to_try_again(serve, engine):
 
 
 def test_a_full_queue_refuses_a_request_before_its_images_are_read(serve, engine, monkeypatch):
-    counts = [EngineCounts(waiting=2, retry_after_s=9), EngineCounts(waiting=1)]
-    monkeypatch.setattr(engine, "counts", lambda: counts.pop(0) if len(counts) > 1 else counts[0])
-    client = serve(limits=Limits(waiting=2))
+    room = [QueueFullError(9), None, None]  # the last for the engine's queue
+    monkeypatch.setattr(engine, "check_room", mock.Mock(side_effect=room))
+    client = serve()
     refused = client.post(CHAT, json=question())
     assert (refused.status_code, refused.headers["retry-after"], engine.questions) == (429, "9", [])
     assert client.post(CHAT, json=question()).status_code == 200
@@ -150,7 +151,8 @@ def reading(engine, monkeypatch) -> Event:
 
 
 def test_requests_that_are_read_at_once_are_limited(serve, engine, reading):
-    client = serve(limits=Limits(waiting=1))
+    engine.max_waiting = 1
+    client = serve()
     with ThreadPoolExecutor(1) as pool:
         first = pool.submit(client.post, CHAT, json=question())
         assert reading.wait(10)
@@ -161,7 +163,8 @@ def test_requests_that_are_read_at_once_are_limited(serve, engine, reading):
 
 
 def test_a_client_that_leaves_before_its_question_is_asked_asks_nothing(serve, engine, reading):
-    client = serve(limits=Limits(waiting=1))
+    engine.max_waiting = 1
+    client = serve()
     with pytest.raises(httpx.ReadTimeout):
         client.post(CHAT, json=question("nobody waits"), timeout=0.3)
     until(lambda: 'status="499"' in client.get("/metrics").text)
@@ -173,7 +176,8 @@ def test_a_client_that_leaves_before_its_question_is_asked_asks_nothing(serve, e
 
 def test_a_request_whose_client_left_before_a_thread_was_free_is_not_prepared(serve, engine, reading, monkeypatch):
     monkeypatch.setattr("tokenpacker.serve.http_app.PREPARING_THREADS", 1)
-    client = serve(limits=Limits(waiting=2))
+    engine.max_waiting = 2
+    client = serve()
     with ThreadPoolExecutor(1) as pool:
         first = pool.submit(client.post, CHAT, json=question("first"))
         assert reading.wait(10)

@@ -19,7 +19,7 @@ import pytest
 from PIL import Image
 
 from fake_engine import FakeEngine, question
-from tokenpacker.serve.embedded.embedded_engine import LONGEST_WAIT_S
+from tokenpacker.serve.refusals import LONGEST_WAIT_S
 from tokenpacker.serve.server import ServeSettings, listen, run
 
 CHAT = "/v1/chat/completions"

@@ -17,6 +17,7 @@ from tokenpacker.cli.commands.models import models
 from tokenpacker.cli.commands.serving.batch import batch
 from tokenpacker.cli.commands.serving.export import export
 from tokenpacker.cli.commands.serving.serve import serve
+from tokenpacker.cli.commands.serving.ui import ui
 from tokenpacker.cli.commands.show import show
 from tokenpacker.cli.commands.speed import speed
 from tokenpacker.cli.commands.train import train_app
@@ -46,14 +47,14 @@ def _options(
 
 
 PANELS = {
-    "Use a model": (ask, chat, count, show, models, convert, export, serve, batch),
-    "Measure": (evaluate, speed, compare),
+    "Use a model": (ask, chat, count, show, models, convert, export, serve, batch, ui),
+    "Train and measure": (evaluate, speed, compare),
 }
 for _panel, _commands in PANELS.items():
     for _command in _commands:
         app.command(rich_help_panel=_panel)(_command)
-app.add_typer(data_app, name="data", rich_help_panel="Train")
-app.add_typer(train_app, name="train", rich_help_panel="Train")
+app.add_typer(data_app, name="data", rich_help_panel="Train and measure")
+app.add_typer(train_app, name="train", rich_help_panel="Train and measure")
 
 
 def main() -> None:

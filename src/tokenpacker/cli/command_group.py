@@ -28,6 +28,7 @@ OTHER_NAMES = {
     "serve": "api deploy endpoint host http openai server vllm",
     "show": "attention draw explain picture plot view visualise visualize",
     "speed": "bench benchmark flops latency measure memory plan profile time throughput",
+    "ui": "app browser demo gradio gui page playground webui",
     "train": "fine-tune finetune fit learn lora pretrain recipe recipes sft",
 }
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import io
+import logging
 import os
+import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -121,10 +124,25 @@ def quiet(verbose: bool = False) -> Iterator[None]:
         yield
         return
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    from transformers.utils import logging
+    from transformers.utils import logging as transformers_logging
 
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
+
+
+@contextlib.contextmanager
+def quiet_exporters(verbose: bool) -> Iterator[None]:
+    """Within the context, exporters print nothing; with `verbose`, to standard error."""
+    with quiet(verbose), contextlib.redirect_stdout(sys.stderr if verbose else io.StringIO()):
+        loggers = [logging.getLogger(name) for name in ("torch.onnx", "nncf", "onnxscript", "root")]
+        before = [logger.level for logger in loggers]
+        try:
+            for logger in loggers if not verbose else ():
+                logger.setLevel(logging.ERROR)
+            yield
+        finally:
+            for logger, level in zip(loggers, before, strict=True):
+                logger.setLevel(level)

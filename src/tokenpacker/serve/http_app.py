@@ -36,7 +36,7 @@ from tokenpacker.serve.openai_schema import (
     RequestError,
     read_json,
 )
-from tokenpacker.serve.questions import ClosedError, Engine, Piece, Prepared, QueueFullError, Ticket
+from tokenpacker.serve.questions import ClosedError, Engine, Piece, Prepared, Ticket
 from tokenpacker.serve.server import ServeSettings
 
 logger = logging.getLogger("tokenpacker.serve")
@@ -223,9 +223,7 @@ class Service:
     async def chat(self, request: Request) -> Response:
         """Answers a request to `/v1/chat/completions`."""
         self.check_open()
-        counts = self.engine.counts()
-        if self.preparing + counts.waiting >= self.settings.limits.waiting:  # before the work of preparing it
-            raise QueueFullError(counts.retry_after_s)
+        self.engine.check_room(self.preparing)  # before the work of preparing it
         exchange = _Exchange(self, request)
         try:
             response = await exchange.answer()

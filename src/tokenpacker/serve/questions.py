@@ -51,12 +51,15 @@ class Question:
     Args:
         messages: for `processor.apply_chat_template`, with `{"type": "image"}` where an image belongs.
         images: RGB pictures in the order of those parts.
+        regions: what each `<mask>` in the texts stands for: the index of its image, and a region as the processor takes
+            it. Engines that know no regions refuse them.
         scale_factor: for every image; None takes the model's own.
         max_image_tokens: limit per image, separators included; None sets no limit.
     """
 
     messages: tuple[dict[str, Any], ...]
     images: tuple[Image.Image, ...] = ()
+    regions: tuple[tuple[int, Any], ...] = ()
     scale_factor: int | None = None
     max_image_tokens: int | None = None
     sampling: Sampling = Sampling()
@@ -88,17 +91,12 @@ class Piece:
 
 @dataclass(frozen=True)
 class EngineCounts:
-    """What an engine does now, and how often its cache had an image since the start.
-
-    Args:
-        retry_after_s: seconds until a refused client should try again.
-    """
+    """What an engine does now, and how often its cache had an image since the start."""
 
     waiting: int = 0
     running: int = 0
     cache_hits: int = 0
     cache_misses: int = 0
-    retry_after_s: int = 1
 
 
 Listener = Callable[["Piece | Exception"], None]
@@ -150,6 +148,9 @@ class Engine(Protocol):
             QueueFullError: if too many wait.
             ClosedError: once `close` was called.
         """
+
+    def check_room(self, coming: int = 0) -> None:
+        """Raises QueueFullError if the queue has no room beside `coming` questions that are being prepared."""
 
     def counts(self) -> EngineCounts:
         """Waiting and running questions, and uses of the cache."""

@@ -20,11 +20,13 @@ from starlette.requests import ClientDisconnect
 from transformers import AutoProcessor
 
 from tokenpacker.hf import TokenPackerProcessor
-from tokenpacker.serve.chat_requests import ChatRules, check_model, field_of, invalid, read_request, role_of
+from tokenpacker.serve.chat_requests import ChatRules, check_model, field_of, invalid, read_request, refusal, role_of
 from tokenpacker.serve.embedded.prepared_prompts import fill_template
 from tokenpacker.serve.http_bodies import Message, Receive, check_key, read_body
 from tokenpacker.serve.openai_schema import ChatRequest, ImagePart, RequestError, read_json
 from tokenpacker.serve.picture_sources import PictureError, check_picture_file, read_address
+from tokenpacker.serve.questions import QueueFullError
+from tokenpacker.serve.refusals import Refusals
 from tokenpacker.serve.vllm_server import FOLDER, settings_from_environment
 
 Send = Callable[[Message], Awaitable[None]]
@@ -47,7 +49,7 @@ class VLLMFrontDoor:
     def __init__(self, app: App):
         self.app, self.settings = app, settings_from_environment()
         self.processor = _load_processor(os.environ[FOLDER])
-        self.in_flight = 0
+        self.in_flight, self.refusals = 0, Refusals()
         self.card = {
             "id": self.settings.model,
             "object": "model",
@@ -91,10 +93,9 @@ class VLLMFrontDoor:
     async def _chat(self, scope: Message, receive: Receive, send: Send) -> None:
         limits, answer = self.settings.limits, _Answer(send)
         if self.in_flight >= RUNNING + limits.waiting:
-            raise RequestError(
-                "the server is busy; try again in 1 seconds", status=429, code="queue_full", retry_after_s=1
-            )
+            raise refusal(QueueFullError(self.refusals.retry_after_s(self.in_flight - RUNNING, RUNNING)))
         self.in_flight += 1
+        self.refusals.wait(max(0, self.in_flight - RUNNING))
         try:
             await asyncio.wait_for(self._pass_on(scope, receive, answer.send), limits.request_s)
         except asyncio.TimeoutError:
@@ -103,6 +104,8 @@ class VLLMFrontDoor:
                 raise RequestError(rule, status=504, code="timeout") from None
         finally:
             self.in_flight -= 1
+            self.refusals.end()
+            self.refusals.wait(max(0, self.in_flight - RUNNING))
         if answer.failed:
             raise _failed()
 

@@ -27,7 +27,7 @@ def ask(
     as_json: options.Json = False,
     verbose: options.Verbose = False,
 ) -> None:
-    """Ask a question about images. The answer is streamed; then its cost is printed.
+    """Ask about images. The answer is streamed; then its cost is told.
 
     Examples:
         tokenpacker ask sign.png "what number is in the red box?"

@@ -40,7 +40,7 @@ def compare(
     images_instruct: ImageFolder = None,
     as_json: options.Json = False,
 ) -> None:
-    """Train every projector by one recipe, and compare accuracy and speed.
+    """Train every projector by one recipe, and compare them.
 
     Encoder, language model, data and steps are the same for all. The same command goes on after Ctrl-C.
     Exit code 0: all is finished. 75: a signal stopped it. 2: it cannot run.

@@ -43,7 +43,7 @@ def convert(
     tokenizer: Annotated[Path | None, value("FOLDER", "Folder of tokenizer.model.", "the model's", TO)] = None,
     as_json: options.Json = False,
 ) -> None:
-    """Convert checkpoints of the original TokenPacker code, and write them back.
+    """Convert checkpoints of the original code, and write them back.
 
     Examples:
         tokenpacker convert sunshine-lwt/TokenPacker-HD-7b-9patch-144token packer-hd-7b --dtype bfloat16

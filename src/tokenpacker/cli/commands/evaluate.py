@@ -28,7 +28,7 @@ def evaluate(
     as_json: options.Json = False,
     verbose: options.Verbose = False,
 ) -> None:
-    """Measure a model's accuracy: free greedy answers, exact match, with 95 % intervals.
+    """Measure accuracy: greedy answers, exact match, 95 % intervals.
 
     Ctrl-C ends it with the score of the questions asked so far.
 

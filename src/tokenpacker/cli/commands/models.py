@@ -25,7 +25,7 @@ LEGEND = (
 
 
 def models(as_json: options.Json = False) -> None:
-    """List the carried models and the released checkpoints, with their scores.
+    """List the carried models and the released checkpoints.
 
     Examples:
         tokenpacker models

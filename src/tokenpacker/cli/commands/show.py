@@ -24,7 +24,7 @@ def show(
     as_json: options.Json = False,
     verbose: options.Verbose = False,
 ) -> None:
-    """Draw an image's tiles, its packed tokens, and one token's attention over its window.
+    """Draw an image's tiles, packed tokens, and a token's attention.
 
     Examples:
         tokenpacker show sign.png --out page.png

@@ -41,7 +41,7 @@ def speed(
     as_json: options.Json = False,
     verbose: options.Verbose = False,
 ) -> None:
-    """Measure vision, projector, prefill and decoding separately, with memory; or plan them.
+    """Time vision, projector, prefill and decoding; or plan them.
 
     Examples:
         tokenpacker speed --plan --model 7b --image 2000x3000

@@ -72,6 +72,7 @@ class Row:
         self.text = AnswerText(tokenizer, sampling.stop)
         self.tokens: list[int] = []
         self.packed: list[Tensor] = []
+        self.regions: list[Tensor] = []
         self.cached_tokens = 0
         self.finished = self.alone = False
 

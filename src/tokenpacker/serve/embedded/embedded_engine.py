@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import atexit
 import logging
-import math
-import time
 import warnings
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
@@ -37,12 +35,11 @@ from tokenpacker.serve.questions import (
     QueueFullError,
     Ticket,
 )
+from tokenpacker.serve.refusals import Refusals
 
 logger = logging.getLogger(__name__)
 
-RECENT = 64  # questions that the rate is taken from
 LAST_STEP_S = 5  # that a step of the model may still take when all questions have ended
-LONGEST_WAIT_S = 120  # that a client is told
 # Short prompts are computed together, longer ones keep a processor busy alone (measured at 52 to 1,300 tokens).
 SIMILAR = 0.75  # the shortest of them has at least this share of the longest
 TOGETHER_TOKENS = 1024
@@ -108,7 +105,7 @@ class EmbeddedEngine:
         self._alone: deque[Row] = deque()  # after an error in a batch, each of its rows is tried again alone
         self._rows: list[Row] = []
         self._batch = RunningBatch(model)
-        self._ended_at: deque[float] = deque(maxlen=RECENT)
+        self._refusals = Refusals()
         self._closed = False
         self._num_threads = torch.get_num_threads()
         self._thread = Thread(target=self._run, name="tokenpacker-engine", daemon=True)
@@ -127,9 +124,14 @@ class EmbeddedEngine:
 
     def counts(self) -> EngineCounts:
         """Waiting and running questions, and uses of the cache, where an image counts by its tiles."""
+        return EngineCounts(self.waiting, self.running, self.cache.hits, self.cache.misses)
+
+    def check_room(self, coming: int = 0) -> None:
+        """Raises QueueFullError if the queue has no room beside `coming` questions that are being prepared."""
         with self._changed:
-            retry_after_s = self._retry_after_s()
-        return EngineCounts(self.waiting, self.running, self.cache.hits, self.cache.misses, retry_after_s)
+            waiting = len(self._waiting) + coming
+            if waiting >= self.max_waiting:
+                raise QueueFullError(self._refusals.retry_after_s(waiting, self.running))
 
     def prepare(self, question: Question) -> Prompt:
         """Tiles the images and counts the prompt's tokens, on the caller's thread.
@@ -153,12 +155,10 @@ class EmbeddedEngine:
         with self._changed:
             if self._closed:
                 raise ClosedError("the engine is closed and takes no more questions")
-            if len(self._waiting) >= self.max_waiting:
-                raise QueueFullError(self._retry_after_s())
-            if not self._open:  # the rate is that of a busy engine, and it is busy from now on
-                self._ended_at = deque([time.monotonic()], maxlen=RECENT)
+            self.check_room()
             self._waiting.append(asked)
             self._open.add(asked)
+            self._refusals.wait(len(self._waiting))
             self._changed.notify()
         return asked
 
@@ -175,22 +175,14 @@ class EmbeddedEngine:
         self._thread.join(LAST_STEP_S)
         atexit.unregister(self.close)
 
-    def _retry_after_s(self) -> int:
-        """Seconds until those that wait now will have been answered, at the recent rate."""
-        ended = len(self._ended_at) - 1  # after the first time
-        if ended < 1:
-            return 1
-        # Those that run count too: the first to end would else tell of a rate that is many times too low.
-        rate = (ended + self.running) / max(time.monotonic() - self._ended_at[0], 1e-3)
-        return max(1, min(math.ceil(len(self._waiting) / rate), LONGEST_WAIT_S))
-
     def _forget(self, asked: Asked) -> None:
         with self._changed:
             if asked in self._open:
                 self._open.remove(asked)
-                self._ended_at.append(time.monotonic())
+                self._refusals.end()
             if asked in self._waiting:
                 self._waiting.remove(asked)
+                self._refusals.wait(len(self._waiting))
             self._changed.notify()
 
     def _run(self) -> None:
@@ -233,6 +225,7 @@ class EmbeddedEngine:
             taken.append(asked.rows.pop(0))
             if not asked.rows:
                 self._waiting.popleft()
+        self._refusals.wait(len(self._waiting))
         return taken
 
     def _start(self, rows: list[Row]) -> None:
@@ -277,9 +270,15 @@ class EmbeddedEngine:
         for row, prompt in zip(rows, prompts, strict=True):
             row.packed = [packed[key] for key in prompt.keys]
             row.cached_tokens = sum(len(packed[key]) for key in prompt.keys if key in known)
+            if prompt.regions:  # their tokens need the features of tiles, which the cache does not keep
+                given = {name: value.to(self.model.device) for name, value in prompt.regions.items()}
+                assert prompt.tiles is not None
+                features = self.model.get_image_features(prompt.tiles.to(self.model.device), **given, return_dict=True)
+                row.regions = [features.region_tokens]
 
     def _prefill(self, rows: list[Row]) -> Prefilled:
-        return self._batch.prefill([row.ids for row in rows], [tokens for row in rows for tokens in row.packed])
+        packed, regions = ([tokens for row in rows for tokens in getattr(row, name)] for name in ("packed", "regions"))
+        return self._batch.prefill([row.ids for row in rows], packed, regions)
 
     def _try_prefill(self, rows: list[Row]) -> Prefilled | None:
         """None after an error, which `_join` meets again."""
@@ -294,7 +293,7 @@ class EmbeddedEngine:
             ready = self._prefill(rows)
         self._batch.add(ready)
         for row in rows:
-            row.packed = []
+            row.packed, row.regions = [], []
         self._rows += rows
         return ready.logits
 

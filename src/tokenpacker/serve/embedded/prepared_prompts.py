@@ -6,9 +6,10 @@ Shapes: N tiles of all images of a question, (h, w) tile size.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from jinja2 import TemplateError
 from torch import Tensor
 
@@ -25,6 +26,7 @@ class Prompt:
     Args:
         ids: of the prompt, placeholders of images among them.
         tiles: (N, 3, h, w) pixels, in the order of their placeholders; None without images.
+        regions: `region_cells` and `region_first_tile` of R regions, in the order of their marks; empty without any.
         keys: of the N tiles.
         max_tokens: longest answer.
     """
@@ -35,6 +37,7 @@ class Prompt:
     sampling: Sampling
     max_tokens: int
     usage: Usage
+    regions: dict[str, Tensor] = field(default_factory=dict)
 
 
 def prepare_prompt(processor: TokenPackerProcessor, question: Question, *, max_length: int, max_tokens: int) -> Prompt:
@@ -49,10 +52,11 @@ def prepare_prompt(processor: TokenPackerProcessor, question: Question, *, max_l
     """
     _check_images(question)
     options = {"scale_factor": question.scale_factor, "max_image_tokens": question.max_image_tokens}
+    masks = [[region for image, region in question.regions if image == place] for place in range(len(question.images))]
     with no_files():
-        text = fill_template(processor, question.messages)
+        text = fill_template(processor, question.messages, with_regions=bool(question.regions))
         inputs = processor(
-            [list(question.images)], [text], return_tensors="pt", return_mm_token_type_ids=True, **options
+            [list(question.images)], [text], masks, return_tensors="pt", return_mm_token_type_ids=True, **options
         )
     ids = inputs["input_ids"][0].tolist()
     if len(ids) >= max_length:
@@ -70,7 +74,15 @@ def prepare_prompt(processor: TokenPackerProcessor, question: Question, *, max_l
         sampling=question.sampling,
         max_tokens=min(wanted, max_tokens, max_length - len(ids)),
         usage=Usage(prompt_tokens=len(ids), image_tokens=int(inputs["mm_token_type_ids"].sum())),
+        regions=_as_marked(inputs, [image for image, _ in question.regions]),
     )
+
+
+def _as_marked(inputs: Any, images: Sequence[int]) -> dict[str, Tensor]:
+    """The regions in the order of their marks, of which the images are given. The processor orders them by image."""
+    by_image = sorted(range(len(images)), key=lambda place: images[place])
+    order = torch.tensor(by_image, dtype=torch.int64).argsort()
+    return {name: inputs[name][order] for name in ("region_cells", "region_first_tile")} if images else {}
 
 
 def _check_images(question: Question) -> None:
@@ -83,12 +95,14 @@ def _check_images(question: Question) -> None:
         )
 
 
-def fill_template(processor: TokenPackerProcessor, messages: Sequence[dict[str, Any]]) -> str:
+def fill_template(
+    processor: TokenPackerProcessor, messages: Sequence[dict[str, Any]], *, with_regions: bool = False
+) -> str:
     """The prompt as text.
 
     Raises:
         ValueError: for messages that do not fit the template, and for texts that would write one of the model's own
-            tokens, which could stand for an image or end a message.
+            tokens, which could stand for an image or end a message. With regions, their mark may be written.
     """
     try:
         text, bare = (
@@ -98,7 +112,7 @@ def fill_template(processor: TokenPackerProcessor, messages: Sequence[dict[str, 
     except TemplateError as error:
         raise ValueError(f"the messages do not fit the chat template: {error}") from None
     for token in processor.tokenizer.get_added_vocab():
-        if text.count(token) != bare.count(token):
+        if text.count(token) != bare.count(token) and not (token == processor.region_token and with_regions):
             raise ValueError(f"a message writes {token!r}, which is a token of the model's own; leave it out")
     return text
 

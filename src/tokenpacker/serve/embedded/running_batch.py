@@ -49,17 +49,23 @@ class RunningBatch:
         self._cache = RowCache(self.model.config.text_config.num_hidden_layers)
         self._mask = torch.empty(0, 0, dtype=torch.int64, device=self.model.device)
 
-    def prefill(self, prompts: Sequence[Sequence[int]], packed: Sequence[Tensor]) -> Prefilled:
+    def prefill(
+        self, prompts: Sequence[Sequence[int]], packed: Sequence[Tensor], regions: Sequence[Tensor] = ()
+    ) -> Prefilled:
         """Computes prompts, beside the batch: several threads may do so at once.
 
         Args:
             packed: tokens of all images of these prompts in order, each (K, D).
+            regions: tokens of all regions of these prompts in order, each (R, D).
         """
         length, device = max(map(len, prompts)), self.model.device
         padding = [length - len(prompt) for prompt in prompts]
         rows = [[self._padding] * size + list(ids) for size, ids in zip(padding, prompts, strict=True)]
         mask = torch.tensor([[0] * size + [1] * (length - size) for size in padding], device=device)
-        images = {ENCODED: {"image": ImageFeatures(pooler_output=torch.cat(list(packed)))}} if packed else {}
+        images = {}
+        if packed:
+            marked = torch.cat(list(regions)) if regions else None
+            images[ENCODED] = {"image": ImageFeatures(pooler_output=torch.cat(list(packed)), region_tokens=marked)}
         cache = DynamicCache()
         positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
         logits = self._forward(torch.tensor(rows, device=device), mask, positions, cache, **images)

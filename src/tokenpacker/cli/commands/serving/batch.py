@@ -49,7 +49,7 @@ def batch(
     as_json: options.Json = False,
     verbose: options.Verbose = False,
 ) -> None:
-    """Answer a file of requests in OpenAI's batch format. Called again, it goes on.
+    """Answer a file in OpenAI's batch format. Called again, it goes on.
 
     Exit code 0: all are answered. 1: some rows are errors. 2: it cannot run. 75: stopped; it goes on.
 

@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
 import os
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -16,7 +11,7 @@ from typer import Argument
 from tokenpacker.cli import options
 from tokenpacker.cli.arguments import refuse, require_free, whole_numbers
 from tokenpacker.cli.errors import keeping, sigterm_as_ctrl_c
-from tokenpacker.cli.loading import load_model, quiet
+from tokenpacker.cli.loading import load_model, quiet_exporters
 from tokenpacker.cli.model_files import Geometry, find_model, read_json
 from tokenpacker.cli.options import flag, number, value
 from tokenpacker.cli.output import print_note, print_result
@@ -42,7 +37,7 @@ def export(
     as_json: options.Json = False,
     verbose: options.Verbose = False,
 ) -> None:
-    """Write a model as graphs for ONNX Runtime, transformers.js or OpenVINO.
+    """Write graphs for ONNX Runtime, transformers.js or OpenVINO.
 
     Examples:
         tokenpacker export tiny tiny-onnx --to onnx --scale-factor 2,3,4 --check
@@ -65,7 +60,7 @@ def export(
     total = len(check_scale_factors(geometry.projector, geometry.patch_grid, factors)) + 2
     loaded, processor = load_model(model, verbose, "cpu", "float32")
     kept = keeping(f"nothing is kept, for {out} appears when it is complete; call it again to start anew")
-    with kept, sigterm_as_ctrl_c(), _quiet_exporters(verbose), Progress(f"{model} to {out}", total) as shown:
+    with kept, sigterm_as_ctrl_c(), quiet_exporters(verbose), Progress(f"{model} to {out}", total) as shown:
         manifest = export_model(
             loaded,
             processor,
@@ -99,18 +94,3 @@ def _compare(model: TokenPackerForConditionalGeneration, out: Path, questions: i
 
     with keeping(f"{out} is complete, but not all questions were asked"), Progress("checking", questions) as shown:
         return compare_answers(model, ExportedAnswerer(out), questions, shown.update)
-
-
-@contextlib.contextmanager
-def _quiet_exporters(verbose: bool) -> Iterator[None]:
-    """Within the context, exporters print nothing; with `verbose`, to standard error."""
-    with quiet(verbose), contextlib.redirect_stdout(sys.stderr if verbose else io.StringIO()):
-        loggers = [logging.getLogger(name) for name in ("torch.onnx", "nncf", "onnxscript", "root")]
-        before = [logger.level for logger in loggers]
-        try:
-            for logger in loggers if not verbose else ():
-                logger.setLevel(logging.ERROR)
-            yield
-        finally:
-            for logger, level in zip(loggers, before, strict=True):
-                logger.setLevel(level)

@@ -49,7 +49,7 @@ def serve(
     as_json: options.Json = False,
     verbose: options.Verbose = False,
 ) -> None:
-    """Serve a model behind OpenAI's API. Options of vLLM's own server stand behind --.
+    """Serve a model by OpenAI's API; options of vLLM stand behind --.
 
     Examples:
         tokenpacker serve --port 8001 --allow-urls images.example.com

@@ -1,0 +1,244 @@
+"""What the events of the page do to a session. Without gradio; `chat_page` connects them with components."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import closing, suppress
+from dataclasses import dataclass, field
+from functools import cached_property
+from html import escape
+from typing import Any
+
+from PIL import Image
+
+from tokenpacker.hf import TokenPackerForConditionalGeneration, TokenPackerProcessor
+from tokenpacker.hf.regions.masks import mark_region
+from tokenpacker.images import open_image
+from tokenpacker.projectors import config_from_dict
+from tokenpacker.scenes import FinePrint, Regions
+from tokenpacker.serve.limits import Limits
+from tokenpacker.serve.picture_sources import PictureError, check_picture_file, read_address, read_pictures
+from tokenpacker.serve.questions import Engine
+from tokenpacker.ui.sessions import Budget, ByteStore, Picture, Region, Session, Turn
+from tokenpacker.ui.streaming import Growing, stream
+from tokenpacker.ui.token_view import Explainer, data_address, draw_grid, plan
+
+MARK = "<mask>"
+MAX_TOKENS = 512  # of an answer
+MAX_REGIONS, MAX_POINTS = 32, 5000  # of a question; of a region
+EXAMPLES = {"test": (3, 11), "regions": (0, 2)}  # of the test scenes
+
+
+@dataclass(frozen=True, kw_only=True)
+class PageActions:
+    """The actions of all sessions. They may be called from many threads.
+
+    Args:
+        model: that of the engine; it explains tokens.
+    """
+
+    engine: Engine
+    model: TokenPackerForConditionalGeneration
+    processor: TokenPackerProcessor
+    limits: Limits = field(default_factory=Limits)
+    store: ByteStore = field(default_factory=ByteStore)
+
+    @cached_property
+    def explainer(self) -> Explainer:
+        """Explains tokens."""
+        return Explainer(self.model, self.processor, self.store)
+
+    @property
+    def marking(self) -> bool:
+        """Whether the model has regions."""
+        return self.processor.region_token_id is not None
+
+    @cached_property
+    def scale_factors(self) -> list[int]:
+        """The scale factors that the projector can have, from 1; its own where it has none else."""
+        config, found = config_from_dict(self.processor.projector_config), []
+        for factor in range(1, max(self.processor.patch_grid) + 1):
+            with suppress(ValueError):
+                config.token_grid((self.processor.patch_grid[0], self.processor.patch_grid[1]), factor)
+                found.append(factor)
+        return found
+
+    @cached_property
+    def budgets(self) -> tuple[int, int]:
+        """The least and the most tokens that an image may have."""
+        least = self.processor.image_layout((1, 1), scale_factor=max(self.scale_factors, default=None)).num_tokens
+        most = self.processor.image_layout((1, 1), scale_factor=min(self.scale_factors, default=None)).num_tokens
+        return least, (most + 1) * (self.processor.image_processor.max_tiles + 1)
+
+    @cached_property
+    def own_scale_factor(self) -> int:
+        """The scale factor that the slider begins with."""
+        return plan(self.processor, Image.new("RGB", (1, 1)), (None, self.budgets[1])).scale_factor
+
+    # Images and regions
+
+    def add(self, session: Session, addresses: Sequence[str]) -> str:
+        """Adds images in data addresses, all or none. Returns what the reader should know, or "".
+
+        Raises:
+            ValueError: for files that are no images, and beyond the limits.
+        """
+        if len(session.pictures) + len(addresses) > self.limits.images:
+            raise PictureError(f"a conversation has at most {self.limits.images} images; start a new one")
+        pixels = sum(picture.width * picture.height for picture in session.pictures)
+        added, note = [], ""
+        for address in addresses:
+            (image,) = read_pictures([address], (), self.limits)
+            pixels += image.width * image.height
+            if pixels > self.limits.request_pixels:
+                raise PictureError(
+                    f"the images of a conversation have at most {self.limits.request_pixels:,} pixels; shrink them"
+                )
+            content = read_address(address, (), self.limits)
+            with open_image(content) as (_, file):
+                if getattr(file, "is_animated", False):
+                    note = "Of an animated image the first frame is used."
+            added.append(self._keep(image, content))
+        session.pictures += added
+        session.shown = len(session.pictures) - 1
+        return note
+
+    def _keep(self, image: Image.Image, content: bytes) -> Picture:
+        return Picture(self.store.put(content), image.width, image.height, data_address(image))
+
+    def mark(self, session: Session, form: str, points: Any = (), width: float = 1, data: str = "") -> None:
+        """Adds a region of the image that is shown.
+
+        Args:
+            data: of a mask, the address of its file.
+
+        Raises:
+            ValueError: for a region that cannot be used.
+        """
+        picture = session.pictures[session.shown]
+        if not self.marking or form not in ("box", "polygon", "brush", "mask") or len(points) > MAX_POINTS:
+            raise PictureError("this region cannot be used; draw a simpler one")
+        if len(session.regions) >= MAX_REGIONS:
+            raise PictureError(f"a question has at most {MAX_REGIONS} regions; clear some")
+        places = [(float(x), float(y)) for x, y in points]
+        if not all(map(math.isfinite, (number for place in places for number in place))):
+            raise PictureError("this region has no place in the image; draw another")
+        key = ""
+        if form == "mask":
+            content = read_address(data, (), self.limits)
+            check_picture_file(content, self.limits)
+            key = self.store.put(content)
+        width = min(max(1.0, float(width)), max(picture.width, picture.height))
+        region = Region(session.shown, form, places, width, key)  # type: ignore[arg-type]
+        marked = mark_region(region.to_processor(picture, self.store), (picture.height, picture.width))
+        if form == "mask":
+            top, left, bottom, right = marked.bounds
+            region.points = [(left, top), (right, bottom)]
+        session.regions.append(region)
+
+    # What is shown
+
+    def stage(self, session: Session, budget: Budget) -> dict[str, Any]:
+        """What the page's script draws. Raises ValueError for a budget that no image can meet."""
+        grid = None
+        if session.pictures:
+            grid = draw_grid(plan(self.processor, session.pictures[session.shown], budget))
+        last = session.turns[-1].regions if session.turns and not session.regions else session.regions
+        regions = [vars(region) | {"key": ""} for region in last]
+        return {"shown": session.shown, "grid": grid, "regions": regions, "marking": self.marking}
+
+    def count(self, session: Session, budget: Budget) -> str:
+        """The exact number of image tokens, before a model runs. Raises ValueError as `stage`."""
+        if not session.pictures:
+            tokens = plan(self.processor, Image.new("RGB", (1, 1)), budget).layout.num_tokens
+            return f"<p><b>{tokens:,}</b> tokens for an image of one tile</p>"
+        plans = [plan(self.processor, picture, budget) for picture in session.pictures]
+        tokens, full = sum(each.layout.num_tokens for each in plans), sum(each.num_full_tokens for each in plans)
+        images = f"{len(plans)} images" if len(plans) > 1 else "the image"
+        return f"<p><b>{tokens:,}</b> tokens for {images}, not {full:,} as at one per patch</p>"
+
+    def chat(self, session: Session, lane: int, more: Sequence[Turn] = ()) -> str:
+        """HTML of the messages of a lane, 0 or 1, and of further turns. What people and models wrote is escaped."""
+        messages, start = "", 0
+        for turn in (*session.turns, *more):
+            names = ", ".join(f"image {number + 1}" for number in range(start, start + turn.num_images))
+            start += turn.num_images
+            asked = turn.question
+            for number in range(asked.count(MARK) if self.marking else 0):
+                asked = asked.replace(MARK, f"[region {number + 1}]", 1)
+            messages += f'<p class="asked">{f"<small>{names}</small> " if names else ""}{escape(asked)}</p>'
+            if lane < len(turn.answers):
+                messages += f'<p class="answer">{escape(turn.answers[lane]) or "..."}</p>'
+        which = ("Conversation", "Second conversation")[lane]
+        return f'<div class="chat" role="log" tabindex="0" aria-label="{which}"><div>{messages}</div></div>'
+
+    # Asking
+
+    def ask(self, session: Session, text: str, budgets: Sequence[Budget]) -> Iterator[tuple[Turn, list[Growing]]]:
+        """Yields the turn and its answers, one for each budget, as they grow. They join the session at the end.
+
+        Answers come one after the other, so that the times to the first token are those of an answer alone.
+
+        Raises:
+            ValueError: for an empty question, one that is too long, and what the model cannot take.
+            QueueFullError, ClosedError, TimeoutError: as `stream`.
+        """
+        new = len(session.pictures) - sum(turn.num_images for turn in session.turns)
+        self._check(session, text)
+        turn, all_growing = Turn(text, new, list(session.regions), []), list[Growing]()
+        session.asking = True
+        try:
+            for lane, budget in enumerate(budgets):
+                question = session.question(text, lane, budget, self.store, MAX_TOKENS)
+                with closing(
+                    stream(self.engine, question, self.limits.request_s, lambda: session.asking is None)
+                ) as steps:
+                    for growing in steps:
+                        all_growing[lane:] = [growing]
+                        turn.answers[lane:] = [growing.text]
+                        yield turn, all_growing
+                if session.asking is None:
+                    break
+        finally:
+            session.asking = False
+            if any(turn.answers):
+                session.turns.append(turn)
+                session.regions = []
+
+    def _check(self, session: Session, text: str) -> None:
+        if session.asking:
+            raise PictureError("an answer is under way; stop it, or wait")
+        if not text.strip():
+            raise PictureError("the question is empty; write one")
+        if len(text) + sum(len(turn.question) for turn in session.turns) > self.limits.characters:
+            raise PictureError(f"a conversation has at most {self.limits.characters:,} characters; start a new one")
+        if 2 * len(session.turns) + 1 > self.limits.messages:
+            raise PictureError(f"a conversation has at most {self.limits.messages} messages; start a new one")
+        marks, marked = text.count(MARK), len(session.regions)
+        if self.marking and marks != marked:
+            raise PictureError(f"the question has {marks} {MARK} for {marked} regions; write one for each region")
+
+    # Examples
+
+    @cached_property
+    def examples(self) -> list[tuple[str, Image.Image, list[Region]]]:
+        """Questions with their image and regions, from the package's own scenes."""
+        found: list[tuple[str, Image.Image, list[Region]]] = []
+        for index in EXAMPLES["test"]:
+            sample = FinePrint("test")[index]
+            found.append((sample.questions[0].text, sample.image, []))
+        for index in EXAMPLES["regions"] if self.marking else ():
+            sample = Regions("test", "box")[index]
+            asked = sample.questions[0]
+            boxes = [sample.regions[number] for number in asked.regions]
+            found.append((asked.text, sample.image, [Region(0, "box", [(b[0], b[1]), (b[2], b[3])]) for b in boxes]))
+        return found
+
+    def example(self, number: int) -> tuple[Session, str]:
+        """A new session with an example's image, and its question."""
+        text, image, regions = self.examples[number]
+        file = io.BytesIO()
+        image.save(file, "PNG")
+        return Session([self._keep(image, file.getvalue())], [], list(regions)), text

@@ -1,0 +1,190 @@
+// The image of the page: pick or drop images, tiles and tokens over the one that is shown, tools to mark regions.
+// gradio gives element, props, trigger and watch. All drawing is of props.value, which the server makes.
+const SVG = "http://www.w3.org/2000/svg";
+const TOOLS = { look: "Tokens", box: "Box", polygon: "Outline", brush: "Brush" };
+const limits = props.limits;
+let tool = "look", thumbnail = false, place = [0, 0], path = [];
+
+const find = (name) => element.querySelector(name);
+const node = (name, attributes, parent) => {
+  const made = name in { svg: 1, image: 1, path: 1, rect: 1, text: 1 }
+    ? document.createElementNS(SVG, name) : document.createElement(name);
+  for (const [key, value] of Object.entries(attributes))
+    key === "textContent" ? (made.textContent = value) : made.setAttribute(key, value);
+  parent.append(made);
+  return made;
+};
+const button = (text, pressed, parent, act) => {
+  const made = node("button", { type: "button", textContent: text, "aria-pressed": pressed }, parent);
+  made.addEventListener("click", act);
+  return made;
+};
+const say = (text) => { find(".stage-say").textContent = text; };
+const rect = ([top, left, bottom, right]) => `M${left} ${top}H${right}V${bottom}H${left}Z`;
+
+// Boxes of the tiles that are shown, and the place of the first among all.
+const tiles = (grid) => {
+  const slices = grid.tiles[0] * grid.tiles[1];
+  return thumbnail ? [grid.boxes.slice(slices), slices] : [grid.boxes.slice(0, slices), 0];
+};
+const tokenBox = (grid, [top, left, bottom, right], row, col) => {
+  const high = (bottom - top) * grid.window[0], wide = (right - left) * grid.window[1];
+  return [top + row * high, left + col * wide,
+    Math.min(top + (row + 1) * high, bottom), Math.min(left + (col + 1) * wide, right)];
+};
+
+function draw() {
+  const { shown, grid, regions, marking } = props.value, pictures = props.pictures;
+  const strip = find(".stage-strip"), tools = find(".stage-tools"), view = find(".stage-view");
+  const focused = document.activeElement?.closest("svg") && element.contains(document.activeElement);
+  for (const part of [strip, tools, view]) part.replaceChildren();
+  element.classList.toggle("stage-empty", !pictures.length);
+  pictures.forEach((picture, number) => {
+    const made = button("", number === shown, strip, () => trigger("turn", { image: number }));
+    node("img", { src: picture, alt: `Image ${number + 1}` }, made);
+  });
+  if (!grid || !pictures[shown]) return;
+  if (grid.boxes.length <= grid.tiles[0] * grid.tiles[1]) thumbnail = false;
+  else button("Thumbnail", thumbnail, tools, () => { thumbnail = !thumbnail; place = [0, 0]; draw(); });
+  if (marking) {
+    for (const [name, text] of Object.entries(TOOLS))
+      button(text, tool === name, tools, () => { tool = name; draw(); });
+    const label = node("label", { class: "stage-pick" }, tools);
+    const input = node("input", { type: "file", accept: "image/png,image/gif,image/bmp", "aria-label": "Add a mask" }, label);
+    node("span", { textContent: "Mask file", "aria-hidden": "true" }, label);
+    input.addEventListener("change", async () => trigger("mark", { form: "mask", data: (await read(input.files))?.[0] }));
+    button("Clear regions", false, tools, () => trigger("clear")).removeAttribute("aria-pressed");
+  }
+  const [boxes, first] = tiles(grid);
+  const [top, left] = [0, 1].map((side) => Math.min(0, ...boxes.map((box) => box[side])));
+  const bottom = Math.max(grid.size[1], ...boxes.map((box) => box[2]));
+  const right = Math.max(grid.size[0], ...boxes.map((box) => box[3]));
+  const svg = node("svg", {
+    viewBox: `${left} ${top} ${right - left} ${bottom - top}`, tabindex: 0, role: "application", class: `stage-${tool}`,
+    "aria-label": `Image ${shown + 1} under ${boxes.length} tiles of ${grid.tokens.join(" by ")} tokens. `
+      + "Arrow keys choose a token and explain it.",
+  }, view);
+  const ratio = (right - left) / (bottom - top);
+  Object.assign(svg.style, { aspectRatio: ratio, width: `min(100%, min(56vh, 460px) * ${ratio})` });
+  const small = Math.max(...grid.size) < 400 ? "pixelated" : "auto";
+  node("image", { href: pictures[shown], width: grid.size[0], height: grid.size[1],
+    preserveAspectRatio: "none", style: `image-rendering: ${small}` }, svg);
+  let tokens = "";
+  for (const box of boxes)
+    for (let row = 0; row < grid.tokens[0]; row++)
+      for (let col = 0; col < grid.tokens[1]; col++) tokens += rect(tokenBox(grid, box, row, col));
+  node("path", { d: tokens, class: "stage-tokens" }, svg);
+  node("path", { d: boxes.map(rect).join(""), class: "stage-tiles" }, svg);
+  node("path", { class: "stage-chosen" }, svg);
+  for (const [number, region] of regions.entries()) if (region.image === shown) drawRegion(svg, region, number + 1);
+  node("path", { class: "stage-draft" }, svg);
+  svg.addEventListener("keydown", key);
+  svg.addEventListener("pointerdown", down);
+  svg.addEventListener("pointermove", move);
+  svg.addEventListener("pointerup", up);
+  svg.addEventListener("pointercancel", () => { path = []; showDraft(); });
+  if (props.value.token) choose(...props.value.token, false);
+  if (focused) svg.focus();
+}
+
+const outline = (form, points) => {
+  if (form === "box" || form === "mask") {
+    const [[x0, y0], [x1, y1]] = [points[0], points[points.length - 1]];
+    return `M${x0} ${y0}H${x1}V${y1}H${x0}Z`;
+  }
+  return "M" + points.map((point) => point.join(" ")).join("L") + (form === "polygon" ? "Z" : "");
+};
+const drawRegion = (svg, { form, points, width }, number) => {
+  const made = node("path", { d: outline(form, points), class: `stage-region stage-region-${form}` }, svg);
+  if (form === "brush") made.style.strokeWidth = width;
+  const x = Math.min(...points.map((point) => point[0])), y = Math.min(...points.map((point) => point[1]));
+  const size = svg.viewBox.baseVal.width / 24;
+  node("text", { x, y: Math.max(y, size), "font-size": size, textContent: number }, svg);
+};
+
+// Chooses the token at a row and column of a tile, of all tiles that the image has.
+function choose(tile, row, col, ask = true) {
+  const { grid } = props.value, [boxes, first] = tiles(grid);
+  if (!boxes[tile - first]) return;
+  const cols = grid.tiles[1];
+  place = thumbnail ? [row, col]
+    : [Math.floor(tile / cols) * grid.tokens[0] + row, (tile % cols) * grid.tokens[1] + col];
+  find(".stage-chosen").setAttribute("d", rect(tokenBox(grid, boxes[tile - first], row, col)));
+  if (ask) trigger("pick", { tile, row, col });
+}
+function key(event) {
+  const step = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1], Enter: [0, 0] }[event.key];
+  if (!step) return;
+  event.preventDefault();
+  const { grid } = props.value, [rows, cols] = grid.tokens, [down, across] = thumbnail ? [1, 1] : grid.tiles;
+  const row = Math.max(0, Math.min(rows * down - 1, place[0] + step[0]));
+  const col = Math.max(0, Math.min(cols * across - 1, place[1] + step[1]));
+  const tile = Math.floor(row / rows) * across + Math.floor(col / cols);
+  choose(tile + tiles(grid)[1], row % rows, col % cols);
+}
+const point = (event) => {
+  const svg = event.currentTarget, { x, y } = new DOMPoint(event.clientX, event.clientY)
+    .matrixTransform(svg.getScreenCTM().inverse());
+  return [Math.round(10 * x) / 10, Math.round(10 * y) / 10];
+};
+const brushWidth = () => Math.max(4, Math.round(Math.max(...props.value.grid.size) / 20));
+function showDraft() {
+  const draft = find(".stage-draft");
+  draft.setAttribute("d", path.length > 1 ? outline(tool, path) : "");
+  draft.classList.toggle("stage-region-brush", tool === "brush");
+  draft.style.strokeWidth = tool === "brush" ? brushWidth() : "";
+}
+function down(event) {
+  const [x, y] = point(event), { grid } = props.value, [boxes, first] = tiles(grid);
+  if (tool !== "look") {
+    event.currentTarget.setPointerCapture(event.pointerId);
+    path = [[x, y]];
+    return;
+  }
+  boxes.forEach((box, number) => {
+    const [top, left, bottom, right] = box;
+    if (x < left || x >= right || y < top || y >= bottom) return;
+    choose(first + number, Math.min(grid.tokens[0] - 1, Math.floor((y - top) / ((bottom - top) * grid.window[0]))),
+      Math.min(grid.tokens[1] - 1, Math.floor((x - left) / ((right - left) * grid.window[1]))));
+  });
+}
+function move(event) {
+  if (!path.length) return;
+  const next = point(event), last = path[path.length - 1];
+  if (Math.hypot(next[0] - last[0], next[1] - last[1]) * 200 < Math.max(...props.value.grid.size)) return;
+  path.push(next);
+  showDraft();
+}
+function up() {
+  const points = tool === "box" && path.length > 1 ? [path[0], path[path.length - 1]] : path;
+  path = [];
+  showDraft();
+  if (points.length > 1 || (tool === "brush" && points.length))
+    trigger("mark", { form: tool, points, width: brushWidth() });
+}
+
+async function read(files) {
+  const all = [...files], bytes = all.reduce((sum, file) => sum + file.size, 0);
+  if (bytes * 1.4 > limits.body_bytes || all.some((file) => file.size > limits.image_bytes)) {
+    say(`At most ${limits.image_bytes >> 20} MiB a file and ${Math.floor(limits.body_bytes / 1.4) >> 20} MiB at once; shrink the images.`);
+    return null;
+  }
+  say("");
+  return Promise.all(all.map((file) => new Promise((done) => {
+    const reader = new FileReader();
+    reader.onload = () => done(reader.result);
+    reader.readAsDataURL(file);
+  })));
+}
+async function add(files) {
+  const data = files.length ? await read(files) : null;
+  if (data) trigger("upload", { data });
+}
+const input = find(".stage-add input");
+input.addEventListener("change", async () => { await add(input.files); input.value = ""; });
+element.addEventListener("dragover", (event) => event.preventDefault());
+element.addEventListener("drop", (event) => { event.preventDefault(); add(event.dataTransfer.files); });
+document.addEventListener("paste", (event) => { if (element.isConnected) add(event.clipboardData.files); });
+element.classList.add("stage");
+watch(["value", "pictures"], draw);
+draw();

@@ -1,0 +1,174 @@
+"""What the page is made of, without a browser."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import io
+import queue
+import time
+
+import httpx
+import pytest
+import torch
+from PIL import Image
+
+from fake_engine import FakeEngine
+from tokenpacker.serve.questions import Question, Sampling
+
+pytest.importorskip("gradio", reason="gradio is not installed")
+
+
+def test_a_store_forgets_what_was_not_used_for_longest():
+    from tokenpacker.ui.sessions import ByteStore
+
+    store = ByteStore(max_bytes=10)
+    first, second = store.put(b"12345"), store.put(b"67890")
+    assert store.get(first) == b"12345"
+    third = store.put(b"x")
+    assert store.get(second) is None
+    assert store.get(first)
+    assert store.get(third)
+    assert store.bytes == 6
+
+
+def test_a_store_forgets_after_its_time():
+    from tokenpacker.ui.sessions import ByteStore
+
+    store = ByteStore(keep_s=0.01)
+    key = store.put(b"1")
+    time.sleep(0.02)
+    assert store.get(key) is None
+    assert store.bytes == 0
+
+
+def test_the_key_of_an_image_restores_no_session():
+    from tokenpacker.ui.sessions import ByteStore, restore
+
+    store = ByteStore()
+    assert restore(store.put(b"\x89PNG"), store) is None
+
+
+@pytest.fixture
+def actions(tiny_model, tiny_processor):
+    from tokenpacker.serve.limits import Limits
+    from tokenpacker.ui.page_actions import PageActions
+
+    limits = Limits(images=2, characters=40, request_pixels=5000, messages=3)
+    return PageActions(engine=FakeEngine(), model=tiny_model, processor=tiny_processor, limits=limits)
+
+
+def address(height: int, width: int) -> str:
+    buffer = io.BytesIO()
+    Image.new("RGB", (width, height)).save(buffer, "PNG")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def test_limits_of_a_conversation_are_told(actions):
+    from tokenpacker.ui.sessions import Session
+
+    session = Session()
+    with pytest.raises(ValueError, match="at most 2 images"):
+        actions.add(session, [address(8, 8)] * 3)
+    with pytest.raises(ValueError, match="5,000 pixels"):
+        actions.add(session, [address(50, 50), address(60, 60)])
+    assert session.pictures == []
+    everything = {" ": "empty", "x" * 41: "at most 40 characters"}
+    for text, words in everything.items():
+        with pytest.raises(ValueError, match=words):
+            list(actions.ask(session, text, [(2, 100)]))
+    for text in ("a", "b"):
+        list(actions.ask(session, text, [(2, 100)]))
+    with pytest.raises(ValueError, match="at most 3 messages"):
+        list(actions.ask(session, "c", [(2, 100)]))
+
+
+def test_a_second_question_waits_for_the_first(actions):
+    from tokenpacker.ui.sessions import Session
+
+    session = Session()
+    steps = actions.ask(session, "one WAIT", [(2, 100)])
+    next(steps)
+    with pytest.raises(ValueError, match="under way"):
+        next(actions.ask(session, "two", [(2, 100)]))
+    steps.close()
+    assert session.asking is False
+    assert actions.engine.tickets[0].ended.wait(5)
+
+
+def test_errors_of_libraries_and_full_queues_are_told_without_detail(actions):
+    from tokenpacker.ui.sessions import Session
+    from tokenpacker.ui.streaming import sentence
+
+    with pytest.raises(Exception) as caught:  # noqa: PT011
+        list(actions.ask(Session(), "FAIL", [(2, 100)]))
+    assert sentence(caught.value) == "The server failed on this request."
+    actions.engine.max_waiting = 0
+    with pytest.raises(Exception) as caught:  # noqa: PT011
+        list(actions.ask(Session(), "x", [(2, 100)]))
+    assert "busy; try again in 7 seconds" in sentence(caught.value)
+
+
+def test_what_people_write_is_no_html(actions):
+    from tokenpacker.ui.sessions import Session, Turn
+
+    chat = actions.chat(Session(turns=[Turn("<img src=x>", 0, [], ["<b>"])]), 0)
+    assert "<img" not in chat
+    assert "<b>" not in chat
+    assert "&lt;b&gt;" in chat
+
+
+def test_the_gate_asks_for_the_password():
+    from tokenpacker.ui.gate import Gate
+
+    async def app(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"in"})
+
+    async def statuses():
+        transport = httpx.ASGITransport(Gate(app, 100, 4, "me:secret"))
+        async with httpx.AsyncClient(transport=transport, base_url="http://x") as client:
+            return [
+                (await client.get("/", auth=auth)).status_code for auth in (None, ("me", "wrong"), ("me", "secret"))
+            ]
+
+    assert asyncio.run(statuses()) == [401, 401, 200]
+
+
+def test_the_embedded_engine_answers_questions_about_regions_as_generate_does(region_model, image_of):
+    from tokenpacker.serve.embedded import EmbeddedEngine
+
+    model, processor = region_model
+    images = image_of(40, 90, seed=1), image_of(64, 64, seed=2)
+    regions = (1, {"box": [3, 3, 20, 30]}), (0, {"box": [50, 5, 80, 35]}), (1, {"box": [30, 30, 60, 60]})
+    text = "<mask> and <mask> and <mask>?"
+    content = [{"type": "image"}, {"type": "image"}, {"type": "text", "text": text}]
+    messages = ({"role": "user", "content": content},)
+    prompt = processor.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=False)
+    masks = [[regions[1][1]], [regions[0][1], regions[2][1]]]
+    inputs = processor([list(images)], [prompt], masks, return_tensors="pt")
+    for name in ("region_cells", "region_first_tile"):
+        inputs[name] = inputs[name][torch.tensor([1, 0, 2])]
+    expected = model.generate(**inputs, do_sample=False, max_new_tokens=8, pad_token_id=0)
+    said = processor.tokenizer.decode(expected[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    engine = EmbeddedEngine(model, processor)
+    sampling = Sampling(temperature=0, max_tokens=8)
+    prepared = engine.prepare(Question(messages=messages, images=images, regions=regions, sampling=sampling))
+    news: queue.SimpleQueue = queue.SimpleQueue()
+    answers = []
+    for _ in range(2):  # the second time tiles come from the cache
+        engine.submit(prepared, news.put)
+        pieces = [news.get(timeout=60)]
+        while not pieces[-1].finish_reason:
+            pieces.append(news.get(timeout=60))
+        answers.append("".join(piece.text for piece in pieces))
+    engine.close(0)
+    assert answers == [said, said]
+
+
+def test_a_mark_without_a_region_is_refused_by_the_embedded_engine(region_model):
+    from tokenpacker.serve.embedded.prepared_prompts import prepare_prompt
+
+    question = Question(messages=({"role": "user", "content": [{"type": "text", "text": "<mask>?"}]},))
+    with pytest.raises(ValueError, match="<mask>"):
+        prepare_prompt(region_model[1], question, max_length=100, max_tokens=8)
