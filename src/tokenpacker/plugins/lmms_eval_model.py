@@ -135,7 +135,7 @@ class TokenPackerChat(lmms):
             predicted, answer = row[-count - 1 : -1], ids[-count:]
             loss = torch.nn.functional.cross_entropy(predicted, answer)
             is_greedy = bool((predicted.argmax(dim=1) == answer).all())
-            yield GenerationResult((float(loss), is_greedy))  # type: ignore[arg-type]
+            yield GenerationResult((float(loss), is_greedy))
 
     def generate_until_multi_round(self, requests: list[Instance]) -> list[str]:
         """Not supported."""
