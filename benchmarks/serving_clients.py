@@ -25,6 +25,7 @@ from PIL import Image
 from tokenpacker.progress import Progress
 
 MIB = 1024 * 1024
+CACHE_MIB = 64  # so that the warm-up fills the cache of images; none of them comes twice
 # vLLM on a CPU would take nearly all memory for its cache, and bind its threads to single cores.
 SETTINGS = {"HF_HUB_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "2", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
 
@@ -74,6 +75,7 @@ class Server:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
         command = [*program, "serve", "--model", str(folder), "--engine", engine, "--port", str(self.port)]
+        command += ["--cache", str(CACHE_MIB)] if engine == "embedded" else []
         with log.open("wb") as file:
             self.process = subprocess.Popen(command, stdout=file, stderr=file, env=os.environ | SETTINGS)
         self.address, self.log, self.model = f"http://127.0.0.1:{self.port}", log, ""

@@ -86,7 +86,7 @@ def warm_up(server: Server, clients: int, answers: str) -> int:
             options = {"max_tokens": MAX_TOKENS[answers], "stream": draw.random() < 0.5, **draw.choice(PLANS)}
             requests.append(Request("good", body_of(samples[index].image, DESCRIBE, **options)))
         asyncio.run(send_all(server, requests, clients))
-        if server.memory_mib() < FLAT * before:
+        if number and server.memory_mib() < FLAT * before:
             break
     return (number + 1) * count
 
