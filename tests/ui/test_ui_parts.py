@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import io
+import json
 import queue
 import time
 
@@ -118,21 +119,96 @@ def test_what_people_write_is_no_html(actions):
     assert "&lt;b&gt;" in chat
 
 
-def test_the_gate_asks_for_the_password():
+def through_the_gate(*requests, **options):
+    """(status, body that came through) of each request; the page behind the gate answers with what it reads."""
+    from tokenpacker.serve.limits import Limits
     from tokenpacker.ui.gate import Gate
 
     async def app(scope, receive, send):
+        message = await receive() if scope["method"] == "POST" else {"body": b"in"}
         await send({"type": "http.response.start", "status": 200, "headers": []})
-        await send({"type": "http.response.body", "body": b"in"})
+        await send({"type": "http.response.body", "body": message["body"]})
 
-    async def statuses():
-        transport = httpx.ASGITransport(Gate(app, 100, 4, "me:secret"))
-        async with httpx.AsyncClient(transport=transport, base_url="http://x") as client:
-            return [
-                (await client.get("/", auth=auth)).status_code for auth in (None, ("me", "wrong"), ("me", "secret"))
-            ]
+    async def ask():
+        gate = Gate(app, Limits(body_bytes=5_000, body_s=0.2, body_rate=10**9), **options)
+        transport = httpx.ASGITransport(gate)
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost:7860") as client:
+            answers = [await client.request(method, path, **more) for method, path, more in requests]
+            return [(answer.status_code, answer.text) for answer in answers]
 
-    assert asyncio.run(statuses()) == [401, 401, 200]
+    return asyncio.run(ask())
+
+
+JOIN = "/gradio_api/queue/join"
+
+
+def test_the_gate_asks_for_the_password():
+    tries = [("GET", "/", {"auth": auth}) for auth in (None, ("me", "wrong"), ("me", "secret"))]
+    assert [status for status, _ in through_the_gate(*tries, password="me:secret")] == [401, 401, 200]
+
+
+def test_an_event_of_plain_values_passes_as_it_is():
+    event = {
+        "fn_index": 0,
+        "session_hash": "s",
+        "event_data": {"points": [[1, 2.5]]},
+        "data": [None, "text", 2, 0.5, True],
+    }
+    ((status, body),) = through_the_gate(("POST", JOIN, {"json": event}))
+    assert status == 200
+    assert json.loads(body) == event
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"path": "/etc/passwd", "meta": {"_type": "gradio.FileData"}},
+        {"path": "http://example.com/x", "meta": {"_type": "gradio.FileData"}},
+        [{"path": "/dev/zero", "meta": {"_type": "gradio.FileData"}}],
+        {},
+    ],
+)
+def test_no_value_of_an_event_can_name_a_file(value):
+    event = {"fn_index": 0, "session_hash": "s", "event_data": {"data": []}, "data": [None, value]}
+    ((status, body),) = through_the_gate(("POST", JOIN, {"json": event}))
+    assert status == 400
+    assert "reload the page" in body
+
+
+@pytest.mark.parametrize("content", [b"[]", b'{"data": 1}', b"{", b'{"data": [NaN]}', b"[" * 3_000])
+def test_what_is_no_event_is_refused(content):
+    headers = {"content-type": "application/json"}
+    ((status, _),) = through_the_gate(("POST", JOIN, {"content": content, "headers": headers}))
+    assert status == 400
+
+
+def test_a_large_event_and_one_that_does_not_come_are_refused():
+    async def slow():
+        yield b"{"
+        await asyncio.sleep(5)
+        yield b"}"
+
+    headers = {"content-type": "application/json"}
+    tries = [("POST", JOIN, {"json": {"data": ["x" * 6_000]}}), ("POST", JOIN, {"content": slow(), "headers": headers})]
+    assert [status for status, _ in through_the_gate(*tries)] == [413, 408]
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({}, 200),
+        ({"origin": "http://localhost:7860"}, 200),
+        ({"origin": "http://evil.example"}, 403),
+        ({"origin": "http://["}, 403),
+        ({"origin": "null"}, 403),
+        ({"host": "127.0.0.1:7860"}, 200),
+        ({"host": "evil.example", "origin": "http://evil.example"}, 403),
+        ({"host": "evil.example:7860"}, 403),
+    ],
+)
+def test_other_websites_cannot_use_a_page_of_this_machine(headers, status):
+    hosts = ("localhost", "127.0.0.1", "[::1]")
+    assert through_the_gate(("GET", "/", {"headers": headers}), hosts=hosts)[0][0] == status
 
 
 def test_the_embedded_engine_answers_questions_about_regions_as_generate_does(region_model, image_of):

@@ -7,10 +7,16 @@ So gradio's routes for uploads, files and proxies are closed, and with them all 
 from __future__ import annotations
 
 import base64
+import json
 import re
 import secrets
 from typing import Any
-from urllib.parse import urlsplit
+
+from starlette.requests import ClientDisconnect
+
+from tokenpacker.serve.http_bodies import read_body
+from tokenpacker.serve.limits import Limits
+from tokenpacker.serve.openai_schema import RequestError, read_json
 
 OPEN = {
     "GET": re.compile(
@@ -29,17 +35,19 @@ HEADERS = {
 
 
 class Gate:
-    """An ASGI app in front of the page's: closed routes, limits of size, the password, and headers.
+    """An ASGI app in front of the page's: closed routes, limits of size and pace, the password, and headers.
 
     Args:
-        max_bytes: of a request.
-        max_waiting: requests that are being read at once.
+        limits: for the size and the pace of a request; at most `waiting` are read at once.
         password: `user:password`; None lets everybody in.
+        hosts: names by which a page without a password may be called; None allows all. A website that gives its own
+            name the address of this machine is refused by it.
     """
 
-    def __init__(self, app: Any, max_bytes: int, max_waiting: int, password: str | None = None):
-        self.app, self.max_bytes, self.max_waiting, self._reading = app, max_bytes, max_waiting, 0
+    def __init__(self, app: Any, limits: Limits, password: str | None = None, hosts: tuple[str, ...] | None = None):
+        self.app, self.limits, self._reading = app, limits, 0
         self.password = None if password is None else b"Basic " + base64.b64encode(password.encode())
+        self.hosts = hosts if password is None else None
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Passes a request on, or refuses it."""
@@ -47,19 +55,18 @@ class Gate:
             if scope["type"] == "lifespan":
                 await self.app(scope, receive, send)
             return  # the page uses no websockets
-        headers = dict(scope["headers"])
-        refused = self._refusal(scope, headers)
+        refused = self._refusal(scope, dict(scope["headers"]))
         if refused is not None:
-            status, text = refused
-            await _answer(send, status, text)
+            await _answer(send, *refused)
             return
-        received = 0
-
-        async def counted() -> Any:
-            nonlocal received
-            message = await receive()
-            received += len(message.get("body", b""))
-            return {"type": "http.disconnect"} if received > self.max_bytes else message
+        if scope["method"] == "POST":
+            try:
+                scope, receive = await self._read(scope, receive)
+            except RequestError as error:
+                await _answer(send, error.status, error.message)
+                return
+            except ClientDisconnect:
+                return
 
         async def with_headers(message: Any) -> None:
             if message["type"] == "http.response.start":
@@ -67,11 +74,34 @@ class Gate:
                 message = message | {"headers": [*message["headers"], *ours]}
             await send(message)
 
-        self._reading += scope["method"] == "POST"
+        await self.app(scope, receive, with_headers)
+
+    async def _read(self, scope: Any, receive: Any) -> tuple[Any, Any]:
+        """An event of the page that was read and checked, as a request that gradio reads again.
+
+        gradio opens whatever file or address a value of a component names, even one that nobody uploaded. The page
+        sends plain values only, so nothing else passes.
+        """
+        self._reading += 1
         try:
-            await self.app(scope, counted, with_headers)
+            content = read_json(await read_body(scope, receive, self.limits))
         finally:
-            self._reading -= scope["method"] == "POST"
+            self._reading -= 1
+        data = content.get("data") if isinstance(content, dict) else None
+        if not isinstance(data, list) or not all(
+            value is None or isinstance(value, str | int | float) for value in data
+        ):
+            raise RequestError("the values of an event must be plain texts and numbers; reload the page")
+        body = json.dumps(content).encode()
+        headers = [
+            (name, value) for name, value in scope["headers"] if name not in (b"content-length", b"transfer-encoding")
+        ]
+        unread = [{"type": "http.request", "body": body, "more_body": False}]
+
+        async def once() -> Any:
+            return unread.pop() if unread else await receive()
+
+        return {**scope, "headers": [*headers, (b"content-length", str(len(body)).encode())]}, once
 
     def _refusal(self, scope: Any, headers: dict[bytes, bytes]) -> tuple[int, str] | None:
         allowed = OPEN.get("GET" if scope["method"] == "HEAD" else scope["method"])
@@ -79,13 +109,13 @@ class Gate:
             return 401, "a user name and a password are needed"
         if allowed is None or not allowed.fullmatch(scope["path"]) or ".." in scope["path"]:
             return 404, "there is nothing here"
+        host = headers.get(b"host", b"")
+        if self.hosts is not None and re.sub(rb":\d+$", b"", host).decode("latin-1").lower() not in self.hosts:
+            return 403, f"open this page by one of the names {', '.join(self.hosts)}"
         origin = headers.get(b"origin")
-        if origin is not None and urlsplit(origin).netloc != headers.get(b"host"):
+        if origin is not None and origin.partition(b"://")[2] != host:
             return 403, "requests of other pages are refused"
-        length = headers.get(b"content-length", b"0")
-        if not length.isdigit() or int(length) > self.max_bytes:
-            return 413, f"a request has at most {self.max_bytes:,} bytes"
-        if scope["method"] == "POST" and self._reading >= self.max_waiting:
+        if scope["method"] == "POST" and self._reading >= self.limits.waiting:
             return 503, "the server is busy; try again"
         return None
 

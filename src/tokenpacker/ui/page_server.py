@@ -19,12 +19,15 @@ GRACE_S = 1  # for open streams of pages at the end
 SESSIONS = 256  # that are held at once
 
 
-def build_app(name: str, actions: PageActions, password: str | None = None) -> Gate:
+def build_app(
+    name: str, actions: PageActions, password: str | None = None, hosts: tuple[str, ...] | None = None
+) -> Gate:
     """The page of a model behind its gate, as an ASGI app.
 
     Args:
         name: of the model, as the page shows it.
         password: `user:password`; None lets everybody in.
+        hosts: names by which a page without a password may be called; None allows all.
     """
     import fastapi
     import gradio as gr
@@ -46,7 +49,7 @@ def build_app(name: str, actions: PageActions, password: str | None = None) -> G
         theme=theme(),
         css=(HERE / "stage.css").read_text(encoding="utf-8"),
     )
-    return Gate(app, actions.limits.body_bytes, actions.limits.waiting, password)
+    return Gate(app, actions.limits, password, hosts)
 
 
 def page_server(app: Gate, host: str, on_ready: Callable[[str], Any] = print) -> uvicorn.Server:

@@ -19,6 +19,7 @@ from tokenpacker.cli.options import flag, number, value
 from tokenpacker.cli.output import print_note, print_result
 
 HOST, PORT = "127.0.0.1", 7860
+LOCAL = ("localhost", "127.0.0.1", "[::1]")  # as browsers name this machine
 
 
 def ui(
@@ -69,7 +70,8 @@ def ui(
         engine = EmbeddedEngine(loaded, processor, max_batch_size=max_batch or 16, max_waiting=settings.limits.waiting)
         actions = PageActions(engine=engine, model=loaded, processor=processor, limits=settings.limits)
         try:
-            page = build_app(settings.model, actions, password)
+            hosts = (*LOCAL, host.lower()) if settings.is_loopback else None
+            page = build_app(settings.model, actions, password, hosts)
             page_server(page, host, lambda address: _tell(settings.model, address, as_json)).run(sockets=[listener])
         finally:
             engine.close(0)
