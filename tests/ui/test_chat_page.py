@@ -376,9 +376,18 @@ def test_requests_of_other_pages_and_large_ones_are_refused(served):
     assert httpx.post(join, json={}, headers={"origin": "http://evil.example"}).status_code == 403
     connection = http.client.HTTPConnection(urlsplit(served.address).netloc, timeout=30)
     connection.putrequest("POST", "/gradio_api/queue/join")
+    connection.putheader("Content-Type", "application/json")
     connection.putheader("Content-Length", str(served.actions.limits.body_bytes + 1))
     connection.endheaders()
     assert connection.getresponse().status == 413
+
+
+def test_an_event_that_names_a_file_of_the_server_is_refused(served):
+    forged = {"path": __file__, "meta": {"_type": "gradio.FileData"}}
+    event = {"fn_index": 0, "session_hash": "s1", "event_data": {"data": []}, "data": [None, forged, 2, 9, False, 2, 9]}
+    answer = httpx.post(f"{served.address}/gradio_api/queue/join", json=event)
+    assert answer.status_code == 400
+    assert __file__ not in answer.text
 
 
 def test_the_address_of_a_file_is_no_image(served):
