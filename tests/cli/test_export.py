@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from pathlib import Path
 
 import pytest
 
@@ -28,6 +30,32 @@ def test_wrong_options_are_refused_in_one_line(one_line_error, tmp_path, monkeyp
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine.txt").touch()
     assert message in one_line_error(*TINY, *words)
+
+
+@pytest.fixture
+def unloaded(monkeypatch):
+    """Fails a test that loads a model."""
+    monkeypatch.setattr("tokenpacker.cli.commands.serving.export.load_model", lambda *_: pytest.fail("it loads"))
+
+
+@pytest.mark.parametrize("out", ["models/mine", "models/mine/", "models/../models/mine", "models", "link"])
+@pytest.mark.parametrize("overwrite", [(), ("--overwrite",)])
+def test_the_model_that_is_exported_is_never_replaced(one_line_error, tmp_path, monkeypatch, unloaded, out, overwrite):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(find_model(None), "models/mine")
+    shutil.copy("models/mine/config.json", "models")  # so that it may be replaced
+    Path("link").symlink_to("models/mine", target_is_directory=True)
+    weights = Path("models/mine/model.safetensors").read_bytes()
+    message = one_line_error("export", "models/mine", out, "--to", "onnx", *overwrite)
+    assert message.endswith("models/mine, which is read; choose another folder to write")
+    assert Path("models/mine/model.safetensors").read_bytes() == weights
+
+
+def test_a_model_of_the_package_is_never_replaced(one_line_error, tmp_path, monkeypatch, unloaded):
+    carried = shutil.copytree(find_model(None), tmp_path / "carried")
+    monkeypatch.setattr("tokenpacker.cli.commands.serving.export.find_model", lambda _: carried)
+    message = one_line_error(*TINY, carried, "--to", "onnx", "--overwrite")
+    assert message == f"{carried} holds {carried}, which is read; choose another folder to write"
 
 
 def test_a_model_in_4_bit_is_refused_before_it_is_loaded(one_line_error, tmp_path):

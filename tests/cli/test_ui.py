@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import httpx
 import pytest
+
+from tokenpacker.cli.model_files import find_model
 
 
 def test_a_missing_extra_is_told_in_one_line(one_line_error, monkeypatch):
@@ -31,6 +35,25 @@ def test_a_folder_that_is_there_stays_unless_it_may_be_replaced(one_line_error, 
     (tmp_path / "mine.txt").write_text("mine")
     assert str(tmp_path) in one_line_error("ui", "--static", tmp_path)
     assert (tmp_path / "mine.txt").read_text() == "mine"
+
+
+@pytest.fixture
+def unloaded(monkeypatch):
+    """Fails a test that loads a model."""
+    monkeypatch.setattr("tokenpacker.cli.commands.serving.ui.load_model", lambda *_: pytest.fail("it loads"))
+
+
+@pytest.mark.parametrize("out", ["models/mine", "models/mine/", "models/../models/mine", "models", "link"])
+@pytest.mark.parametrize("overwrite", [(), ("--overwrite",)])
+def test_the_model_that_a_page_shows_is_never_replaced(one_line_error, tmp_path, monkeypatch, unloaded, out, overwrite):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(find_model(None), "models/mine")
+    shutil.copy("models/mine/config.json", "models")  # so that it may be replaced
+    Path("link").symlink_to("models/mine", target_is_directory=True)
+    weights = Path("models/mine/model.safetensors").read_bytes()
+    message = one_line_error("ui", "--model", "models/mine", "--static", out, *overwrite)
+    assert message.endswith("models/mine, which is read; choose another folder to write")
+    assert Path("models/mine/model.safetensors").read_bytes() == weights
 
 
 @pytest.mark.parametrize("option", [("--host", "0.0.0.0"), ("--port", 80), ("--max-batch", 4)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import threading
@@ -97,12 +98,22 @@ def test_a_truncated_graph_is_told_in_one_line(copy):
     graph.write_bytes(graph.read_bytes()[:5000])
     with pytest.raises(ValueError, match=r"decoder_model_merged.onnx has 5000 bytes, not \d+; copy the folder again"):
         ExportedAnswerer(copy)
-    rewrite(copy, lambda manifest: manifest["files"].clear())
+    told_as = {"bytes": 5000, "sha256": hashlib.sha256(graph.read_bytes()).hexdigest()}
+    rewrite(copy, lambda manifest: manifest["files"].update({"onnx/decoder_model_merged.onnx": told_as}))
     with pytest.raises(
         ValueError, match=r"decoder_model_merged.onnx cannot be read \(.*\); export the model anew"
     ) as told:
         ExportedAnswerer(copy)
     assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize("name", ["onnx/decoder_model_merged.onnx", "tokenizer.json"])
+def test_a_file_of_the_same_size_with_other_bytes_is_told(copy, name):
+    content = bytearray((copy / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    (copy / name).write_bytes(content)
+    with pytest.raises(ValueError, match=rf"{name} has another SHA-256 than export.json says; copy the folder again"):
+        ExportedAnswerer(copy)
 
 
 def test_missing_files_and_damaged_manifests_are_told(copy, tmp_path):

@@ -46,6 +46,17 @@ def test_a_folder_that_is_not_empty_is_refused(carried, export, tmp_path, monkey
         export(*carried, tmp_path, to="onnx", overwrite=True)
 
 
+def test_an_export_never_replaces_the_model_that_it_reads(carried, export, tmp_path, monkeypatch):
+    untraced(monkeypatch)
+    source = tmp_path / "models" / "mine"
+    source.mkdir(parents=True)
+    for folder in (source, source.parent):
+        (folder / "config.json").write_text("{}")
+        with pytest.raises(ValueError, match=r"holds .*mine, which is read; choose another folder to write"):
+            export(*carried, folder, to="onnx", overwrite=True, sources=[source])
+    assert (source / "config.json").read_text() == "{}"
+
+
 def test_another_precision_is_refused(make_tiny_model, tmp_path, export):
     model = make_tiny_model().to(torch.bfloat16)
     with pytest.raises(ValueError, match=r"is torch.bfloat16 on cpu, but a model is exported from float32 on the CPU"):

@@ -100,6 +100,15 @@ def test_a_folder_that_is_taken_is_refused_before_anything_is_fetched(tiny_model
     assert registry[1] == []
 
 
+def test_a_page_never_replaces_the_model_that_it_shows(tiny_model, registry, tmp_path):
+    processor = TokenPackerProcessor.from_pretrained(carried_model_path())
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ValueError, match="which is read; choose another folder to write"):
+        write_static_page(tiny_model, processor, tmp_path, overwrite=True, sources=[tmp_path])
+    assert (tmp_path / "config.json").read_text() == "{}"
+    assert registry[1] == []
+
+
 @pytest.mark.parametrize(
     ("option", "value"), [("image_mode", "pad"), ("antialias", False), ("thumbnail_source", "canvas")]
 )

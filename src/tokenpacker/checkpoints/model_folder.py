@@ -17,6 +17,8 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from tokenpacker.places import check_apart
+
 SHARD_BYTES = 4 * 1024**3
 FULL_BYTES = 1024**2  # a disk with less room is full
 SPARE_BYTES = 64 * 1024**2  # for the small files beside the weights
@@ -76,10 +78,7 @@ def new_folder(
 
 
 def _check_place(path: Path, overwrite: bool, sources: Iterable[str | Path | None]) -> None:
-    for source in (source for source in sources if source is not None):
-        place = Path(source).expanduser().resolve()
-        if place.exists() and (place == path or path in place.parents):
-            raise ValueError(f"{path} holds {source}, which is read; choose another folder to write")
+    check_apart(path, sources)
     if os.path.ismount(path):
         raise ValueError(f"{path} is where a disk is mounted and cannot be replaced; choose a folder within it")
     if not path.exists():

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import typer
 
+from tokenpacker.places import check_apart
 from tokenpacker.text import did_you_mean
 
 DEVICES = ("cpu", "cuda", "mps", "auto")
@@ -96,14 +97,14 @@ def refuse(options: Mapping[str, object], reason: str) -> None:
 
 
 def require_free(folder: Path, overwrite: bool, source: str) -> None:
-    """Raises ValueError for a folder to write that is taken. What writes it looks more closely.
+    """Raises ValueError for a folder to write that is taken, or holds `source`, which is read.
 
-    Args:
-        source: what is read; if it lies in the folder, the writer has its own error.
+    What writes it looks more closely.
     """
-    holds_source = Path(source).expanduser().resolve().is_relative_to(folder.expanduser().resolve())
+    folder = folder.expanduser()
+    check_apart(folder, [source])
     taken = folder.exists() and not (folder.is_dir() and not any(folder.iterdir()))
-    if taken and not overwrite and not holds_source:
+    if taken and not overwrite:
         raise ValueError(f"{folder} exists already; choose another folder, or pass --overwrite")
 
 

@@ -36,6 +36,7 @@ def export_model(
     quantize: Quantization | None = None,
     scale_factors: Sequence[int] | None = None,
     overwrite: bool = False,
+    sources: Sequence[Path] = (),
     external_bytes: int = EXTERNAL_BYTES,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> Manifest:
@@ -50,12 +51,13 @@ def export_model(
         scale_factors: those that images can be packed with; the projector's own is the default of the export, else the
             first. None takes the projector's own alone.
         overwrite: replace a model's folder that is there, once the new one is complete.
+        sources: folders that the model was read from; `output_dir` may hold none of them.
         external_bytes: ONNX weights of at least this size are stored beside their graph.
         progress: gets the number of finished graphs, the number of all, and the name of the next one.
 
     Raises:
-        ValueError: for a place that is taken, scale factors that do not fit the model, a quantized model, and another
-            type or device than float32 on the CPU.
+        ValueError: for a place that is taken or holds a source, scale factors that do not fit the model, a quantized
+            model, and another type or device than float32 on the CPU.
         ImportError: for a package that is missing or too old.
     """
     require_packages(to, quantize)
@@ -64,7 +66,7 @@ def export_model(
     check_precision(model)
     weights = 4 * sum(weight.numel() for weight in model.parameters())
     copies = len(factors) + (2 if quantize else 1)  # at most: the vision encoder for each factor, and temporary files
-    with new_folder(Path(output_dir), copies * weights, overwrite) as folder:
+    with new_folder(Path(output_dir), copies * weights, overwrite, sources) as folder:
         writer = make_writer(to, quantize, folder / to, external_bytes)
         names: list[str] = []
         with plain_attention(model), torch.no_grad():

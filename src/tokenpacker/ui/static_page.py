@@ -54,6 +54,7 @@ def write_static_page(
     name: str = "tiny",
     scale_factors: Sequence[int] | None = None,
     overwrite: bool = False,
+    sources: Sequence[Path] = (),
     progress: Callable[[str], None] = lambda _: None,
 ) -> Path:
     """Writes the page of a model into `folder`, which appears when it is complete, and returns it.
@@ -65,10 +66,12 @@ def write_static_page(
         scale_factors: those that the page offers, the default first. None takes the projector's own, and of 2, 3 and 4
             those that it can have.
         overwrite: replace a page or a model that is there.
+        sources: folders that the model was read from; `folder` may hold none of them.
         progress: gets the name of each step as it begins.
 
     Raises:
-        ValueError: for a place that is taken, and a model that is too large or that the page cannot run.
+        ValueError: for a place that is taken or holds a source, and a model that is too large or that the page cannot
+            run.
         ImportError: for a package that the export needs.
         OSError: if a package of npm is neither in the cache nor on the registry.
     """
@@ -78,7 +81,7 @@ def write_static_page(
     num_bytes = 4 * sum(weight.numel() for weight in model.parameters())
     _check_model(processor, name, num_bytes)
     factors = _scale_factors(processor) if scale_factors is None else list(scale_factors)
-    with new_folder(Path(folder), (len(factors) + 2) * num_bytes, overwrite) as partial:
+    with new_folder(Path(folder), (len(factors) + 2) * num_bytes, overwrite, sources) as partial:
         vendor = partial / VENDOR
         vendor.mkdir()
         for package in (RUNTIME, TOKENIZER):

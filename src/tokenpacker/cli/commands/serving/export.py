@@ -15,6 +15,7 @@ from tokenpacker.cli.loading import load_model, quiet_exporters
 from tokenpacker.cli.model_files import Geometry, find_model, read_json
 from tokenpacker.cli.options import flag, number, value
 from tokenpacker.cli.output import print_note, print_result
+from tokenpacker.places import check_apart
 from tokenpacker.progress import Progress
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ def export(
         refuse({"--questions": questions}, "belongs to --check; give both, or leave it out")
     require_free(out, overwrite, model)
     folder = find_model(model)
+    check_apart(out, [folder])  # a model from the hub or of this package has another name than its folder
     if read_json(folder / "config.json").get("quantization_config") is not None:
         raise ValueError(f"model {model} is quantized and cannot be exported; give the original, with --quantize int8")
     geometry = Geometry.of_model(folder)
@@ -69,6 +71,7 @@ def export(
             quantize=quantize,
             scale_factors=factors,
             overwrite=overwrite,
+            sources=[folder],
             progress=lambda done, total, name: shown.update(done, name, total=total),
         )
     if loaded.config.region_config is not None:

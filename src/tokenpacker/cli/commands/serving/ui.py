@@ -17,6 +17,7 @@ from tokenpacker.cli.loading import load_model, quiet_exporters
 from tokenpacker.cli.model_files import CARRIED, find_model
 from tokenpacker.cli.options import flag, number, value
 from tokenpacker.cli.output import print_note, print_result
+from tokenpacker.places import check_apart
 
 HOST, PORT = "127.0.0.1", 7860
 LOCAL = ("localhost", "127.0.0.1", "[::1]")  # as browsers name this machine
@@ -80,7 +81,8 @@ def ui(
 
 def _write_static(model: str | None, folder: Path, overwrite: bool, as_json: bool, verbose: bool) -> None:
     require_free(folder, overwrite, model or CARRIED)
-    find_model(model)
+    source = find_model(model)
+    check_apart(folder, [source])  # a model from the hub or of this package has another name than its folder
     from tokenpacker.export.exporting import require_packages
     from tokenpacker.ui.static_page import write_static_page
 
@@ -88,7 +90,9 @@ def _write_static(model: str | None, folder: Path, overwrite: bool, as_json: boo
     parts = load_model(model, verbose)
     kept = keeping(f"nothing is kept, for {folder} appears when it is complete; call it again to start anew")
     with kept, sigterm_as_ctrl_c(), quiet_exporters(verbose):
-        write_static_page(*parts, folder, name=served_name(model), overwrite=overwrite, progress=print_note)
+        write_static_page(
+            *parts, folder, name=served_name(model), overwrite=overwrite, sources=[source], progress=print_note
+        )
     said = f"{folder} holds the page; serve it with: python -m http.server -d {folder}"
     print_result(as_json, {"model": served_name(model), "folder": str(folder)}, said)
 
