@@ -55,6 +55,10 @@ class ImageError(ValueError):
     """An unusable image; the message is one line with the image's name and the remedy."""
 
 
+class TooManyPixelsError(ImageError):
+    """An image of more than `MAX_PIXELS` pixels."""
+
+
 class ImageNote(UserWarning):
     """A warning about an image that is used all the same."""
 
@@ -180,7 +184,7 @@ def _open_file(name: str, file: IO[bytes]) -> Image.Image:
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our limit is the one below
             image = Image.open(_readable(file))
     except Image.DecompressionBombError:
-        raise ImageError(f"{name} has more than the {MAX_PIXELS:,} pixels allowed; {_SHRINK}") from None
+        raise TooManyPixelsError(f"{name} has more than the {MAX_PIXELS:,} pixels allowed; {_SHRINK}") from None
     except UnidentifiedImageError:
         raise ImageError(
             f"{name} is not an image that Pillow can read; give a PNG, JPEG, WebP, GIF or TIFF file"
@@ -198,7 +202,8 @@ def _check_size(name: str, image: Image.Image) -> None:
     if min(width, height) < 1:
         raise ImageError(f"{name} is {height}x{width} pixels; both sides need at least 1")
     if width * height > MAX_PIXELS:
-        raise ImageError(f"{name} is {height}x{width}, more than the {MAX_PIXELS:,} pixels allowed; {_SHRINK}")
+        told = f"{name} is {height}x{width}, more than the {MAX_PIXELS:,} pixels allowed; {_SHRINK}"
+        raise TooManyPixelsError(told)
 
 
 def _note_frames(name: str, image: Image.Image) -> None:

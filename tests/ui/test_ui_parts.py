@@ -7,7 +7,9 @@ import base64
 import io
 import json
 import queue
+import struct
 import time
+import zlib
 
 import httpx
 import pytest
@@ -248,3 +250,106 @@ def test_a_mark_without_a_region_is_refused_by_the_embedded_engine(region_model)
     question = Question(messages=({"role": "user", "content": [{"type": "text", "text": "<mask>?"}]},))
     with pytest.raises(ValueError, match="<mask>"):
         prepare_prompt(region_model[1], question, max_length=100, max_tokens=8)
+
+
+@pytest.fixture
+def drawing(region_model):
+    """Actions that know regions, and a session with an image of 200 x 100 pixels."""
+    from tokenpacker.ui.page_actions import PageActions
+    from tokenpacker.ui.sessions import Session
+
+    actions, session = PageActions(engine=FakeEngine(), model=region_model[0], processor=region_model[1]), Session()
+    actions.add(session, [address(100, 200)])
+    return actions, session
+
+
+def test_a_stroke_from_far_away_is_cut_off_near_the_image(drawing):
+    actions, session = drawing
+    start = time.monotonic()
+    for form in ("brush", "box"):
+        actions.mark(session, form, [[-1e9, 10], [1e9, 31]], 1)
+    actions.mark(session, "polygon", [[-1e9, 10], [1e9, 31], [50, 1e9]])
+    assert time.monotonic() - start < 5
+    assert session.regions[0].points == [(-1, 10), (201, 31)]
+
+
+def test_regions_that_take_long_to_draw_are_refused(drawing):
+    from tokenpacker.ui.sessions import Picture
+
+    actions, session = drawing
+    session.pictures[0] = Picture("", 6000, 6000, "")
+    zigzag = [[0, 0], [6000, 6000]] * 2500
+    for form in ("brush", "polygon"):
+        with pytest.raises(ValueError, match="too long to be drawn"):
+            actions.mark(session, form, zigzag, 1)
+    with pytest.raises(ValueError, match="too long to be drawn"):
+        actions.mark(session, "brush", [[9, 9]] * 5000, 1e9)
+    assert session.regions == []
+
+
+def test_regions_that_are_no_numbers_are_refused(drawing):
+    actions, session = drawing
+    for points, width in (([[0, float("nan")]], 1), ([[9]], 1), (["ab"], 1), ([[9, 9]], "<b>"), ([[10**400, 1]], 1)):
+        with pytest.raises(ValueError, match="no place in the image"):
+            actions.mark(session, "brush", points, width)
+    with pytest.raises(ValueError, match="two corners, not 1"):
+        actions.mark(session, "box", [[9, 9]])
+
+
+def test_the_regions_of_all_turns_are_limited(drawing):
+    from tokenpacker.ui.sessions import Picture, Region, Session, Turn
+
+    actions, session = drawing
+    session.turns = [Turn("", 1, [Region(0, "box", [(1, 1), (9, 9)])] * 31, [])]
+    actions.mark(session, "brush", [[9, 9]], 4)
+    with pytest.raises(ValueError, match="a conversation has at most 32 regions"):
+        actions.mark(session, "box", [[1, 1], [9, 9]])
+    large = Session([Picture("", 8000, 5000, "")], [Turn("", 1, [Region(0, "brush", [(9, 9)], 4)] * 8, [])])
+    with pytest.raises(ValueError, match="at most 320,000,000 pixels; draw boxes"):
+        actions.mark(large, "brush", [[9, 9]], 4)
+    actions.mark(large, "box", [[1, 1], [9, 9]])
+
+
+@pytest.fixture
+def page(actions):
+    from tokenpacker.ui.chat_page import ChatPage
+
+    return ChatPage("tiny", actions)
+
+
+def test_forged_values_of_sliders_get_a_sentence(page):
+    from tokenpacker.ui.sessions import Session, restore
+
+    for value in ("<b>", float("nan"), float("inf"), [1], None, True, 10**400, -1):
+        given = [page.settings[0].preprocess(value), page.settings[1].preprocess(1000), False, 2, 1000]
+        assert "scale factor must be a number from 1 to" in page._view(Session(), "", given)[-1]
+        assert "scale factor must be a number" in list(page.on_ask(Session(), "x", *given))[-1][6]
+        key = page.on_link(Session(), "x", *given).value
+        assert restore(key, page.actions.store)[1] == ["x", *page._start, False, *page._start]
+
+
+def test_updates_of_the_page_hold_no_address_in_memory(page):
+    from gradio.blocks import postprocess_update_dict
+
+    update = postprocess_update_dict(page.stage, {"value": {}, "pictures": ["data:,"]})
+    assert update == {"value": {}, "props": {"pictures": ["data:,"]}, "__type__": "update"}
+    assert " at 0x" not in repr(page.stage.get_config())
+
+
+def test_an_image_beyond_every_limit_is_told_the_limit_of_the_page(drawing):
+    actions, session = drawing
+    file = bytearray(base64.b64decode(address(8, 8).partition(",")[2]))
+    file[16:24] = struct.pack(">II", 60_000, 60_000)
+    file[29:33] = struct.pack(">I", zlib.crc32(file[12:29]))
+    content = "data:image/png;base64," + base64.b64encode(file).decode()
+    with pytest.raises(ValueError, match=r"^the image has more than the 40,000,000 pixels allowed; shrink it$"):
+        actions.add(session, [content])
+
+
+def test_sentences_end_with_one_full_stop(drawing):
+    from tokenpacker.ui.streaming import sentence
+
+    actions, session = drawing
+    with pytest.raises(ValueError, match="base64") as caught:
+        actions.add(session, ["file:///x"])
+    assert sentence(caught.value).endswith("base64,...")

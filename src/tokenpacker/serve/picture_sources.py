@@ -15,7 +15,7 @@ from collections.abc import Collection, Iterable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from tokenpacker.images import ImageError, load_image, open_image
+from tokenpacker.images import MAX_PIXELS, ImageError, TooManyPixelsError, load_image, open_image
 from tokenpacker.serve.limits import Limits
 
 if TYPE_CHECKING:
@@ -85,8 +85,12 @@ def check_picture_file(content: bytes, limits: Limits) -> int:
         raise ImageError("the image is not a PNG, JPEG, WebP, GIF or TIFF file; convert it")
     if content.startswith(JPEG) and content.count(SCAN) > MAX_SCANS:
         raise ImageError(f"the image has more than {MAX_SCANS} scans; save it anew")
-    with open_image(content) as (_, image):  # not `image_size`, for which the pixels of some files are decoded
-        width, height = image.size
+    try:
+        with open_image(content) as (_, image):  # not `image_size`, for which the pixels of some files are decoded
+            width, height = image.size
+    except TooManyPixelsError:
+        most = min(limits.image_pixels, MAX_PIXELS)
+        raise ImageError(f"the image has more than the {most:,} pixels allowed; shrink it") from None
     if height * width > limits.image_pixels:
         raise ImageError(f"the image is {height}x{width}, more than the {limits.image_pixels:,} pixels; shrink it")
     return height * width

@@ -12,6 +12,7 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # gradio reads it when it is i
 
 import gradio as gr
 
+from tokenpacker.serve.picture_sources import PictureError
 from tokenpacker.ui.page_actions import MARK, PageActions
 from tokenpacker.ui.sessions import Budget, Session, restore
 from tokenpacker.ui.streaming import sentence
@@ -49,11 +50,11 @@ def _note(text: str) -> str:
     return f'<p class="note" role="alert">{escape(text)}</p>' if text else ""
 
 
-def _budgets(values: Any) -> list[Budget]:
-    """The budgets of one lane or two, from the values of the settings."""
-    scale, most, compare, other_scale, other_most = values
-    own = (int(scale) if scale else None, int(most))
-    return [own, (int(other_scale) if other_scale else None, int(other_most))] if compare else [own]
+def _whole(name: str, value: Any, least: int, most: int) -> int:
+    """A slider's value as a whole number. Raises PictureError for what the slider cannot have."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not least <= value <= most:
+        raise PictureError(f"the {name} must be a number from {least:,} to {most:,}; move its slider")
+    return round(value)
 
 
 class ChatPage:
@@ -144,6 +145,8 @@ class ChatPage:
             count = gr.HTML(self.actions.count(Session(), self._start), elem_classes="count")
             chat = gr.HTML(self.actions.chat(Session(), lane))
             cost = gr.HTML(elem_classes="count")
+        for slider in (scale, limit):  # `_budgets` checks their values; gradio would log a traceback for each refusal
+            vars(slider)["preprocess"] = lambda value: value
         return [scale, limit, count, chat, cost]
 
     def _connect(self) -> None:
@@ -179,6 +182,15 @@ class ChatPage:
 
     # Events
 
+    def _budgets(self, values: Any) -> list[Budget]:
+        """The budgets of one lane or two, from the values of the settings. Raises PictureError for what none can be."""
+        factors, (least, most) = self.actions.scale_factors, self.actions.budgets
+        lanes: list[Budget] = []
+        for factor, limit in (values[:2], values[3:]):
+            scale = _whole("scale factor", factor, min(factors), max(factors)) if factors else None
+            lanes.append((scale, _whole("token budget", limit, least, most)))
+        return lanes if values[2] else lanes[:1]
+
     def _view(self, session: Session, question: str, values: Any, note: str = "", new: bool = True) -> list[Any]:
         """Values of `shown`.
 
@@ -188,7 +200,7 @@ class ChatPage:
         counts: list[Any] = []
         stage: Any = gr.skip()
         try:
-            budgets = _budgets(values)
+            budgets = self._budgets(values)
             counts = [self.actions.count(session, budget) for budget in budgets]
             pictures: Any = {"pictures": [picture.preview for picture in session.pictures]} if new else {}
             stage = gr.HTML(self.actions.stage(session, budgets[0]), **pictures)
@@ -244,7 +256,7 @@ class ChatPage:
         try:
             place = [int(event._data[name]) for name in ("tile", "row", "col")]
             picture = session.pictures[session.shown]
-            return self.actions.explainer.explain(picture, _budgets(values)[0], *place), ""
+            return self.actions.explainer.explain(picture, self._budgets(values)[0], *place), ""
         except Exception as error:
             return CHOOSE, _note(sentence(error))
 
@@ -254,7 +266,7 @@ class ChatPage:
         asking, idle = ([gr.Button(visible=not busy), gr.Button(visible=busy)] for busy in (True, False))
         try:
             begun = False
-            for turn, growing in self.actions.ask(session, question, _budgets(values)):
+            for turn, growing in self.actions.ask(session, question, self._budgets(values)):
                 if not begun:
                     rest[1], rest[-1], begun = "", "", True
                 chats = [self.actions.chat(session, lane, [turn]) for lane in (0, 1)]
@@ -280,6 +292,10 @@ class ChatPage:
 
     def on_link(self, session: Session, question: str, *values: Any) -> gr.Textbox:
         """A link is wanted."""
+        try:
+            self._budgets(values)
+        except PictureError:  # forged; a link that restores it would fail
+            values = (*self._start, False, *self._start)
         return gr.Textbox(session.save([question, *values], self.actions.store), visible=True)
 
     def on_load(self, request: gr.Request) -> list[Any]:

@@ -27,8 +27,35 @@ from tokenpacker.ui.token_view import Explainer, data_address, draw_grid, plan
 
 MARK = "<mask>"
 MAX_TOKENS = 512  # of an answer
-MAX_REGIONS, MAX_POINTS = 32, 5000  # of a question; of a region
+MAX_REGIONS, MAX_POINTS = 32, 5000  # of a conversation; of a region
+MAX_PAINTED, MAX_LENGTH = 500_000_000, 5_000_000  # pixels of a stroke, overlaps included; length of a line
+MASK_SHARE = 4  # what masks of a conversation may cover, in pixels of its images
 EXAMPLES = {"test": (3, 11), "regions": (0, 2)}  # of the test scenes
+
+
+def _drawn(points: Any, width: Any, picture: Picture) -> tuple[list[tuple[float, float]], float]:
+    """Points and a brush's width as numbers that the image can have: points far outside move to a width from its edge.
+
+    Raises:
+        PictureError: for what is no number.
+    """
+    try:
+        places, width = [(float(x), float(y)) for x, y in points], float(width)
+    except (TypeError, ValueError, OverflowError):
+        places, width = [], math.nan
+    if not all(map(math.isfinite, (width, *(number for place in places for number in place)))):
+        raise PictureError("this region has no place in the image; draw another")
+    width = min(max(1.0, width), max(picture.width, picture.height))
+    right, bottom = picture.width + width, picture.height + width
+    return [(min(max(x, -width), right), min(max(y, -width), bottom)) for x, y in places], width
+
+
+def _check_effort(places: Sequence[tuple[float, float]], form: str, width: float) -> None:
+    """Raises PictureError for a region that takes seconds to draw."""
+    length = sum(map(math.dist, places, places[1:]))
+    painted = width * (length + width * len(places)) if form == "brush" else 0
+    if length > MAX_LENGTH or painted > MAX_PAINTED:
+        raise PictureError("this region is too long to be drawn; draw a shorter one, or a box")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,23 +147,33 @@ class PageActions:
         picture = session.pictures[session.shown]
         if not self.marking or form not in ("box", "polygon", "brush", "mask") or len(points) > MAX_POINTS:
             raise PictureError("this region cannot be used; draw a simpler one")
-        if len(session.regions) >= MAX_REGIONS:
-            raise PictureError(f"a question has at most {MAX_REGIONS} regions; clear some")
-        places = [(float(x), float(y)) for x, y in points]
-        if not all(map(math.isfinite, (number for place in places for number in place))):
-            raise PictureError("this region has no place in the image; draw another")
+        places, width = _drawn(points, width, picture)
+        _check_effort(places, form, width)
+        if form == "box" and len(places) != 2:
+            raise PictureError(f"a box has two corners, not {len(places)}; draw another")
+        self._check_room(session, form)
         key = ""
         if form == "mask":
             content = read_address(data, (), self.limits)
             check_picture_file(content, self.limits)
             key = self.store.put(content)
-        width = min(max(1.0, float(width)), max(picture.width, picture.height))
         region = Region(session.shown, form, places, width, key)  # type: ignore[arg-type]
         marked = mark_region(region.to_processor(picture, self.store), (picture.height, picture.width))
         if form == "mask":
             top, left, bottom, right = marked.bounds
             region.points = [(left, top), (right, bottom)]
         session.regions.append(region)
+
+    def _check_room(self, session: Session, form: str) -> None:
+        """Raises PictureError if a question would hold too many masks: each takes a byte for a pixel of its image."""
+        regions = [region for turn in session.turns for region in turn.regions] + session.regions
+        if len(regions) >= MAX_REGIONS:
+            raise PictureError(f"a conversation has at most {MAX_REGIONS} regions; clear those of this question")
+        images = [region.image for region in regions if region.form != "box"] + [session.shown]
+        covered = sum(session.pictures[image].width * session.pictures[image].height for image in images)
+        most = MASK_SHARE * self.limits.request_pixels
+        if form != "box" and covered > most:
+            raise PictureError(f"the drawn regions of a conversation cover at most {most:,} pixels; draw boxes")
 
     # What is shown
 

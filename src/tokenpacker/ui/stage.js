@@ -186,5 +186,6 @@ element.addEventListener("dragover", (event) => event.preventDefault());
 element.addEventListener("drop", (event) => { event.preventDefault(); add(event.dataTransfer.files); });
 document.addEventListener("paste", (event) => { if (element.isConnected) add(event.clipboardData.files); });
 element.classList.add("stage");
-watch(["value", "pictures"], draw);
+// names in quotes are events to gradio, which would send the address of their handler
+watch(Object.keys({ value: 0, pictures: 0 }), draw);
 draw();

@@ -78,4 +78,4 @@ def sentence(error: Exception) -> str:
     frames = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)]
     ours = isinstance(error, ValueError) and frames[-1:] and frames[-1].startswith("tokenpacker.")
     text = str(error if ours else refusal(error))
-    return text[:1].upper() + text[1:] + "."
+    return text[:1].upper() + text[1:] + ("" if text.endswith(".") else ".")
