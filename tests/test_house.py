@@ -17,9 +17,10 @@ LAYERS = (
     {"hf"},
     {"checkpoints", "plugins", "scenes", "visualize"},
     {"data"},
+    {"evaluate"},
     {"train"},
     {"carried"},
-    {"evaluate", "export", "serve", "speed"},
+    {"export", "serve", "speed"},
     {"batch", "compare", "ui"},
     {"cli", "demo"},
 )

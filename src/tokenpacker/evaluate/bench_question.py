@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -13,6 +13,19 @@ if TYPE_CHECKING:
     from PIL import Image
 
 
+@dataclass(frozen=True)
+class StoredImage:
+    """An encoded image in a table that is too large to hold in memory.
+
+    Args:
+        key: same for equal images of the table, such as the file and the row.
+        read: returns the encoded image; it is called from many threads.
+    """
+
+    key: str
+    read: Callable[[], bytes]
+
+
 @dataclass(frozen=True, kw_only=True)
 class BenchQuestion:
     """A question about images, with its references.
@@ -20,7 +33,7 @@ class BenchQuestion:
     Args:
         id: unique within the benchmark.
         text: the question as the data set has it, without options, hint and instructions.
-        images: files, or encoded images; they are opened by `open_images`.
+        images: files, encoded or stored images, or images in memory; they are opened by `open_images`.
         answers: all references; empty where only a server has them. An option's letter for multiple choice.
         extra: what the metric and the prompt need, by these names:
 
@@ -32,6 +45,7 @@ class BenchQuestion:
             - `ocr`: words read in the image (TextVQA).
             - `box`: (x1, y1, x2, y2) of the region asked about, in shares of the image's width and height.
             - `prompt`: the whole text that LLaVA's question file has, instruction included.
+            - `problem`: why the question cannot be asked, such as a missing image; it counts as wrong.
 
     Raises:
         ValueError: for an id or a text that is no string.
@@ -39,7 +53,7 @@ class BenchQuestion:
 
     id: str
     text: str
-    images: tuple[str | Path | bytes, ...] = ()
+    images: tuple[str | Path | bytes | StoredImage | Image.Image, ...] = ()
     answers: tuple[str, ...] = ()
     extra: Mapping[str, Any] = field(default_factory=dict)
 
@@ -64,11 +78,19 @@ class BenchQuestion:
 
         A bootstrap resamples these, and features are computed once for each.
         """
-        keys = [hashlib.sha256(image).hexdigest() if isinstance(image, bytes) else str(image) for image in self.images]
-        return "\n".join(keys) or f"question {self.id}"
+        return "\n".join(map(_image_key, self.images)) or f"question {self.id}"
 
     def open_images(self) -> list[Image.Image]:
         """Upright RGB images. Raises ImageError, a ValueError, for a file that is missing or is no image."""
         from tokenpacker.images import load_image
 
-        return [load_image(image) for image in self.images]
+        return [load_image(image.read() if isinstance(image, StoredImage) else image) for image in self.images]
+
+
+def _image_key(image: str | Path | bytes | StoredImage | Image.Image) -> str:
+    if isinstance(image, StoredImage):
+        return image.key
+    if isinstance(image, (str, Path)):
+        return str(image)
+    content = image if isinstance(image, bytes) else repr(image.size).encode() + image.tobytes()
+    return hashlib.sha256(content).hexdigest()
