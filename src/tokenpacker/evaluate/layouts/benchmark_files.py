@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import starmap
 from pathlib import Path
 from typing import Any
 
@@ -101,13 +102,14 @@ def json_entries(path: Path, key: str = "") -> Iterator[tuple[str, Any]]:
 
 def questions_of(rows: Iterator[tuple[str, Any]], read: Callable[[str, Any], BenchQuestion]) -> Questions:
     """The question of each row, or the error that reading it gave."""
-    for where, row in rows:
+
+    def read_one(where: str, row: Any) -> BenchQuestion | RecordError:
         try:
-            if isinstance(row, RecordError):
-                raise row
-            yield read(where, row)
+            return row if isinstance(row, RecordError) else read(where, row)
         except RecordError as error:
-            yield error
+            return error
+
+    return starmap(read_one, rows)
 
 
 def value(row: Any, key: str, where: str) -> Any:

@@ -169,7 +169,7 @@ def read_seed(files: BenchmarkFiles) -> Questions:
 
 
 def read_scienceqa(files: BenchmarkFiles) -> Questions:
-    """ScienceQA: a list of LLaVA conversations, and `problems.json`: {id: {"question", "choices", "answer", "hint"}}."""
+    """ScienceQA: a list of LLaVA conversations; `problems.json` is {id: {"question", "choices", "answer", "hint"}}."""
     source = _references(files)
     problems = dict(read_entries(source))
 
@@ -177,9 +177,7 @@ def read_scienceqa(files: BenchmarkFiles) -> Questions:
         id, turns = text(row, "id", where), value(row, "conversations", where)
         prompt = text(turns[0] if turns and isinstance(turns, list) else None, "value", where)
         images = (files.images / text(row, "image", where),) if row.get("image") else ()
-        question = BenchQuestion(
-            id=id, text="", images=images, extra={"prompt": prompt.replace("<image>", "").strip()}
-        )
+        question = BenchQuestion(id=id, text="", images=images, extra={"prompt": prompt.replace("<image>", "").strip()})
         problem = problems.get(id)
         if problem is None:
             return with_answers(question, None, source)
