@@ -18,8 +18,8 @@ PROTOCOLS = (
         template="{question}" + SHORT,
         max_new_tokens=128,
         split="test, scored by the server",
-        note="a final period is taken off before answers are submitted; the original's script shows an HD model only the"
-        " first tile of a page (docs/evaluation.md)",
+        note="a final period is taken off before answers are submitted; the original's script shows an HD model the"
+        " first tile of a page alone (docs/evaluation.md)",
         sources={
             "prompt": TOKENPACKER_DOCVQA,
             "max_new_tokens": TOKENPACKER_DOCVQA,
