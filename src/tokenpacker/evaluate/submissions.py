@@ -8,6 +8,7 @@ servers refuse files that leave questions out. Rows that were no questions, and 
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
@@ -67,8 +68,9 @@ def _write_vqav2(path: Path, pairs: Pairs) -> None:
     They are listed by LLaVA's file for test2015, where it lies beside the folder of the images.
     """
     given = {_number(question.id): normalize_m4c(answer) for question, answer in pairs}
-    folders = {image.parent.parent for question, _ in pairs for image in question.images if isinstance(image, Path)}
-    everything = [folder / ALL_OF_VQAV2 for folder in folders if (folder / ALL_OF_VQAV2).is_file()]
+    images = [image for question, _ in pairs for image in question.images if isinstance(image, (str, Path))]
+    folders = {os.path.dirname(os.path.dirname(image)) for image in images}
+    everything = [path for folder in folders if (path := Path(folder, ALL_OF_VQAV2)).is_file()]
     ids = [int(found[1]) for source in everything for found in _ROW_ID.finditer(source.read_bytes())]
     _write_json(path, [{"question_id": id, "answer": given.get(id, "")} for id in dict.fromkeys([*ids, *given])])
 

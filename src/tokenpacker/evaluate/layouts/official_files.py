@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import csv
+import os
 from collections.abc import Iterator, Mapping
 from itertools import takewhile
 from pathlib import Path
@@ -39,13 +40,12 @@ def read_vqav2(files: BenchmarkFiles) -> Questions:
     def read(where: str, row: Any) -> BenchQuestion:
         id = text(row, "question_id", where)
         image = text(row, "image_id", where).zfill(12)
-        path = files.images / f"COCO_{subtype}_{image}.jpg"
         entry = found.get(id)
         extra = {"category": entry.get("answer_type")} if entry else {"problem": f"{files.annotations} has no answers"}
         return BenchQuestion(
             id=id,
             text=text(row, "question", where),
-            images=(path,),
+            images=(files.image(f"COCO_{subtype}_{image}.jpg"),),
             answers=_people(entry, where) if entry else (),
             extra=extra,
         )
@@ -61,7 +61,7 @@ def read_vizwiz(files: BenchmarkFiles) -> Questions:
         return BenchQuestion(
             id=image,
             text=text(row, "question", where),
-            images=(files.images / image,),
+            images=(files.image(image),),
             answers=_people(row, where),
             extra={"category": row.get("answer_type")},
         )
@@ -84,7 +84,7 @@ def read_docvqa(files: BenchmarkFiles) -> Questions:
         return BenchQuestion(
             id=text(row, "questionId", where),
             text=text(row, "question", where),
-            images=(files.images / Path(text(row, "image", where)).name,),
+            images=(files.image(Path(text(row, "image", where)).name),),
             answers=texts(row, "answers", where) if row.get("answers") else (),
         )
 
@@ -102,7 +102,7 @@ def read_chartqa(files: BenchmarkFiles) -> Questions:
             return BenchQuestion(
                 id=f"{part}-{where.rsplit(' ', 1)[-1]}",
                 text=text(row, "query", where),
-                images=(files.images / text(row, "imgname", where),),
+                images=(files.image(text(row, "imgname", where)),),
                 answers=(text(row, "label", where),),
                 extra={"category": part},
             )
@@ -117,7 +117,7 @@ def read_ocrbench(files: BenchmarkFiles) -> Questions:
         return BenchQuestion(
             id=where.rsplit(" ", 1)[-1],
             text=text(row, "question", where),
-            images=(files.images / text(row, "image_path", where),),
+            images=(files.image(text(row, "image_path", where)),),
             answers=texts(row, "answers", where),
             extra={"category": text(row, "type", where)},
         )
@@ -197,8 +197,8 @@ def _ref_questions(where: str, ref: Any, content: CocoFile, images: Path, boxes:
         raise RecordError(where, f"its bbox is {corners!r}; [x, y, width, height] is due")
     left, top, width, height = corners
     box = (left / size[1], top / size[0], (left + width) / size[1], (top + height) / size[0])
-    paths = [images / name for name in names]
-    picture = next((path for path in paths if path.is_file()), paths[0])
+    paths = [str(images / name) for name in names]
+    picture = next(filter(os.path.isfile, paths), paths[0])
     if not boxes:
         yield BenchQuestion(id=id, text="", images=(picture,), answers=tuple(sentences), extra={"box": box})
         return
