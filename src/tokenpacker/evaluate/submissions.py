@@ -69,9 +69,9 @@ def _write_vqav2(path: Path, pairs: Pairs) -> None:
     """
     given = {_number(question.id): normalize_m4c(answer) for question, answer in pairs}
     images = [image for question, _ in pairs for image in question.images if isinstance(image, (str, Path))]
-    folders = {os.path.dirname(os.path.dirname(image)) for image in images}
-    everything = [path for folder in folders if (path := Path(folder, ALL_OF_VQAV2)).is_file()]
-    ids = [int(found[1]) for source in everything for found in _ROW_ID.finditer(source.read_bytes())]
+    sources = {Path(os.path.dirname(os.path.dirname(image)), ALL_OF_VQAV2) for image in images}
+    lists = [source.read_bytes() for source in sources if source.is_file()]
+    ids = [int(found[1]) for rows in lists for found in _ROW_ID.finditer(rows)]
     _write_json(path, [{"question_id": id, "answer": given.get(id, "")} for id in dict.fromkeys([*ids, *given])])
 
 
