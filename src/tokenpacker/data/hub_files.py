@@ -77,7 +77,7 @@ def find_files(repository: str, patterns: Sequence[str], folder: Path, revision:
     from huggingface_hub import HfApi, constants
 
     page = f"{constants.ENDPOINT}/datasets/{repository}"
-    remedy = f"download {', '.join(patterns)} from {page} by hand, on any machine, and put them below {folder} likewise"
+    remedy = f"download {', '.join(patterns)} from {page} on any machine, and put them into {folder}, paths as there"
     if problem := hub_problem():
         raise ValueError(f"data set {repository} cannot be fetched ({problem}); {remedy}")
     held = read_record(folder)

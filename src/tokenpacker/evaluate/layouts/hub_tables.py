@@ -190,7 +190,8 @@ class _Reader:
     def _question(self, row: Row) -> tuple[BenchQuestion, Problem | None]:
         """Raises ValueError or another error of Python for a malformed row."""
         table = self.table
-        problem, images = None, ()
+        problem: str | None = None
+        images: tuple[StoredImage, ...] = ()
         try:
             images = tuple(self._stored(row))
             if table.boxes:
