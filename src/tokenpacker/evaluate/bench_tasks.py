@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+import random
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -71,7 +72,8 @@ def find_bench(
         loaded = load_own(own)
         chosen = find_protocol(OWN, protocol or ("letter" if any(each.options for each in loaded.questions) else None))
         return _checked(own.stem, chosen, find_metric(metric or chosen.metric), loaded, str(own.resolve()))
-    if name in benchmarks():
+    listed = [benchmark for benchmark in benchmarks() if benchmark != OWN]
+    if name in listed:
         chosen = find_protocol(name, protocol)
         _refuse_metric(name, metric, chosen.metric)
         if data is None:
@@ -85,7 +87,7 @@ def find_bench(
     from tokenpacker.evaluate import tasks
 
     if name not in tasks.TASKS:
-        known = [*tasks.TASKS, *benchmarks()]
+        known = [*tasks.TASKS, *listed]
         raise ValueError(
             f"task {name!r} is unknown; use a file that ends in {OWN_SUFFIX}, or some of: {', '.join(known)}"
             f"{did_you_mean(name, known)}"
@@ -97,6 +99,17 @@ def find_bench(
     _refuse_metric(name, metric, chosen.metric)
     loaded = Loaded(questions=tuple(_questions(tasks.TASKS[name])), source=tasks.TASKS[name].description)
     return _checked(name, chosen, find_metric(chosen.metric), loaded, None)
+
+
+def draw(count: int, limit: int | None, seed: int) -> Sequence[int]:
+    """Indices of `limit` of `count` questions, drawn at random and sorted; all of them without a limit.
+
+    Raises ValueError when the limit is below 1.
+    """
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit={limit} must be at least 1; leave it out to ask every question")
+    whole = range(count)
+    return whole if limit is None or limit >= count else sorted(random.Random(seed).sample(whole, limit))
 
 
 def _refuse_metric(name: str, metric: str | None, own: str) -> None:
@@ -137,7 +150,7 @@ def _checked(name: str, protocol: Protocol, metric: Metric, loaded: Loaded, data
     for question in loaded.questions:
         if protocol.benchmark == "refcoco":
             question = _with_box(question)
-        if "problem" not in question.extra:
+        if not question.is_broken:
             try:
                 prompt = check_text(protocol.prompt(question), f"the prompt of question {question.id!r}")
                 if IMAGE_MARK in prompt:
@@ -148,7 +161,7 @@ def _checked(name: str, protocol: Protocol, metric: Metric, loaded: Loaded, data
                 problems.append(Problem("malformed row", question.id, str(error)))
                 question = replace(question, extra={**question.extra, "problem": str(error)})
         kept.append(question)
-    if all("problem" in question.extra for question in kept):
+    if all(question.is_broken for question in kept):
         reason = f", such as {problems[0].where}: {problems[0].text}" if problems else ""
         raise ValueError(f"none of the {len(kept):,} questions of {name} can be asked{reason}")
     loaded = replace(loaded, questions=tuple(kept), problems=tuple(problems))

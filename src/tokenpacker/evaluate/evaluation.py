@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import time
 from collections import defaultdict
 from collections.abc import Sequence
@@ -11,6 +10,7 @@ from dataclasses import replace
 from transformers import PreTrainedModel, ProcessorMixin
 
 from tokenpacker.evaluate.asker import Asker, ImageGroup, Reply
+from tokenpacker.evaluate.bench_tasks import draw
 from tokenpacker.evaluate.score import Answer, Score, TaskResult
 from tokenpacker.evaluate.tasks import Task, find_task
 from tokenpacker.progress import Progress
@@ -142,14 +142,3 @@ def draw_questions(samples: list[Sample], limit: int | None, seed: int) -> list[
         replace(samples[index], questions=tuple(samples[index].questions[place] for place in kept))
         for index, kept in drawn.items()
     ]
-
-
-def draw(count: int, limit: int | None, seed: int) -> Sequence[int]:
-    """Indices of `limit` of `count` questions, drawn at random and sorted; all of them without a limit.
-
-    Raises ValueError when the limit is below 1.
-    """
-    if limit is not None and limit < 1:
-        raise ValueError(f"limit={limit} must be at least 1; leave it out to ask every question")
-    whole = range(count)
-    return whole if limit is None or limit >= count else sorted(random.Random(seed).sample(whole, limit))

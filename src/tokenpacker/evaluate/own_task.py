@@ -18,6 +18,7 @@ from typing import Any
 
 from tokenpacker.evaluate.bench_question import BenchQuestion
 from tokenpacker.evaluate.layouts.loading import Loaded, Problem, broken_question, gather
+from tokenpacker.text import check_text
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
@@ -68,7 +69,7 @@ def _question(row: dict[str, Any], folder: Path, number: int) -> BenchQuestion:
     extra: dict[str, Any] = {name: _text(row[name], name) for name in ("category", "hint") if row.get(name) is not None}
     if options:
         extra["options"] = options
-        answers = [_letter(answer, options) for answer in answers]
+        answers = [form for answer in answers for form in _letter_and_text(answer, options)]
     return BenchQuestion(
         id=str(number) if row.get("id") is None else _text(row["id"], "id"),
         text=_text(row.get("question"), "question"),
@@ -92,14 +93,15 @@ def _text(value: Any, name: str) -> str:
         return str(value)
     if not isinstance(value, str) or not value.strip():
         raise ValueError(f"{name} is {json.dumps(value)[:80]}; give a text that is not blank")
-    return value
+    return check_text(value, name)
 
 
-def _letter(answer: str, options: list[str]) -> str:
-    """The letter of an option that the answer names by letter or text."""
-    letters = ascii_uppercase[: len(options)]
-    if answer.strip().upper() in list(letters):
-        return answer.strip().upper()
-    if answer not in options:
-        raise ValueError(f"the answer {answer[:80]!r} is none of the {len(options)} options; give a letter or their text")
-    return letters[options.index(answer)]
+def _letter_and_text(answer: str, options: list[str]) -> tuple[str, str]:
+    """Of the option that the answer names by either."""
+    letters = list(ascii_uppercase[: len(options)])
+    letter = answer.strip().upper()
+    if answer in options:
+        letter = letters[options.index(answer)]
+    elif letter not in letters:
+        raise ValueError(f"the answer {answer[:80]!r} is none of the {len(options)} options; give a letter or the text")
+    return letter, options[letters.index(letter)]

@@ -63,7 +63,7 @@ def gather(
         if question.id in taken:
             name = f"{question.id} ({uses[question.id]})"
             found.append(Problem("duplicate id", question.id, f"the id occurs before; it is counted as {name!r}"))
-            question = replace(question, id=name)
+            question = replace(question, id=name, extra={**question.extra, "repeated": True})
         taken.add(question.id)
         lost = [str(image) for image in question.images if isinstance(image, (str, Path)) and not Path(image).is_file()]
         if lost:
