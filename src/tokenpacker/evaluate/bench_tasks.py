@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from tokenpacker.evaluate.bench_question import BenchQuestion, StoredImage
 from tokenpacker.evaluate.layouts.loading import Loaded, Problem
@@ -43,6 +43,28 @@ class Bench:
     is_scored: bool
 
 
+def kind_of(name: str) -> Literal["own", "benchmark", "ours"]:
+    """What a task's name stands for: an own file, a benchmark, or a task of `TASKS`.
+
+    Raises:
+        ValueError: for an unknown name; the message lists the valid ones.
+    """
+    listed = [benchmark for benchmark in benchmarks() if benchmark != OWN]
+    if name.endswith(OWN_SUFFIX):
+        return "own"
+    if name in listed:
+        return "benchmark"
+    from tokenpacker.evaluate.tasks import TASKS
+
+    if name in TASKS:
+        return "ours"
+    known = [*TASKS, *listed]
+    raise ValueError(
+        f"task {name!r} is unknown; use a file that ends in {OWN_SUFFIX}, or some of: {', '.join(known)}"
+        f"{did_you_mean(name, known)}"
+    )
+
+
 def find_bench(
     name: str,
     *,
@@ -72,8 +94,7 @@ def find_bench(
         loaded = load_own(own)
         chosen = find_protocol(OWN, protocol or ("letter" if any(each.options for each in loaded.questions) else None))
         return _checked(own.stem, chosen, find_metric(metric or chosen.metric), loaded, str(own.resolve()))
-    listed = [benchmark for benchmark in benchmarks() if benchmark != OWN]
-    if name in listed:
+    if kind_of(name) == "benchmark":
         chosen = find_protocol(name, protocol)
         _refuse_metric(name, metric, chosen.metric)
         if data is None:
@@ -86,12 +107,6 @@ def find_bench(
         return _checked(name, chosen, found, loaded, str(place))
     from tokenpacker.evaluate import tasks
 
-    if name not in tasks.TASKS:
-        known = [*tasks.TASKS, *listed]
-        raise ValueError(
-            f"task {name!r} is unknown; use a file that ends in {OWN_SUFFIX}, or some of: {', '.join(known)}"
-            f"{did_you_mean(name, known)}"
-        )
     for option, value, other in (("data", data, None), ("protocol", protocol, "plain"), ("split", split, "")):
         if value not in (None, other):
             raise ValueError(f"{option}={str(value)!r} was given for task {name}, which has none; leave it out")

@@ -64,13 +64,15 @@ def evaluate(
         refuse(others, "has no effect with --compare; leave it out")
         _compare(*compare, out, as_json)
         return
+    from tokenpacker.evaluate.bench_tasks import kind_of
+
     chosen, plans = names(TASKS if tasks is None else tasks), _plans(scale_factor, max_image_tokens)
     if not chosen:
         raise ValueError("--tasks names no task; write for example --tasks easy-vqa,fine-print")
     named = {"--data": data, "--protocol": protocol, "--metric": metric, "--split": split, "--overwrite": overwrite}
     loading = {"verbose": verbose, "device": device, "dtype": dtype}
     drawing: dict[str, Any] = {"limit": limit, "seed": seed}
-    if out is None and not _has_benchmarks(chosen):
+    if out is None and all(kind_of(name) == "ours" for name in chosen):
         refuse({**named, "--skip-broken": skip_broken}, "is for benchmarks, FILE.jsonl or --out; leave it out")
         _ask_tasks(chosen, plans, model, loading, as_json, {**drawing, "batch_size": batch_size})
         return
@@ -91,13 +93,6 @@ def _plans(scale_factor: str | None, max_image_tokens: str | None) -> list[Plan]
         one = factors[0] if factors else None
         return [Plan(scale_factor=one, max_image_tokens=budget) for budget in budgets or [None]]
     return [Plan(scale_factor=factor) for factor in factors] + [Plan(max_image_tokens=budget) for budget in budgets]
-
-
-def _has_benchmarks(chosen: tuple[str, ...]) -> bool:
-    from tokenpacker.evaluate.bench_tasks import OWN_SUFFIX
-    from tokenpacker.evaluate.protocols import benchmarks
-
-    return any(name.endswith(OWN_SUFFIX) or name in benchmarks() for name in chosen)
 
 
 def _check_plans(model: str | None, plans: list[Plan]) -> None:
@@ -156,11 +151,10 @@ def _find_benches(
     skip_broken: bool,
 ) -> list[Bench]:
     """The tasks with their questions; what is wrong with these is printed."""
-    from tokenpacker.evaluate.bench_tasks import OWN_SUFFIX, find_bench
-    from tokenpacker.evaluate.protocols import benchmarks
+    from tokenpacker.evaluate.bench_tasks import OWN_SUFFIX, find_bench, kind_of
 
-    own = {name for name in chosen if name.endswith(OWN_SUFFIX)}
-    listed = {name for name in chosen if name in benchmarks()}
+    own = {name for name in chosen if kind_of(name) == "own"}
+    listed = {name for name in chosen if kind_of(name) == "benchmark"}
     if not own:
         refuse({"--metric": metric}, "is for FILE.jsonl; a benchmark has its own metric, so leave it out")
     if not listed:
