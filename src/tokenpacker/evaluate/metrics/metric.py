@@ -79,7 +79,11 @@ class Metric:
             raise ValueError("several questions have the same id; give each question an id of its own")
         texts = [answers.get(question.id) for question in questions]
         return [
-            Row(question, text if isinstance(text, str) else None, 0.0 if question.is_broken else self.score(text, question))
+            Row(
+                question,
+                text if isinstance(text, str) else None,
+                0.0 if question.is_broken else self.score(text, question),
+            )
             for question, text in zip(questions, texts, strict=True)
         ]
 

@@ -197,8 +197,8 @@ def _draw_label(
     for anchor, across, down in (("ls", 1, -1), ("rs", -1, -1), ("lt", 1, 1), ("rt", -1, 1), ("lm", 1, 0)):
         place = x + across * reach, y + down * reach * (0.4 if down else 0)
         left, top, right, bottom = draw.textbbox(place, entry.plan, font, anchor)
-        is_inside = axes.left <= left and right <= WIDTH - SIDE and TOP - 8 <= top and bottom <= HEIGHT - BOTTOM
-        if is_inside and not any(l < right and left < r and t < bottom and top < b for l, t, r, b in taken):
+        is_inside = axes.left <= left and right <= WIDTH - SIDE and top >= TOP - 8 and bottom <= HEIGHT - BOTTOM
+        if is_inside and not any(a < right and left < c and b < bottom and top < d for a, b, c, d in taken):
             draw.text(place, entry.plan, colors.ink, font, anchor, stroke_width=3, stroke_fill=colors.paper)
             taken.append((left, top, right, bottom))
             return

@@ -128,7 +128,7 @@ def compare_results(first: Path, second: Path) -> Comparison:
 
 
 def write_comparison(first: Path, second: Path, path: Path) -> Path:
-    """Writes the page that compares two folders of results; returns its path. Raises ValueError as `compare_results`."""
+    """Writes the page that compares two folders, and returns its path. Raises ValueError as `compare_results`."""
     return compare_results(first, second).write(path)
 
 
@@ -235,7 +235,10 @@ def _examples(change: Change, pictures: Pictures) -> tuple[list[Example], list[E
         [
             pictures.example(
                 id,
-                [Reply(f"{run}, {plan}", rows[id]) for run, plan, rows in zip("AB", change.plans, change.answers, strict=True)],
+                [
+                    Reply(f"{run}, {plan}", rows[id])
+                    for run, plan, rows in zip("AB", change.plans, change.answers, strict=True)
+                ],
                 change.asked.questions[id],
                 change.asked.missing,
             )
