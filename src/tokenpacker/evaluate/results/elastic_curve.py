@@ -194,7 +194,7 @@ def _draw_label(
     """Writes the plan's name beside its mark where there is room; the table has it anyway."""
     x, y = axes.place(entry)
     reach = MARK + GAP / 2
-    for anchor, across, down in (("ls", 1, -1), ("rs", -1, -1), ("lt", 1, 1), ("rt", -1, 1), ("lm", 1, 0)):
+    for anchor, across, down in (("rs", -1, -1), ("lt", 1, 1), ("ls", 1, -1), ("rt", -1, 1), ("lm", 1, 0)):
         place = x + across * reach, y + down * reach * (0.4 if down else 0)
         left, top, right, bottom = draw.textbbox(place, entry.plan, font, anchor)
         is_inside = axes.left <= left and right <= WIDTH - SIDE and top >= TOP - 8 and bottom <= HEIGHT - BOTTOM
@@ -210,7 +210,7 @@ def _with_room(low: float, high: float, least: float) -> tuple[float, float]:
     return (low + high) / 2 - reach, (low + high) / 2 + reach
 
 
-def _ticks(low: float, high: float, count: int = 5) -> list[float]:
+def _ticks(low: float, high: float, count: int = 6) -> list[float]:
     """At most about `count` round values between the limits."""
     unit = 10.0 ** math.floor(math.log10((high - low) / count))
     step = next(unit * digit for digit in (1, 2, 5, 10) if unit * digit * count >= high - low)

@@ -21,6 +21,7 @@ from tokenpacker.evaluate.results.page_parts import (
 )
 from tokenpacker.evaluate.results.results_folder import AskedTask, ResultEntry, ResultsFolder, TaskEntry, ask_again
 
+PAGE_EXAMPLES = 60  # of all tasks and plans
 Answers = tuple[dict[str, AnswerRow], dict[str, AnswerRow]]
 """By id, of both runs."""
 _SAME = ("protocol", "data", "split", "source")  # of a task, or the numbers may differ for another reason
@@ -90,11 +91,12 @@ class Comparison:
     def write(self, path: Path) -> Path:
         """Writes the page, with the questions that changed and their pictures; returns its path."""
         pictures = Pictures(parts=len(self.changes))
+        share = max(1, min(MAX_EXAMPLES, PAGE_EXAMPLES // len(self.changes)) // 2)
         return write_page(
             path,
             "comparison.html.jinja",
             runs=[("A", self.first), ("B", self.second)],
-            changes=[(change, *_examples(change, pictures)) for change in self.changes],
+            changes=[(change, *_examples(change, pictures, share)) for change in self.changes],
             notes=self.notes,
         )
 
@@ -228,8 +230,8 @@ def _same_question(first: BenchQuestion | None, second: BenchQuestion | None) ->
     return (first.text, first.answers, first.options) == (second.text, second.answers, second.options)
 
 
-def _examples(change: Change, pictures: Pictures) -> tuple[list[Example], list[Example]]:
-    """Gained and lost questions with their pictures, half of the page's examples each."""
+def _examples(change: Change, pictures: Pictures, count: int) -> tuple[list[Example], list[Example]]:
+    """Gained and lost questions with their pictures, so many of each."""
     pictures.begin_task()
     gained, lost = (
         [
@@ -242,7 +244,7 @@ def _examples(change: Change, pictures: Pictures) -> tuple[list[Example], list[E
                 change.asked.questions[id],
                 change.asked.missing,
             )
-            for id in one_of_each_image(ids, change.asked.questions)[: MAX_EXAMPLES // 2]
+            for id in one_of_each_image(ids, change.asked.questions)[:count]
         ]
         for ids in (change.gained, change.lost)
     )
