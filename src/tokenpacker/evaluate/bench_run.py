@@ -1,10 +1,10 @@
 """Runs tasks at several token budgets, into a folder of results that a later run goes on with.
 
-    run.json                 what was run: settings, data, and what is wrong with the data
-    answers/TASK/PLAN.jsonl  an `AnswerRow` a line, in the order in which they were answered
-    results.json             the numbers of each task and plan
-    report.html              the same as a page, with examples
-    submissions/             files for servers that score
+run.json                 what was run: settings, data, and what is wrong with the data
+answers/TASK/PLAN.jsonl  an `AnswerRow` a line, in the order in which they were answered
+results.json             the numbers of each task and plan
+report.html              the same as a page, with examples
+submissions/             files for servers that score
 """
 
 from __future__ import annotations
