@@ -1,10 +1,11 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
-from tokenpacker.evaluate import Task
+from tokenpacker.evaluate import Task, bench_tasks
 from tokenpacker.evaluate.asker import Asker
 from tokenpacker.scenes import Question, Sample
 
@@ -97,6 +98,13 @@ def test_ctrl_c_before_the_first_answer_says_that_nothing_is_kept(run, tiny_mode
     result = run("evaluate", "--tasks", "small", "--model", tiny_model_dir)
     assert (result.exit_code, result.stdout) == (130, "")
     assert result.stderr == "stopped; call it again to ask all, or with --limit N to ask fewer\n"
+
+
+@pytest.fixture(autouse=True)
+def short_answers(monkeypatch):
+    """This model would never end an answer."""
+    found = bench_tasks.find_protocol
+    monkeypatch.setattr(bench_tasks, "find_protocol", lambda *names: replace(found(*names), max_new_tokens=3))
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
@@ -38,6 +39,7 @@ ROWS = [
 # Ends itself as `kill -9` does, in the middle of the second batch, and leaves a row that is not whole.
 KILLED = """
 import os, signal, sys
+from dataclasses import replace
 from pathlib import Path
 from tokenpacker.evaluate import asker
 from tokenpacker.evaluate.answer_rows import Plan
@@ -57,7 +59,9 @@ def dying(self, lines):
 WholeLines.append = dying
 load = lambda: [part.from_pretrained(model) for part in (TokenPackerForConditionalGeneration, TokenPackerProcessor)]
 settings = RunSettings(model="toy", fingerprint="abc")
-run_benches([find_bench(source)], [Plan()], Path(out), load, settings, batch_size=2, progress=False)
+bench = find_bench(source)
+bench = replace(bench, protocol=replace(bench.protocol, max_new_tokens=5))
+run_benches([bench], [Plan()], Path(out), load, settings, batch_size=2, progress=False)
 """
 
 
@@ -76,7 +80,7 @@ def run(talkative_model, tiny_processor, tmp_path):
 
     def call(*benches: Bench, out="out", plans=OWN, batch_size=64, overwrite=False, **settings):
         return run_benches(
-            benches,
+            [short(bench) for bench in benches],
             plans,
             tmp_path / out,
             lambda: (talkative_model, tiny_processor),
@@ -84,7 +88,6 @@ def run(talkative_model, tiny_processor, tmp_path):
             batch_size=batch_size,
             overwrite=overwrite,
             progress=False,
-
         )
 
     return call
@@ -118,6 +121,11 @@ def stopped_after(monkeypatch):
         monkeypatch.setattr(Asker, "answer", stopping)
 
     return stop_after
+
+
+def short(bench: Bench) -> Bench:
+    """The task with short answers; this model would never end one."""
+    return replace(bench, protocol=replace(bench.protocol, max_new_tokens=5))
 
 
 def bench_of(*questions: BenchQuestion, metric: str = "exact", scored: bool = True, asked: Protocol = SHORT) -> Bench:
@@ -216,7 +224,7 @@ def test_a_killed_run_goes_on_and_answers_each_question_once(own_file, tiny_mode
     ]
     outcomes = [
         run_benches(
-            [find_bench(str(source))],
+            [short(find_bench(str(source)))],
             [Plan()],
             tmp_path / out,
             lambda: parts,
@@ -383,7 +391,7 @@ def test_the_score_so_far_stands_in_the_progress(
     monkeypatch.setattr(progress, "FIRST_LINE_SECONDS", 0)
     parts = talkative_model, tiny_processor
     bench = find_bench(str(own_file(*ROWS)))
-    run_benches([bench], [Plan()], tmp_path / "out", lambda: parts, RunSettings(**SETTINGS), batch_size=1)
+    run_benches([short(bench)], [Plan()], tmp_path / "out", lambda: parts, RunSettings(**SETTINGS), batch_size=1)
     first = capsys.readouterr().err.splitlines()[0]
     assert first.startswith("mine own: 1 of 6 (")
     assert first.endswith("; accuracy 0.0")

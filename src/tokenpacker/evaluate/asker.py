@@ -149,12 +149,7 @@ class Asker:
 
         The images of each group must have equally many tokens.
         """
-        opened: list[_Opened | ImageError] = []
-        for group in groups:
-            try:
-                opened.append(self._open(group))
-            except ImageError as error:
-                opened.append(error)
+        opened = [self._try_to_open(group) for group in groups]
         ready = [each for each in opened if isinstance(each, _Opened)]
         replies = iter(self._replies(self._together(ready), max_new_tokens) if ready else ())
         return [
@@ -186,6 +181,12 @@ class Asker:
             images=[pictures] if pictures else None, text=[plain], return_tensors="pt", **self.options
         )
         return _Opened(group, [self.layout(size) for size in sizes], sizes, dict(inputs))
+
+    def _try_to_open(self, group: ImageGroup) -> _Opened | ImageError:
+        try:
+            return self._open(group)
+        except ImageError as error:
+            return error
 
     def _together(self, opened: Sequence[_Opened]) -> PreparedGroups:
         num_images, image_tokens = len(opened[0].layouts), sum(layout.num_tokens for layout in opened[0].layouts)
