@@ -16,13 +16,13 @@ from tokenpacker import progress
 from tokenpacker.evaluate import asker
 from tokenpacker.evaluate.answer_rows import Plan
 from tokenpacker.evaluate.asker import Asker
+from tokenpacker.evaluate.bench_folder import RunFolder, RunSettings
 from tokenpacker.evaluate.bench_question import BenchQuestion, StoredImage
 from tokenpacker.evaluate.bench_run import run_benches, summary
 from tokenpacker.evaluate.bench_tasks import Bench, find_bench
 from tokenpacker.evaluate.layouts.loading import Loaded
 from tokenpacker.evaluate.metrics import find_metric
 from tokenpacker.evaluate.protocols import Protocol, protocol
-from tokenpacker.evaluate.run_folder import RunFolder, RunSettings
 
 OWN = (Plan(),)
 PLANS = [Plan(), Plan(scale_factor=4), Plan(max_image_tokens=60)]
@@ -45,7 +45,7 @@ from tokenpacker.evaluate import asker
 from tokenpacker.evaluate.answer_rows import Plan
 from tokenpacker.evaluate.bench_run import run_benches
 from tokenpacker.evaluate.bench_tasks import find_bench
-from tokenpacker.evaluate.run_folder import RunSettings
+from tokenpacker.evaluate.bench_folder import RunSettings
 from tokenpacker.hf import TokenPackerForConditionalGeneration, TokenPackerProcessor
 from tokenpacker.whole_lines import WholeLines
 source, model, out = sys.argv[1:]

@@ -30,6 +30,7 @@ from tokenpacker.sequence import ImageLayout
 
 MAX_BATCH_TOKENS = 32_768  # of prompts and answers at once: 16 GiB of keys and values in a 7B model of 16 bits
 TEXT_STEP = 256  # characters; texts of about the same length are answered together
+CHARACTERS = 4  # of a token, about
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,9 +129,8 @@ class Asker:
             key = (len(group.images), tokens, longest)
             waiting[key].append(group)
             questions = sum(len(member.texts) for member in waiting[key])
-            room = MAX_BATCH_TOKENS // (
-                tokens + (longest + 1) * TEXT_STEP // 4 + max_new_tokens
-            )  # 4 characters a token
+            text_tokens = (longest + 1) * TEXT_STEP // CHARACTERS
+            room = MAX_BATCH_TOKENS // (tokens + text_tokens + max_new_tokens)
             if questions >= min(batch_size, room):
                 yield waiting.pop(key)
         yield from waiting.values()
