@@ -8,10 +8,10 @@ from pathlib import Path
 from lmms_tasks import few_signs
 from tokenpacker.evaluate import tasks
 from tokenpacker.evaluate.answer_rows import Plan
+from tokenpacker.evaluate.bench_folder import RunSettings
 from tokenpacker.evaluate.bench_run import run_benches
 from tokenpacker.evaluate.bench_tasks import Bench, find_bench
 from tokenpacker.evaluate.evaluation import draw_questions
-from tokenpacker.evaluate.run_folder import RunSettings
 from tokenpacker.scenes import Sample
 
 NUMBER = 200

@@ -1,10 +1,11 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
-from tokenpacker.evaluate import Task
+from tokenpacker.evaluate import Task, bench_tasks
 from tokenpacker.evaluate.asker import Asker
 from tokenpacker.scenes import Question, Sample
 
@@ -99,6 +100,13 @@ def test_ctrl_c_before_the_first_answer_says_that_nothing_is_kept(run, tiny_mode
     assert result.stderr == "stopped; call it again to ask all, or with --limit N to ask fewer\n"
 
 
+@pytest.fixture(autouse=True)
+def short_answers(monkeypatch):
+    """This model would never end an answer."""
+    found = bench_tasks.find_protocol
+    monkeypatch.setattr(bench_tasks, "find_protocol", lambda *names: replace(found(*names), max_new_tokens=3))
+
+
 @pytest.fixture
 def mine(tmp_path, image_of):
     """Own questions about two images, one of which is missing."""
@@ -111,7 +119,9 @@ def mine(tmp_path, image_of):
 def test_own_questions_are_scored_and_their_problems_told(run, mine, tiny_model_dir):
     result = run("evaluate", "--tasks", mine, "--model", tiny_model_dir, "--metric", "contains")
     assert result.exit_code == 0, result.output
-    assert result.stdout.startswith("mine own: accuracy 0.0 (95 % interval 0.0 to 0.0), 3 questions, 1 of them not asked")
+    assert result.stdout.startswith(
+        "mine own: accuracy 0.0 (95 % interval 0.0 to 0.0), 3 questions, 1 of them not asked"
+    )
     first, second = result.stderr.splitlines()[:2]
     assert first == "mine: 1 problems (1 missing image), kept in the score; --skip-broken leaves them out"
     assert second.startswith("  3: the image ")
@@ -147,7 +157,9 @@ def test_ctrl_c_with_a_folder_goes_on_with_the_same_command(run, mine, tiny_mode
     for more, text in ((("--out", tmp_path / "out"), "the same command goes on"), ((), "with --out FOLDER, the same")):
         result = run(*arguments, *more)
         assert result.exit_code == 130
-        assert result.stdout.startswith("mine own: accuracy 0.0 (95 % interval 0.0 to 0.0), 1 of 3 questions, 1 of them")
+        assert result.stdout.startswith(
+            "mine own: accuracy 0.0 (95 % interval 0.0 to 0.0), 1 of 3 questions, 1 of them"
+        )
         assert result.stderr.splitlines()[-1].startswith(f"stopped; {text}")
 
 
@@ -159,7 +171,10 @@ def test_ctrl_c_with_a_folder_goes_on_with_the_same_command(run, mine, tiny_mode
         (("--tasks", "pope", "--data", "x", "--metric", "exact"), "--metric is for FILE.jsonl; a benchmark has its"),
         (("--tasks", "pope"), "task pope needs its files; give --data DIR"),
         (("--tasks", "pope", "--data", "x.jsonl"), "--data x.jsonl is a file; give the folder"),
-        (("--tasks", "popee", "--data", "x"), "task 'popee' is unknown; use a file that ends in .jsonl, or some of: small"),
+        (
+            ("--tasks", "popee", "--data", "x"),
+            "task 'popee' is unknown; use a file that ends in .jsonl, or some of: small",
+        ),
         (("--tasks", "x.jsonl"), "the task x.jsonl is not there"),
         (("--tasks", "pope", "--data", "x", "--overwrite"), "--overwrite needs --out"),
         (("--tasks", "small", "--scale-factor", "2,x"), "--scale-factor '2,x' must be whole numbers"),

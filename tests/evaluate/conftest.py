@@ -24,7 +24,7 @@ def talkative_model(tiny_model):
 
 @pytest.fixture
 def own_file(tmp_path, image_of) -> Callable[..., Path]:
-    """Writes own questions, beside images `one.png` of one tile, `three.png` and `seven.png`: `own_file({...}, ...)`."""
+    """Writes own questions, beside `one.png` of one tile, `three.png` and `seven.png`: `own_file({...}, ...)`."""
     for name, size in (("one", (32, 32)), ("three", (32, 64)), ("seven", (64, 96))):
         image_of(*size, seed=size[1]).save(tmp_path / f"{name}.png")
 

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
@@ -15,14 +16,15 @@ from tokenpacker import progress
 from tokenpacker.evaluate import asker
 from tokenpacker.evaluate.answer_rows import Plan
 from tokenpacker.evaluate.asker import Asker
+from tokenpacker.evaluate.bench_folder import RunFolder, RunSettings
 from tokenpacker.evaluate.bench_question import BenchQuestion, StoredImage
 from tokenpacker.evaluate.bench_run import run_benches, summary
 from tokenpacker.evaluate.bench_tasks import Bench, find_bench
 from tokenpacker.evaluate.layouts.loading import Loaded
 from tokenpacker.evaluate.metrics import find_metric
 from tokenpacker.evaluate.protocols import Protocol, protocol
-from tokenpacker.evaluate.run_folder import RunFolder, RunSettings
 
+OWN = (Plan(),)
 PLANS = [Plan(), Plan(scale_factor=4), Plan(max_image_tokens=60)]
 SETTINGS = {"model": "toy", "fingerprint": "abc"}
 SHORT = Protocol(benchmark="own", name="plain", metric="exact", template="{question}", max_new_tokens=5, sources={})
@@ -37,12 +39,13 @@ ROWS = [
 # Ends itself as `kill -9` does, in the middle of the second batch, and leaves a row that is not whole.
 KILLED = """
 import os, signal, sys
+from dataclasses import replace
 from pathlib import Path
 from tokenpacker.evaluate import asker
 from tokenpacker.evaluate.answer_rows import Plan
 from tokenpacker.evaluate.bench_run import run_benches
 from tokenpacker.evaluate.bench_tasks import find_bench
-from tokenpacker.evaluate.run_folder import RunSettings
+from tokenpacker.evaluate.bench_folder import RunSettings
 from tokenpacker.hf import TokenPackerForConditionalGeneration, TokenPackerProcessor
 from tokenpacker.whole_lines import WholeLines
 source, model, out = sys.argv[1:]
@@ -56,7 +59,9 @@ def dying(self, lines):
 WholeLines.append = dying
 load = lambda: [part.from_pretrained(model) for part in (TokenPackerForConditionalGeneration, TokenPackerProcessor)]
 settings = RunSettings(model="toy", fingerprint="abc")
-run_benches([find_bench(source)], [Plan()], Path(out), load, settings, batch_size=2, progress=False)
+bench = find_bench(source)
+bench = replace(bench, protocol=replace(bench.protocol, max_new_tokens=5))
+run_benches([bench], [Plan()], Path(out), load, settings, batch_size=2, progress=False)
 """
 
 
@@ -73,9 +78,9 @@ def no_page(monkeypatch):
 def run(talkative_model, tiny_processor, tmp_path):
     """Runs tasks: `run(bench, ..., plans=[...], limit=3)`; the outcome."""
 
-    def call(*benches: Bench, out="out", plans=(Plan(),), batch_size=64, overwrite=False, on_result=print, **settings):
+    def call(*benches: Bench, out="out", plans=OWN, batch_size=64, overwrite=False, **settings):
         return run_benches(
-            benches,
+            [short(bench) for bench in benches],
             plans,
             tmp_path / out,
             lambda: (talkative_model, tiny_processor),
@@ -83,7 +88,6 @@ def run(talkative_model, tiny_processor, tmp_path):
             batch_size=batch_size,
             overwrite=overwrite,
             progress=False,
-            on_result=on_result,
         )
 
     return call
@@ -117,6 +121,11 @@ def stopped_after(monkeypatch):
         monkeypatch.setattr(Asker, "answer", stopping)
 
     return stop_after
+
+
+def short(bench: Bench) -> Bench:
+    """The task with short answers; this model would never end one."""
+    return replace(bench, protocol=replace(bench.protocol, max_new_tokens=5))
 
 
 def bench_of(*questions: BenchQuestion, metric: str = "exact", scored: bool = True, asked: Protocol = SHORT) -> Bench:
@@ -210,10 +219,12 @@ def test_a_killed_run_goes_on_and_answers_each_question_once(own_file, tiny_mode
     before = path.read_bytes()[: len(whole) + 1]
     from tokenpacker.hf import TokenPackerForConditionalGeneration, TokenPackerProcessor
 
-    parts = [part.from_pretrained(tiny_model_dir) for part in (TokenPackerForConditionalGeneration, TokenPackerProcessor)]
+    parts = [
+        part.from_pretrained(tiny_model_dir) for part in (TokenPackerForConditionalGeneration, TokenPackerProcessor)
+    ]
     outcomes = [
         run_benches(
-            [find_bench(str(source))],
+            [short(find_bench(str(source)))],
             [Plan()],
             tmp_path / out,
             lambda: parts,
@@ -230,11 +241,12 @@ def test_a_killed_run_goes_on_and_answers_each_question_once(own_file, tiny_mode
     assert (first["questions"], first["answered"], first["problems"]) == (7, 6, 1)
 
 
-def test_ctrl_c_leaves_the_score_of_a_part_and_the_next_call_goes_on(run, own_file, stopped_after, monkeypatch, rows_of):
+def test_ctrl_c_leaves_the_score_of_a_part_and_the_next_call_goes_on(
+    run, own_file, stopped_after, monkeypatch, rows_of
+):
     bench = find_bench(str(own_file(*ROWS)))
-    with monkeypatch.context():
-        stopped_after(2)
-        part = run(bench, batch_size=1)
+    stopped_after(2)
+    part = run(bench, batch_size=1)
     assert part.stopped
     assert 0 < part.results[0]["answered"] < len(ROWS)
     assert f"{part.results[0]['answered']} of {len(ROWS)} questions" in summary(part.results[0])
@@ -289,7 +301,13 @@ def test_another_folder_a_damaged_one_and_a_second_writer_are_refused(run, own_f
         run(bench, plans=[Plan(scale_factor=2)] * 2, out="twice")
 
 
-BROKEN = ["{", {**ROWS[0], "id": "a"}, {**ROWS[0], "id": "a"}, {**ROWS[0], "image": "gone.png"}, {**ROWS[0], "image": "bad.png"}]  # fmt: skip
+BROKEN = [
+    "{",
+    {**ROWS[0], "id": "a"},
+    {**ROWS[0], "id": "a"},
+    {**ROWS[0], "image": "gone.png"},
+    {**ROWS[0], "image": "bad.png"},
+]
 
 
 @pytest.mark.parametrize(("skip", "counted"), [(False, 5), (True, 1)])
@@ -301,7 +319,9 @@ def test_what_cannot_be_asked_stays_in_the_denominator_unless_it_is_left_out(
     seen = []
     aggregate = type(bench.metric).aggregate
     monkeypatch.setattr(
-        type(bench.metric), "aggregate", lambda self, rows, weights=None: seen.append(rows) or aggregate(self, rows, weights)
+        type(bench.metric),
+        "aggregate",
+        lambda self, rows, weights=None: seen.append(rows) or aggregate(self, rows, weights),
     )
     (result,) = run(bench, skip_broken=skip).results
     rows = rows_of()
@@ -311,7 +331,9 @@ def test_what_cannot_be_asked_stays_in_the_denominator_unless_it_is_left_out(
     assert result["problems"] == sum(row["problem"] is not None for row in rows.values()) == (1 if skip else 3)
     assert len(rows) == result["questions"] == (2 if skip else 5)
     assert len(max(seen, key=len)) == counted
-    kinds = [problem["kind"] for problem in json.loads((tmp_path / "out" / "run.json").read_text())["tasks"][0]["problems"]]
+    kinds = [
+        problem["kind"] for problem in json.loads((tmp_path / "out" / "run.json").read_text())["tasks"][0]["problems"]
+    ]
     assert kinds == ["malformed row", "duplicate id", "missing image"]
 
 
@@ -341,7 +363,9 @@ def test_regions_are_asked_about_in_one_piece_and_refused_by_a_model_without(reg
     boxes = [(0, 0, 12, 12), (4, 8, 30, 28)]
     image = image_of(32, 40)
     asked = [
-        BenchQuestion(id=str(n), text=text, images=(image,), answers=("x",), extra={"regions": [boxes[i] for i in marked]})
+        BenchQuestion(
+            id=str(n), text=text, images=(image,), answers=("x",), extra={"regions": [boxes[i] for i in marked]}
+        )
         for n, (text, marked) in enumerate([("what is <mask>?", [1]), ("<mask> or <mask>?", [0, 1]), ("<mask>?", [0])])
     ]
     with pytest.raises(ValueError, match="task 'made' asks about masks"):
@@ -361,11 +385,13 @@ def test_regions_are_asked_about_in_one_piece_and_refused_by_a_model_without(reg
         assert row["answer"] == processor.tokenizer.decode(output, skip_special_tokens=True).strip()
 
 
-def test_the_score_so_far_stands_in_the_progress(own_file, talkative_model, tiny_processor, tmp_path, monkeypatch, capsys):
+def test_the_score_so_far_stands_in_the_progress(
+    own_file, talkative_model, tiny_processor, tmp_path, monkeypatch, capsys
+):
     monkeypatch.setattr(progress, "FIRST_LINE_SECONDS", 0)
     parts = talkative_model, tiny_processor
     bench = find_bench(str(own_file(*ROWS)))
-    run_benches([bench], [Plan()], tmp_path / "out", lambda: parts, RunSettings(**SETTINGS), batch_size=1)
+    run_benches([short(bench)], [Plan()], tmp_path / "out", lambda: parts, RunSettings(**SETTINGS), batch_size=1)
     first = capsys.readouterr().err.splitlines()[0]
     assert first.startswith("mine own: 1 of 6 (")
     assert first.endswith("; accuracy 0.0")

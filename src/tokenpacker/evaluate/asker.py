@@ -30,6 +30,7 @@ from tokenpacker.sequence import ImageLayout
 
 MAX_BATCH_TOKENS = 32_768  # of prompts and answers at once: 16 GiB of keys and values in a 7B model of 16 bits
 TEXT_STEP = 256  # characters; texts of about the same length are answered together
+CHARACTERS = 4  # of a token, about
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,9 +129,8 @@ class Asker:
             key = (len(group.images), tokens, longest)
             waiting[key].append(group)
             questions = sum(len(member.texts) for member in waiting[key])
-            room = MAX_BATCH_TOKENS // (
-                tokens + (longest + 1) * TEXT_STEP // 4 + max_new_tokens
-            )  # 4 characters a token
+            text_tokens = (longest + 1) * TEXT_STEP // CHARACTERS
+            room = MAX_BATCH_TOKENS // (tokens + text_tokens + max_new_tokens)
             if questions >= min(batch_size, room):
                 yield waiting.pop(key)
         yield from waiting.values()
@@ -149,12 +149,7 @@ class Asker:
 
         The images of each group must have equally many tokens.
         """
-        opened: list[_Opened | ImageError] = []
-        for group in groups:
-            try:
-                opened.append(self._open(group))
-            except ImageError as error:
-                opened.append(error)
+        opened = [self._try_to_open(group) for group in groups]
         ready = [each for each in opened if isinstance(each, _Opened)]
         replies = iter(self._replies(self._together(ready), max_new_tokens) if ready else ())
         return [
@@ -186,6 +181,12 @@ class Asker:
             images=[pictures] if pictures else None, text=[plain], return_tensors="pt", **self.options
         )
         return _Opened(group, [self.layout(size) for size in sizes], sizes, dict(inputs))
+
+    def _try_to_open(self, group: ImageGroup) -> _Opened | ImageError:
+        try:
+            return self._open(group)
+        except ImageError as error:
+            return error
 
     def _together(self, opened: Sequence[_Opened]) -> PreparedGroups:
         num_images, image_tokens = len(opened[0].layouts), sum(layout.num_tokens for layout in opened[0].layouts)

@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tokenpacker.evaluate.answer_rows import AnswerRow, Plan
+from tokenpacker.evaluate.bench_folder import RunFolder, RunSettings, kept_rows
 from tokenpacker.evaluate.bench_question import BenchQuestion
 from tokenpacker.evaluate.bench_tasks import Bench
 from tokenpacker.evaluate.metrics import Row
-from tokenpacker.evaluate.run_folder import RunFolder, RunSettings, kept_rows
 from tokenpacker.progress import Progress
 from tokenpacker.whole_lines import WholeLines
 

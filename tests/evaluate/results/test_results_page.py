@@ -33,8 +33,8 @@ def one_plan(path, questions, said, name="signs", **content) -> MadeUpRun:
 
 @pytest.mark.parametrize("window", [PHONE, DESKTOP], ids=["phone", "desktop"])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_the_page_can_be_read_on_every_screen(elastic, open_page, window, scheme):
-    page = open_page(write_report(elastic), window, color_scheme=scheme)
+def test_the_page_can_be_read_on_every_screen(report, open_page, window, scheme):
+    page = open_page(report, window, color_scheme=scheme)
     assert_fits(page)
     for summary in page.locator("summary").all():
         summary.click()
@@ -47,8 +47,8 @@ def test_the_page_can_be_read_on_every_screen(elastic, open_page, window, scheme
     assert drawn == (dark if scheme == "dark" else light)
 
 
-def test_the_page_holds_everything_and_loads_nothing(elastic):
-    page = write_report(elastic).read_text(encoding="utf-8")
+def test_the_page_holds_everything_and_loads_nothing(report):
+    page = report.read_text(encoding="utf-8")
     reader = PageReader(page)
     assert reader.open_tags == []
     assert not {"script", "link", "iframe"} & set(reader.tags)
@@ -56,26 +56,25 @@ def test_the_page_holds_everything_and_loads_nothing(elastic):
     assert "http" not in re.sub(r"data:image/[^\"]*", "", page)
 
 
-def test_each_plan_has_its_score_interval_and_counts(elastic):
-    text = text_of(write_report(elastic).read_text(encoding="utf-8"))
+def test_each_plan_has_its_score_interval_and_counts(report):
+    text = text_of(report.read_text(encoding="utf-8"))
     assert "s2 scale factor 2 400.0 95.0" in text  # 1 of 20 wrong
     assert "s4 scale factor 4 90.0 70.0" in text
     assert "max120 at most 120 tokens an image 120.0 75.0" in text
     assert "accuracy/number 100.0 90.0 90.0 80.0 70.0" in text  # by split, most tokens first
-    lines = curve_table(ResultsFolder(elastic)).splitlines()
+    lines = curve_table(ResultsFolder(report.parent)).splitlines()
     assert lines[2].startswith("| signs, accuracy | scale factor 2 | 400.0 | 95.0 | ")
-    assert (elastic / "curve.md").read_text() == "\n".join(lines) + "\n"
+    assert (report.parent / "curve.md").read_text() == "\n".join(lines) + "\n"
 
 
-def test_the_curve_is_also_a_picture(elastic):
-    write_report(elastic)
-    picture = Image.open(elastic / "curve.png")
+def test_the_curve_is_also_a_picture(report):
+    picture = Image.open(report.parent / "curve.png")
     assert picture.size == (2880, 800)  # a panel for each task
     assert len(picture.convert("RGB").getcolors(1 << 24)) > 10
 
 
-def test_the_examples_are_what_fewer_tokens_lose(elastic):
-    page = write_report(elastic).read_text(encoding="utf-8")
+def test_the_examples_are_what_fewer_tokens_lose(report):
+    page = report.read_text(encoding="utf-8")
     assert "Right with s2, lost with s4" in page
     first = page.split("<article")[1:6]  # sign-0 is wrong with both
     assert [re.search(r"on sign (\d+)", card)[1] for card in first] == ["1", "2", "3", "4", "5"]
@@ -98,8 +97,8 @@ def test_one_plan_shows_its_worst_answers_once_for_each_image(tmp_path, signs, r
     assert "0.50" in page.split("<article")[4]
 
 
-def test_a_published_score_beyond_the_interval_names_the_choices(elastic):
-    text = text_of(write_report(elastic).read_text(encoding="utf-8"))
+def test_a_published_score_beyond_the_interval_names_the_choices(report):
+    text = text_of(report.read_text(encoding="utf-8"))
     assert "multi-level arXiv 2407.02392, ablation, 7B 144 57.2 85.0 (s3, 150.0) +27.8 *" in text
     assert "TokenPacker-HD arXiv 2407.02392, ablation, 7B 954 64.0 95.0 (s2, 400.0) +31.0 *" in text
     assert "words of an OCR system are in the prompt" in text
@@ -140,8 +139,7 @@ def test_hostile_texts_are_shown_as_they_are(tmp_path, read_data, image_of, open
     assert_fits(open_page(page, PHONE))
 
 
-def test_data_that_are_gone_are_named_in_place_of_pictures(elastic, read_data, monkeypatch):
-    monkeypatch.undo()
+def test_data_that_are_gone_are_named_in_place_of_pictures(elastic):
     page = write_report(elastic).read_text(encoding="utf-8")
     assert "data:image/jpeg" not in page
     assert "No pictures: the data cannot be read" in page

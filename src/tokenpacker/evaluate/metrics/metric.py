@@ -70,7 +70,7 @@ class Metric:
         return float(self.rule(answer, question)) if is_text(answer) else 0.0
 
     def rows(self, questions: Sequence[BenchQuestion], answers: Mapping[str, object]) -> list[Row]:
-        """A row for each question, in order. One whose id `answers` lacks has the answer None; it and broken ones score 0.
+        """A row for each question, in order. One whose id `answers` lacks has the answer None and the score 0.
 
         Raises:
             ValueError: as `check`, and for ids that belong to several questions.
