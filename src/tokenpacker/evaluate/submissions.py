@@ -84,9 +84,7 @@ def _write_vizwiz(path: Path, pairs: Pairs) -> None:
 
 
 def _write_docvqa(path: Path, pairs: Pairs) -> None:
-    _write_json(
-        path, [{"questionId": _number(question.id), "answer": answer.rstrip(".")} for question, answer in pairs]
-    )
+    _write_json(path, [{"questionId": _number(question.id), "answer": answer.rstrip(".")} for question, answer in pairs])
 
 
 def _write_mmvet(path: Path, pairs: Pairs) -> None:

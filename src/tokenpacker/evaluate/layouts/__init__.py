@@ -35,7 +35,5 @@ def load_benchmark(name: str, data: Path | Literal["hub"], *, split: str | None 
         wanted = f"{name}, split {split}," if split else name
         llava = [f"LLaVA's {' or '.join(expected_files(name, folder, split))}"] if expected_files(name, folder) else []
         places = " or ".join([*llava, f"lmms-eval's Parquet files below {folder / name}"])
-        raise ValueError(
-            f"{folder} has no files of {wanted}; put {places}, or run: tokenpacker data get {name} --to {folder}"
-        )
+        raise ValueError(f"{folder} has no files of {wanted}; put {places}, or run: tokenpacker data get {name} --to {folder}")
     return loaded

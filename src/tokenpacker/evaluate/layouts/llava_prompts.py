@@ -177,7 +177,9 @@ def read_scienceqa(files: BenchmarkFiles) -> Questions:
         id, turns = text(row, "id", where), value(row, "conversations", where)
         prompt = text(turns[0] if turns and isinstance(turns, list) else None, "value", where)
         images = (files.images / text(row, "image", where),) if row.get("image") else ()
-        question = BenchQuestion(id=id, text="", images=images, extra={"prompt": prompt.replace("<image>", "").strip()})
+        question = BenchQuestion(
+            id=id, text="", images=images, extra={"prompt": prompt.replace("<image>", "").strip()}
+        )
         problem = problems.get(id)
         if problem is None:
             return with_answers(question, None, source)

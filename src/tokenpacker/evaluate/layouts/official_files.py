@@ -32,9 +32,7 @@ COLUMNS = "ABCDEFGH"  # of MMBench's options
 def read_vqav2(files: BenchmarkFiles) -> Questions:
     """VQA v2: `questions` and `annotations`, the second with the answers of ten people and the answer's type."""
     assert files.annotations is not None
-    found = {
-        text(entry, "question_id", where): entry for where, entry in json_entries(files.annotations, "annotations")
-    }
+    found = {text(entry, "question_id", where): entry for where, entry in json_entries(files.annotations, "annotations")}
     subtype = files.questions.stem.rsplit("_", 2)[-2]  # v2_OpenEnded_mscoco_val2014_questions
 
     def read(where: str, row: Any) -> BenchQuestion:
@@ -191,9 +189,7 @@ def _ref_questions(where: str, ref: Any, content: CocoFile, images: Path, boxes:
     size, names = (size_of(image), file_names(image)) if image else (None, ())
     found = [one for one in content.image_annotations(image_id) if str(one.get("id")) == text(ref, "ann_id", where)]
     if not (size and all(size) and names and found):
-        raise RecordError(
-            where, f"image_id={image_id} with ann_id={ref.get('ann_id')} is not whole in COCO's annotations"
-        )
+        raise RecordError(where, f"image_id={image_id} with ann_id={ref.get('ann_id')} is not whole in COCO's annotations")
     corners = found[0].get("bbox")
     if not isinstance(corners, list) or len(corners) != 4 or not all(isinstance(n, (int, float)) for n in corners):
         raise RecordError(where, f"its bbox is {corners!r}; [x, y, width, height] is due")
