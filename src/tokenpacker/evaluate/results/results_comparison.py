@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tokenpacker.evaluate.answer_rows import AnswerRow
 from tokenpacker.evaluate.bench_question import BenchQuestion
@@ -62,6 +63,11 @@ class Change:
         first, second = self.plans
         return f"{self.task}, {first}" if first == second else f"{self.task}, {first} against {second}"
 
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-ready dict."""
+        names = ("task", "plans", "headline", "numbers", "difference", "interval", "shared", "gained", "lost", "notes")
+        return {("interval_95" if name == "interval" else name): getattr(self, name) for name in names}
+
     def line(self) -> str:
         """The change as a line of text."""
         verdict = "within noise" if self.is_noise else "more than noise"
@@ -87,6 +93,15 @@ class Comparison:
         for change in self.changes:
             lines += [change.line(), *(f"  note: {note}" for note in change.notes)]
         return lines + [f"note: {note}" for note in self.notes]
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-ready dict."""
+        return {
+            "a": {"folder": str(self.first.path), "model": self.first.run.model},
+            "b": {"folder": str(self.second.path), "model": self.second.run.model},
+            "changes": [change.to_dict() for change in self.changes],
+            "notes": list(self.notes),
+        }
 
     def write(self, path: Path) -> Path:
         """Writes the page, with the questions that changed and their pictures; returns its path."""
@@ -127,11 +142,6 @@ def compare_results(first: Path, second: Path) -> Comparison:
     if not changes:
         raise ValueError(f"{first} and {second} have nothing to compare: {'; '.join(notes) or 'they have no results'}")
     return Comparison(one, other, changes, notes)
-
-
-def write_comparison(first: Path, second: Path, path: Path) -> Path:
-    """Writes the page that compares two folders, and returns its path. Raises ValueError as `compare_results`."""
-    return compare_results(first, second).write(path)
 
 
 def _compare_task(
