@@ -239,7 +239,7 @@ def _compare(first: Path, second: Path, out: Path | None, as_json: bool) -> None
         raise ValueError(f"--out {out} must end in .html with --compare, which writes a page")
     comparison = compare_results(first, second)
     if as_json:
-        print_json({"lines": comparison.lines()})
+        print_json(comparison.to_dict())
     else:
         typer.echo("\n".join(comparison.lines()))
     if out is not None:
