@@ -55,6 +55,15 @@ class FakeHub:
             siblings.append(entry)
         return {"id": self.repository, "sha": revision, "cardData": self.card, "tags": [], "siblings": siblings}
 
+    def tree(self) -> list[dict[str, Any]]:
+        entries = []
+        for entry in self.info(self.revision)["siblings"]:
+            found = {"type": "file", "path": entry["rfilename"], "size": entry["size"], "oid": entry["blobId"]}
+            if "lfs" in entry:
+                found["lfs"] = {"oid": entry["lfs"]["sha256"], "size": entry["size"], "pointerSize": 134}
+            entries.append(found)
+        return entries
+
     @contextmanager
     def serve(self) -> Iterator[FakeHub]:
         """Runs the server within the context; `address` is its endpoint."""
@@ -77,7 +86,8 @@ class FakeHub:
                     elif revision not in (REVISION, OLDER):
                         self.fail(404, "RevisionNotFound")
                     else:
-                        self.send(json.dumps(hub.info(revision)).encode(), body)
+                        content = hub.tree() if parts[4:5] == ["tree"] else hub.info(revision)
+                        self.send(json.dumps(content).encode(), body)
                 elif "resolve" in parts:
                     self.file("/".join(parts[5:]), parts[4], body)
                 else:
@@ -120,7 +130,7 @@ class FakeHub:
         server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         server.daemon_threads = True
         self.address = f"http://127.0.0.1:{server.server_address[1]}"
-        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
         thread.start()
         try:
             yield self

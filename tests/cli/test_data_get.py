@@ -186,8 +186,8 @@ def test_without_a_network_it_says_how_to_do_it_by_hand(one_line_error, tmp_path
     with endpoint(monkeypatch, "http://127.0.0.1:9"):
         message = one_line_error(*get("--to", tmp_path))
     assert "refused" in message
-    assert f"put them below {tmp_path / 'POPE'}" in message
-    assert "download data/test-*.parquet from http://127.0.0.1:9/datasets/lmms-lab-encoder/POPE by hand" in message
+    assert f"put them into {tmp_path / 'POPE'}" in message
+    assert "download data/test-*.parquet from http://127.0.0.1:9/datasets/lmms-lab-encoder/POPE on any" in message
 
 
 def test_the_list_names_all_data_sets(run, run_json):

@@ -7,9 +7,12 @@ from tokenpacker.evaluate.layouts.llava import FOLDERS, LAYOUTS
 from tokenpacker.evaluate.metrics import METRICS
 from tokenpacker.evaluate.protocols import benchmarks, protocol, protocol_names
 from tokenpacker.evaluate.published import HEADLINES, published
+from tokenpacker.evaluate.results.elastic_curve import curve_table
+from tokenpacker.evaluate.results.results_folder import ResultsFolder
 from tokenpacker.evaluate.submissions import SUBMISSIONS
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "evaluation.md"
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+PAGE = DOCS / "evaluation.md"
 TEXT = PAGE.read_text(encoding="utf-8")
 OURS = ("token-packer", "TokenPacker-HD-7b-9patch-144token")
 
@@ -62,3 +65,9 @@ def test_the_example_prints_what_the_page_shows():
     failed, tried = doctest.testfile(str(PAGE), module_relative=False)
     assert tried >= 6
     assert failed == 0
+
+
+def test_the_elastic_curve_is_that_of_the_results():
+    assert f"<!-- curve:begin -->\n{curve_table(ResultsFolder(DOCS / 'evaluation'))}<!-- curve:end -->" in TEXT
+    assert "](evaluation/curve.png)" in TEXT
+    assert (DOCS / "evaluation" / "curve.png").is_file()

@@ -86,6 +86,7 @@ def sheet(path):
     with zipfile.ZipFile(path) as book:
         strings = re.findall(r"<t[^>]*>([^<]*)</t>", book.read("xl/sharedStrings.xml").decode())
         content = book.read("xl/worksheets/sheet1.xml").decode()
+    assert "hyperlink" not in content
     rows = []
     for row in re.findall(r"<row [^>]*>(.*?)</row>", content):
         cells = {}

@@ -77,12 +77,12 @@ def find_files(repository: str, patterns: Sequence[str], folder: Path, revision:
     from huggingface_hub import HfApi, constants
 
     page = f"{constants.ENDPOINT}/datasets/{repository}"
-    remedy = f"download {', '.join(patterns)} from {page} by hand, on any machine, and put them below {folder} likewise"
+    remedy = f"download {', '.join(patterns)} from {page} on any machine, and put them into {folder}, paths as there"
     if problem := hub_problem():
         raise ValueError(f"data set {repository} cannot be fetched ({problem}); {remedy}")
     held = read_record(folder)
     pinned = held["revision"] if held.get("repository") == repository else None
-    with _hub_errors(repository, remedy):
+    with hub_errors(repository, remedy):
         info = HfApi().dataset_info(repository, revision=revision or pinned, files_metadata=True)
     siblings = {file.rfilename: file for file in info.siblings or ()}
     for pattern in patterns:
@@ -116,7 +116,7 @@ def get_files(found: HubFiles, folder: Path) -> None:
     _write_record(found, folder)
     wrong = list(found.files)
     for _ in range(ATTEMPTS):
-        with _shown("download", found, folder), _hub_errors(found.repository, "complete files are kept: call it again"):
+        with _shown("download", found, folder), hub_errors(found.repository, "complete files are kept: call it again"):
             _fetch(found, folder)
         wrong = _differing(wrong, folder)
         for file in wrong:
@@ -213,7 +213,7 @@ def _shown(title: str, found: HubFiles, folder: Path) -> Iterator[None]:
         finally:
             done.set()
             thread.join()
-            progress.update(_size_here(found, folder))
+        progress.update(_size_here(found, folder))
 
 
 def megabytes(size: int) -> str:
@@ -245,8 +245,12 @@ def _is_intact(file: HubFile, path: Path) -> bool:
 
 
 @contextmanager
-def _hub_errors(repository: str, remedy: str) -> Iterator[None]:
-    """Within the context, the hub's and the network's errors become ValueErrors of one line."""
+def hub_errors(repository: str, remedy: str, known: str | None = None) -> Iterator[None]:
+    """Within the context, the hub's and the network's errors become ValueErrors of one line.
+
+    Args:
+        known: why the hub cannot be reached, if that is known.
+    """
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
     try:
@@ -260,7 +264,7 @@ def _hub_errors(repository: str, remedy: str) -> Iterator[None]:
     except Exception as error:  # of several network libraries
         if isinstance(error, OSError) and error.errno is not None:
             raise  # of this machine, such as a full disk
-        problem = " ".join(str(error).split())[:200] or type(error).__name__
+        problem = known or " ".join(str(error).split())[:200] or type(error).__name__
     else:
         return
     raise ValueError(f"data set {repository} cannot be fetched ({problem}); {remedy}")

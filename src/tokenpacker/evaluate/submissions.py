@@ -121,7 +121,7 @@ def _write_mmbench(path: Path, pairs: Pairs) -> None:
     for question, answer in pairs:
         options = [*question.options, *[None] * (len(letters) - len(question.options))]
         answers = [next(iter(question.answers), None)] if has_answers else []
-        row = [_number(question.id), question.text, *options, answer or None, *answers, question.extra.get("split")]
+        row = [_number(question.id), question.text, *options, answer, *answers, question.extra.get("split")]
         rows.append(row)
     with xlsxwriter.Workbook(str(path), {"strings_to_formulas": False, "strings_to_urls": False}) as book:
         sheet = book.add_worksheet("Sheet1")

@@ -28,6 +28,7 @@ def lines(*rows):
         ('{"question_id": null, "image": "a.jpg", "text": "x"}', "'question_id' is missing"),
         ('{"question_id": true, "image": "a.jpg", "text": "x"}', "'question_id' is a bool"),
         ('{"question_id": 2, "image": {}, "text": "x"}', "'image' is a dict"),
+        ('{"question_id": 2, "image": "a.jpg", "text": "\\ud800"}', "'text' has half a character"),
         ("[" * 100_000, "no usable JSON"),
     ],
 )

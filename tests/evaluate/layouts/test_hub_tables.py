@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import io
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 import pytest
 from PIL import Image as Picture
 
+from fake_hub import REVISION, FakeHub, endpoint
 from tokenpacker.evaluate.bench_question import StoredImage
 from tokenpacker.evaluate.layouts import hub_tables
 from tokenpacker.evaluate.layouts.hub_tables import load_hub, load_table
@@ -27,7 +29,6 @@ def picture(color: str) -> dict[str, object]:
 
 RED, BLUE = picture("red"), picture("blue")
 PERSONS = 10
-REVISION = "a" * 40
 
 
 def write(folder, place: str, rows: list[dict], images: tuple[str, ...] = ("image",)):
@@ -272,7 +273,7 @@ def cache(tmp_path_factory, monkeypatch):
 def write_case(benchmark: str, folder):
     """Writes a benchmark's files below `folder` as a copy of the repository, and returns this copy."""
     table = TABLES[benchmark]
-    split, _ = table.part(None)
+    split = table.find_split(None)
     copy = folder / table.repository.partition("/")[2]
     for place, rows in CASES[benchmark][0].items():
         images = [name for name in table.images if name in rows[0]]
@@ -282,20 +283,17 @@ def write_case(benchmark: str, folder):
 
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
-    """`load_dataset` of hub ids, from the files of `write_case` in this folder."""
-    load = datasets.load_dataset
+    """Makes a hub that serves the files below a folder as a benchmark's repository: `with hub("pope", folder)`."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
 
-    def load_dataset(repository, config=None, *, split, **options):
-        if repository == "parquet":
-            return load(repository, split=split, **options)
-        files = f"{tmp_path}/{repository.partition('/')[2]}/{config or 'data'}/{split}-*.parquet"
-        loaded = load("parquet", data_files={split: files}, split=split)
-        loaded.info.download_checksums = {f"hf://datasets/{repository}@{REVISION}/{split}.parquet": {}}
-        return loaded
+    @contextmanager
+    def served(benchmark, copy):
+        files = {path.relative_to(copy).as_posix(): path.read_bytes() for path in copy.rglob("*.parquet")}
+        hub = FakeHub(TABLES[benchmark].repository, files, tuple(files))
+        with hub.serve(), endpoint(monkeypatch, hub.address):
+            yield hub
 
-    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    monkeypatch.setattr(hub_tables, "hub_problem", lambda: None)
-    return tmp_path
+    return served
 
 
 def described(questions):
@@ -308,13 +306,15 @@ def test_every_data_set_has_a_case():
 
 
 @pytest.mark.parametrize("benchmark", CASES)
-def test_a_data_set_gives_the_known_score_from_a_folder_and_from_the_hub(hub, benchmark):
-    copy = write_case(benchmark, hub)
+def test_a_data_set_gives_the_known_score_from_a_folder_and_from_the_hub(hub, tmp_path, benchmark):
+    copy = write_case(benchmark, tmp_path)
     _, given, expected = CASES[benchmark]
-    loaded, from_hub = load_table(benchmark, hub), load_hub(benchmark)
+    loaded = load_table(benchmark, tmp_path)
+    with hub(benchmark, copy):
+        from_hub = load_hub(benchmark)
     assert described(loaded.questions) == described(from_hub.questions)
     assert loaded.problems == from_hub.problems == ()
-    assert (loaded.source, loaded.split) == (str(copy), TABLES[benchmark].part(None)[0])
+    assert (loaded.source, loaded.split) == (str(copy), TABLES[benchmark].find_split(None))
     assert from_hub.source == f"{TABLES[benchmark].repository}@{REVISION}"
     for question in loaded.questions:
         assert all(isinstance(image, StoredImage) for image in question.images)
@@ -385,6 +385,11 @@ def test_the_answers_of_a_split_may_be_hidden(tmp_path):
     assert question.answers == ()
 
 
+def test_val_and_validation_mean_the_same(tmp_path):
+    write_case("textvqa", tmp_path)
+    assert load_table("textvqa", tmp_path, "val").split == "validation"
+
+
 def test_another_split_may_be_another_configuration(tmp_path):
     write(tmp_path, "POPE/Full/random-00000-of-00001.parquet", [pope(1, "random", "yes")])
     assert load_table("pope", tmp_path, "random").split == "random"
@@ -453,6 +458,21 @@ def test_an_image_that_another_configuration_lacks_is_missing(tmp_path):
     ]
 
 
+def test_a_region_with_an_empty_text_is_malformed_and_the_others_are_not(tmp_path):
+    rows = [region("1", ["a man", "", "a hat"]), region("2", [])]
+    write(tmp_path, "RefCOCO/data/val-00000-of-00001.parquet", rows)
+    loaded = load_table("refcoco-boxes", tmp_path)
+    broken = ["refcoco-boxes val, row 1, text 2", "refcoco-boxes val, row 2, text 1"]
+    assert [problem.where for problem in loaded.problems] == broken
+    assert [question.id for question in loaded.questions] == ["1/1", broken[0], "1/3", broken[1]]
+
+
+def test_frames_of_which_one_is_missing_are_a_missing_image(tmp_path):
+    write(tmp_path, "SEED-Bench/data/test-00000-of-00001.parquet", [seed("v2", "video", "B", [RED, None])])
+    (problem,) = load_table("seed", tmp_path).problems
+    assert (problem.kind, problem.text) == ("missing image", "the column image has no image")
+
+
 def test_a_damaged_image_is_an_error_of_its_question_alone(tmp_path):
     rows = [pope(1, "random", "yes", {"bytes": b"no image", "path": None}, "a"), pope(2, "random", "yes")]
     write(tmp_path, "POPE/data/test-00000-of-00001.parquet", rows)
@@ -492,11 +512,26 @@ def test_images_are_read_by_many_threads(tmp_path):
     assert seen == list(range(64))
 
 
-def test_a_hub_that_cannot_be_reached_is_one_error_that_says_what_to_do(monkeypatch):
+def test_a_split_of_the_hub_is_fetched_alone_and_once(hub, tmp_path, monkeypatch):
+    copy = write_case("pope", tmp_path)
+    write(copy, "Full/random-00000-of-00001.parquet", [pope(1, "random", "yes")])
+    with hub("pope", copy) as served:
+        first = load_hub("pope")
+        again = load_hub("pope")
+        assert served.requests == {"data/test-00000-of-00001.parquet": 1}
+    monkeypatch.setattr(hub_tables, "hub_problem", lambda: "no network")
+    offline = load_hub("pope")
+    assert described(first.questions) == described(again.questions) == described(offline.questions)
+    assert offline.source == f"lmms-lab-encoder/POPE@{REVISION}"
+    with pytest.raises(ValueError, match=r"no network|has no Full/random"):  # older huggingface_hub: the second
+        load_hub("pope", "random")
+
+
+def test_a_hub_that_cannot_be_reached_is_one_error_that_says_what_to_do(hub, monkeypatch):
     monkeypatch.setattr(hub_tables, "hub_problem", lambda: "no network")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     with pytest.raises(
-        ValueError, match=r"POPE cannot be opened \(no network\); fetch it with `tokenpacker data get pope "
+        ValueError, match=r"POPE cannot be fetched \(no network\); fetch it with `tokenpacker data get pope "
     ):
         load_hub("pope")
     with pytest.raises(ValueError, match=r"benchmark 'own' has no data set on the hub; use one of: pope, gqa, "):

@@ -30,10 +30,9 @@ def get(
     list_all: Annotated[bool, flag("--list", "List the data sets.")] = False,
     as_json: options.Json = False,
 ) -> None:
-    """Fetch a benchmark or training data from the hub, and compare each file with the hub's checksum.
+    """Fetch a benchmark or training data from the hub, and compare it with the hub's checksums.
 
-    The licence and the size are shown first. Stop it at any time: complete files are kept, and the same command goes
-    on. FOLDER/.../source.json holds the revision.
+    The licence and the size are shown first. A stopped call keeps complete files; call it again to go on.
 
     Examples:
         tokenpacker data get --list

@@ -16,7 +16,7 @@ from pathlib import Path
 from string import ascii_uppercase
 from typing import TYPE_CHECKING, Any
 
-from tokenpacker.data.hub_files import read_record
+from tokenpacker.data.hub_files import hub_errors, read_record
 from tokenpacker.evaluate.bench_question import BenchQuestion, StoredImage
 from tokenpacker.evaluate.layouts.loading import Loaded, Problem, broken_question, gather
 from tokenpacker.evaluate.layouts.table_columns import TABLES, Row, Table
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 ROWS = 1000  # read at once
 MAGIC = b"PAR1"  # begins and ends each Parquet file
 SHARD = re.compile(r"-\d+-of-(\d+)")
-REVISION = re.compile(r"@([0-9a-f]{40})/")
 
 
 def load_table(name: str, folder: Path, split: str | None = None) -> Loaded | None:
@@ -45,41 +44,37 @@ def load_table(name: str, folder: Path, split: str | None = None) -> Loaded | No
     copy = None if table is None else _copy_in(Path(folder), table)
     if table is None or copy is None:
         return None
-    split, _ = table.part(split)
-    parts = [_read_files(_files(copy, pattern, table, split)) for pattern in table.files(split)]
+    split = table.find_split(split)
     record = read_record(copy)
     source = f"{copy} ({record['repository']}@{record['revision']})" if record else str(copy)
-    return _read(table, split, parts, source)
+    remedy = f"`tokenpacker data get {name} --split {split} --to {copy.parent}` fetches what is missing"
+    return _load(table, split, copy, source, remedy)
 
 
 def load_hub(name: str, split: str | None = None) -> Loaded:
-    """The questions of a benchmark from the hub's data set, which the datasets library keeps in its cache.
+    """The questions of a benchmark from the hub's data set. huggingface_hub keeps the split's files in its cache.
 
     Raises:
-        ValueError: for a benchmark without a data set, an unknown split, a hub that cannot be reached, and other
-            columns.
+        ValueError: for a benchmark without a data set, an unknown split, a hub that cannot be reached for files that
+            are not in the cache, and as `load_table`.
         ImportError: without datasets.
     """
+    from huggingface_hub import snapshot_download
+
     if name not in TABLES:
         raise ValueError(f"benchmark {name!r} has no data set on the hub; use one of: {', '.join(TABLES)}")
     table = TABLES[name]
-    split, config = table.part(split)
-    load_dataset = _datasets().load_dataset
-    from huggingface_hub import constants
-
-    try:
-        if (problem := hub_problem()) and not constants.HF_HUB_OFFLINE:  # which finds data sets in the cache at once
-            raise ConnectionError(problem)
-        configs = [config] if table.image_config is None else [config, table.image_config]
-        parts = [load_dataset(table.repository, one or None, split=split) for one in configs]
-    except (ValueError, OSError, _datasets().exceptions.DatasetsError) as error:
-        raise ValueError(
-            f"data set {table.repository} cannot be opened ({problem or _one_line(error)}); fetch it with `tokenpacker"
-            f" data get {name} --to DIR` where there is a network, copy DIR here, and give --data DIR"
-        ) from None
-    found = REVISION.search(" ".join(parts[0].info.download_checksums or ()))
-    source = table.repository + (f"@{found[1]}" if found else "")
-    return _read(table, split, [part.with_format("arrow")[:] for part in parts], source)
+    split = table.find_split(split)
+    _datasets()
+    remedy = f"fetch it with `tokenpacker data get {name} --to DIR` where there is a network, and give --data DIR here"
+    with hub_errors(table.repository, remedy, problem := hub_problem()):
+        copy = snapshot_download(
+            table.repository,
+            repo_type="dataset",
+            allow_patterns=table.files(split),
+            local_files_only=problem is not None,
+        )
+    return _load(table, split, Path(copy), f"{table.repository}@{Path(copy).name}", remedy)
 
 
 def _datasets() -> Any:
@@ -101,9 +96,8 @@ def _copy_in(folder: Path, table: Table) -> Path | None:
     return next((one for one in folders if one.name.lower() in names and any(one.glob("*/*.parquet"))), None)
 
 
-def _files(copy: Path, pattern: str, table: Table, split: str) -> list[Path]:
+def _files(copy: Path, pattern: str, remedy: str) -> list[Path]:
     """The files of a pattern. Raises ValueError if there are none, some are missing, or one is no Parquet file."""
-    remedy = f"`tokenpacker data get {table.benchmark} --split {split} --to {copy.parent}` fetches what is missing"
     found = sorted(copy.glob(pattern))
     if not found:
         raise ValueError(f"{copy} has no {pattern}; {remedy}")
@@ -128,8 +122,9 @@ def _read_files(files: Sequence[Path]) -> pa.Table:
     return loaded.with_format("arrow")[:]
 
 
-def _read(table: Table, split: str, parts: Sequence[pa.Table], source: str) -> Loaded:
-    """The questions of a table; the last part has the images."""
+def _load(table: Table, split: str, copy: Path, source: str, remedy: str) -> Loaded:
+    """The questions of a split. `remedy` ends the message about files that are not whole."""
+    parts = [_read_files(_files(copy, pattern, remedy)) for pattern in table.files(split)]
     rows, images = parts[0], parts[-1]
     for part, columns in ((rows, table.columns), (images, table.images)):
         if missing := [name for name in columns if name not in part.column_names]:
@@ -173,24 +168,23 @@ class _Reader:
 
     def read(self, row: Row) -> Iterator[tuple[BenchQuestion, Problem | None]]:
         """The questions of a row. One that cannot be asked comes with its problem."""
-        where = f"{self.table.benchmark} {self.split}, row {row['#']}"
-        try:
-            for entry in self._entries(row):
+        where, each = f"{self.table.benchmark} {self.split}, row {row['#']}", self.table.each
+        if each is None:
+            entries = {where: row}
+        else:
+            texts = enumerate(row[each] or [None], 1)
+            entries = {f"{where}, text {n}": {**row, each: text, "#entry": n} for n, text in texts}
+        for place, entry in entries.items():
+            try:
                 yield self._question(entry)
-        except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
-            yield broken_question(where, _one_line(error))
-
-    def _entries(self, row: Row) -> Iterator[Row]:
-        if self.table.each is None:
-            yield row
-            return
-        for number, text in enumerate(row[self.table.each] or (), 1):
-            yield {**row, self.table.each: text, "#entry": number}
+            except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:  # noqa: PERF203
+                yield broken_question(place, _one_line(error))
 
     def _question(self, row: Row) -> tuple[BenchQuestion, Problem | None]:
         """Raises ValueError or another error of Python for a malformed row."""
         table = self.table
-        problem, images = None, ()
+        problem: str | None = None
+        images: tuple[StoredImage, ...] = ()
         try:
             images = tuple(self._stored(row))
             if table.boxes:

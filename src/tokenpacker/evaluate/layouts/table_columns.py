@@ -64,17 +64,20 @@ class Table:
     boxes: bool = False
     each: str | None = None
 
-    def part(self, split: str | None) -> tuple[str, str]:
-        """Split and configuration; None takes the default split. Raises ValueError for an unknown split."""
+    def find_split(self, split: str | None) -> str:
+        """The split's name; `val` and `validation` mean the same. Raises ValueError for an unknown one."""
         split = split or next(iter(self.splits))
-        if split not in self.splits:
+        other = {"val": "validation", "validation": "val"}.get(split)
+        found = next((name for name in (split, other) if name in self.splits), None)
+        if found is None:
             raise ValueError(f"{self.benchmark} has no split {split!r}; use one of: {', '.join(self.splits)}")
-        return split, self.splits[split]
+        return found
 
     def files(self, split: str | None) -> list[str]:
         """Patterns of the Parquet files of a split, relative to the repository; one for each configuration."""
-        split, config = self.part(split)
-        return [f"{name or 'data'}/{split}-*.parquet" for name in (config, self.image_config) if name is not None]
+        split = self.find_split(split)
+        configs = (self.splits[split], self.image_config)
+        return [f"{name or 'data'}/{split}-*.parquet" for name in configs if name is not None]
 
 
 def known(value: Any) -> Any:

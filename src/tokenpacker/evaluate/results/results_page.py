@@ -150,7 +150,7 @@ def _choices(folder: ResultsFolder, task: TaskEntry) -> list[tuple[str, str]]:
         )
     if task.problems:
         fate = "are left out (--skip-broken)" if folder.run.skip_broken else "count as wrong"
-        choices.append(("broken data", f"{len(task.problems):,} problems; questions that cannot be asked {fate}"))
+        choices.append(("broken data", f"problems: {len(task.problems):,}; questions that cannot be asked {fate}"))
     return [*choices, ("model", f"yours is {folder.run.model}; published ones are named with their sizes in the table")]
 
 
