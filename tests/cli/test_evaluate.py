@@ -180,6 +180,8 @@ def test_ctrl_c_with_a_folder_goes_on_with_the_same_command(run, mine, tiny_mode
         (("--tasks", "small", "--scale-factor", "2,x"), "--scale-factor '2,x' must be whole numbers"),
         (("--tasks", "small", "--scale-factor", "2,99"), "scale_factor=99"),
         (("--compare", "a", "b", "--limit", "3"), "--limit has no effect with --compare; leave it out"),
+        (("--compare", "a", "b", "--batch-size", "3"), "--batch-size has no effect with --compare; leave it out"),
+        (("--tasks", "small", "--out", "x", "--protocol", "short"), "--protocol is for benchmarks and FILE.jsonl"),
         (("--compare", "a", "b", "--out", "page.png"), "--out page.png must end in .html"),
         (("--compare", "a", "b"), "a has no results.json"),
     ],

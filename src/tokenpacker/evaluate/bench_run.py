@@ -58,6 +58,7 @@ def run_benches(
     batch_size: int = 64,
     overwrite: bool = False,
     progress: bool = True,
+    report: bool = True,
     on_result: Callable[[dict[str, Any]], None] = lambda result: None,
 ) -> BenchOutcome:
     """Answers all questions that have no answer in `out`, and writes results, page and submissions there.
@@ -70,6 +71,7 @@ def run_benches(
         settings: what else decides the answers.
         batch_size: questions answered at once, rounded up to whole images.
         overwrite: starts anew in a folder of another run.
+        report: whether the page is written.
         on_result: gets each result as soon as it is there.
 
     Raises:
@@ -106,7 +108,8 @@ def run_benches(
                 folder.write_submission(bench, plan, questions, one.answers)
             except ModuleNotFoundError as error:
                 outcome.notes.append(str(error))
-        folder.write_report()
+        if report:
+            folder.write_report()
     return outcome
 
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 TASKS = "easy-vqa,fine-print"
 SHOWN = 3  # problems of a task
+BATCH_SIZE = 64
 
 
 def evaluate(
@@ -42,7 +43,7 @@ def evaluate(
     skip_broken: Annotated[bool, flag("--skip-broken", "Leave broken and repeated questions out.")] = False,
     overwrite: Annotated[bool, flag("--overwrite", "Replace another run's results.")] = False,
     seed: Annotated[int, value("N", "Seed of --limit.")] = 0,
-    batch_size: Annotated[int, number("Questions at once.")] = 64,
+    batch_size: Annotated[int, number("Questions at once.")] = BATCH_SIZE,
     device: options.Device = None,
     dtype: options.Dtype = None,
     verbose: options.Verbose = False,
@@ -61,6 +62,7 @@ def evaluate(
         others = {"--tasks": tasks, "--data": data, "--scale-factor": scale_factor, "--limit": limit, "--model": model}
         others |= {"--max-image-tokens": max_image_tokens, "--protocol": protocol, "--metric": metric, "--split": split}
         others |= {"--skip-broken": skip_broken, "--overwrite": overwrite, "--device": device, "--dtype": dtype}
+        others |= {"--seed": seed or None, "--batch-size": None if batch_size == BATCH_SIZE else batch_size}
         refuse(others, "has no effect with --compare; leave it out")
         _compare(*compare, out, as_json)
         return
@@ -155,6 +157,8 @@ def _find_benches(
 
     own = {name for name in chosen if kind_of(name) == "own"}
     listed = {name for name in chosen if kind_of(name) == "benchmark"}
+    if not own | listed:
+        refuse({"--protocol": protocol}, "is for benchmarks and FILE.jsonl; leave it out")
     if not own:
         refuse({"--metric": metric}, "is for FILE.jsonl; a benchmark has its own metric, so leave it out")
     if not listed:
@@ -218,6 +222,7 @@ def _run_benches(
             settings,
             batch_size=batch_size,
             overwrite=overwrite,
+            report=out is not None,
             on_result=lambda result: None if as_json else typer.echo(summary(result)),
         )
     if as_json:
