@@ -5,7 +5,7 @@ import json
 import pytest
 
 from tokenpacker.evaluate import Task
-from tokenpacker.evaluate.evaluation import Asker
+from tokenpacker.evaluate.asker import Asker
 from tokenpacker.scenes import Question, Sample
 
 

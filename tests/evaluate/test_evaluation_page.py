@@ -1,20 +1,58 @@
 """docs/evaluation.md says what the code does."""
 
 import doctest
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
+from tokenpacker.evaluate.layouts.llava import FOLDERS, LAYOUTS
+from tokenpacker.evaluate.metrics import METRICS
 from tokenpacker.evaluate.protocols import benchmarks, protocol, protocol_names
+from tokenpacker.evaluate.published import HEADLINES, published
+from tokenpacker.evaluate.submissions import SUBMISSIONS
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "evaluation.md"
+TEXT = PAGE.read_text(encoding="utf-8")
+OURS = ("token-packer", "TokenPacker-HD")
 
 
-def test_the_table_lists_every_benchmark_with_its_protocols_and_metric():
-    text = PAGE.read_text(encoding="utf-8")
+def file_rows():
+    """A row for each benchmark and split: question file, images, references."""
+    for name, layouts in LAYOUTS.items():
+        folder = PurePosixPath(FOLDERS.get(name, (name,))[0])
+
+        def below(names, folder=folder):
+            return " or ".join(f"`{folder / each}`" for each in names if "../" not in each)
+
+        splits = {layout.split: [] for layout in layouts}
+        for layout in layouts:
+            splits[layout.split].append(layout)
+        for split, parts in splits.items():
+            questions = below([part.questions for part in parts])
+            images = below(parts[0].images) if parts[0].images != ("",) else "in the file, or as it names them"
+            references = below(parts[0].annotations) or "in the file, or none"
+            yield f"| {name} | {split} | {questions} | {images} | {references} |"
+
+
+def benchmark_rows():
+    """A row for each benchmark: command, protocols, metric, lengths, published scores, submission file."""
     for name in benchmarks():
         protocols = [protocol(name, each) for each in protocol_names(name)]
-        metrics = ", ".join(dict.fromkeys(each.metric for each in protocols))
+        metric = METRICS[protocols[0].metric]
         lengths = ", ".join(str(each.max_new_tokens) for each in protocols)
-        assert f"| {name} | {', '.join(protocol_names(name))} | {metrics} | {lengths} |" in text
+        scores = ", ".join(f"{row.score} ({row.tokens})" for row in published(name) if row.model in OURS)
+        headline = f"{metric.name}: {HEADLINES[name]}" if name in HEADLINES else metric.name
+        file = f"{SUBMISSIONS[name][0]}" if name in SUBMISSIONS else "-"
+        names = ", ".join(protocol_names(name))
+        yield f"| `--tasks {name}` | {names} | {headline} | {lengths} | {scores or '-'} | {file} |"
+
+
+def test_the_table_lists_every_benchmark_with_protocols_metric_and_published_scores():
+    for row in benchmark_rows():
+        assert row in TEXT
+
+
+def test_the_table_of_files_is_that_of_the_code():
+    for row in file_rows():
+        assert row in TEXT
 
 
 def test_the_example_prints_what_the_page_shows():

@@ -31,8 +31,8 @@ def said_in_mme(answer: str) -> str:
 
 
 def wanted(question: BenchQuestion) -> str:
-    """The reference: `yes` or `no`."""
-    return question.answers[0].lower().strip().replace(".", "")
+    """The reference: `yes` or `no`; empty for a broken question without one."""
+    return question.answers[0].lower().strip().replace(".", "") if question.answers else ""
 
 
 class _Counts(NamedTuple):
@@ -85,7 +85,7 @@ def mme_summary(rows: Sequence[Row], weights: Sequence[float]) -> dict[str, floa
     both: dict[str, float] = {}
     for name, (part, part_weights) in split_by(category, rows, weights).items():
         accuracy[name] = 100 * mean([row.score for row in part], part_weights)
-        images = split_by(lambda row: str(row.question.extra["group"]), part, part_weights).values()
+        images = split_by(lambda row: str(row.question.extra.get("group", row.question.id)), part, part_weights).values()
         all_right = [float(all(row.score == 1 for row in pair)) for pair, _ in images]
         both[name] = 100 * mean(all_right, [max(pair_weights) for _, pair_weights in images])
     points = {name: accuracy[name] + both[name] for name in accuracy}
