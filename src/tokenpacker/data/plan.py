@@ -220,7 +220,7 @@ def plan_run(
     return RunPlan(batches[:wanted], per_step, first_fill)
 
 
-def held_out(samples: np.ndarray, share: float, seed: int) -> np.ndarray:
+def draw_held_out(samples: np.ndarray, share: float, seed: int) -> np.ndarray:
     """Numbers of the samples that a run is not trained on, in order: at least one if the share is above 0.
 
     Raises:

@@ -25,6 +25,7 @@ class EvaluationConfig:
         tasks: names of tasks of `tokenpacker evaluate`, or JSONL files of your own.
         metric: of your own tasks. None takes exact match.
         limit: questions of each task, drawn at random, the same ones each time. None asks all.
+        batch_size: questions that a device answers at once, rounded up to whole images.
         best_by: the number that decides which checkpoint is best: `loss`, or the name of a task. None takes the loss
             if it is measured, otherwise the first task.
         patience: a run ends early after so many evaluations in a row without a new best. None never ends it early.
@@ -37,6 +38,7 @@ class EvaluationConfig:
     tasks: tuple[str, ...] = ()
     metric: str | None = None
     limit: PositiveInt | None = 500
+    batch_size: PositiveInt = 16
     best_by: str | None = None
     patience: PositiveInt | None = None
     final: Literal["last", "best"] = "last"

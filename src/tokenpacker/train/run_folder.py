@@ -50,6 +50,7 @@ MAY_CHANGE = (
     "data.images",
     "data.max_reject_share",
     "data.num_workers",
+    "evaluation.batch_size",
     "evaluation.held_out",
     "evaluation.held_out_images",
 )
