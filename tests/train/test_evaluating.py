@@ -74,8 +74,8 @@ def same_weights(folder, other):
 
 def test_steps_do_not_notice_an_evaluation(run_config, own_task, held_out_file, tmp_path):
     lora = LoraConfig(rank=4, alpha=8, dropout=0.1)  # draws random numbers in each step
-    plain = replace(run_config, train=("projector",), lora=lora, max_steps=3)
-    evaluation = EvaluationConfig(held_out=str(held_out_file), tasks=(str(own_task),), limit=4)
+    plain = replace(run_config, train=("projector",), lora=lora, max_steps=2)
+    evaluation = EvaluationConfig(held_out=str(held_out_file), tasks=(str(own_task),), limit=2)
     data = replace(run_config.data, num_workers=1)
     train(plain, tmp_path / "plain")
     train(replace(plain, data=data, eval_every=1, evaluation=evaluation), tmp_path / "evaluated")
@@ -84,9 +84,9 @@ def test_steps_do_not_notice_an_evaluation(run_config, own_task, held_out_file, 
     assert same_weights(tmp_path / "plain" / "model", tmp_path / "evaluated" / "model")
     assert "evaluations" not in histories[0]
     found = histories[1]["evaluations"]
-    assert [entry["step"] for entry in found] == [1, 2, 3]
+    assert [entry["step"] for entry in found] == [1, 2]
     assert all({"eval_loss", "eval_mine", "eval_seconds"} < entry.keys() for entry in found)
-    assert histories[1]["evaluation"]["questions"] == {"mine": 4}
+    assert histories[1]["evaluation"]["questions"] == {"mine": 2}
 
 
 def test_the_held_out_loss_is_the_mean_over_labelled_tokens(config, tmp_path):
@@ -245,8 +245,8 @@ def test_data_without_numbers_have_no_share_to_hold_out_but_may_have_a_file(run_
     check_source(replace(scenes, eval_every=1, evaluation=EvaluationConfig(held_out=str(held_out_file))))
     with pytest.raises(ValueError, match="which is trained on; give another file"):
         check_source(replace(run_config, eval_every=1, evaluation=EvaluationConfig(held_out=str(run_config.data.path))))
+    few = EvaluationConfig(held_out_share=0.99)
     with pytest.raises(ValueError, match=r"leaves none of 26 usable samples"):
-        few = EvaluationConfig(held_out_share=0.99)
         look_through(replace(run_config, eval_every=1, evaluation=few), load_processor(run_config.model), None)
 
 
@@ -266,14 +266,13 @@ KILLED = -signal.SIGKILL
 
 @pytest.mark.slow
 def test_a_run_that_is_killed_in_evaluations_and_saving_ends_as_one_that_is_not(config, own_task, tmp_path):
-    lasting = replace(config.evaluation, tasks=(str(own_task),), patience=2, final="best", best_by="loss")
+    lasting = replace(config.evaluation, tasks=(str(own_task),), limit=2, patience=1, final="best")
     hot = replace(config.optimizer, learning_rate=3e-2, min_learning_rate_share=1.0)  # the loss rises soon
     run = replace(config, max_steps=40, save_every=3, optimizer=hot, evaluation=lasting).to_dict()
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     assert start(Start(run, whole)) == [0]
-    deaths = [Death("evaluation", 1), Death("file", 30), Death("evaluation", 2, 0.02), Death("step", 4 * 3)]
-    ended = [start(Start(run, killed, death=death)) for death in deaths]
-    assert ended[:3] == [[KILLED]] * 3
+    for death in (Death("evaluation", 1), Death("file", 30), Death("evaluation", 2, 0.02)):
+        assert start(Start(run, killed, death=death)) == [KILLED]
     assert start(Start(run, killed)) == [0]
     assert json.loads((whole / "history.json").read_text())["evaluation"]["stopped_early"]
     assert len(evaluations(whole)) >= 3

@@ -115,11 +115,15 @@ class EvaluatingTrainer(PartTrainer):
 
     def card_rows(self) -> list[tuple[str, str]]:
         """Rows of the model card."""
-        last = self.state.global_step
+        last, seconds = self.state.global_step, sum(entry["eval_seconds"] for entry in self._evaluations)
         which = "the best" if self.settings.final == "best" else "the last"
         ended = f"; stopped early at step {last:,}" if self.stopped_early else ""
         return [
-            ("evaluated", f"{len(self._evaluations)} times, every {self.run_config.eval_every:,} steps{ended}"),
+            (
+                "evaluated",
+                f"{len(self._evaluations)} times, every {self.run_config.eval_every:,} steps, in {seconds:.0f} of the"
+                f" seconds{ended}",
+            ),
             ("best evaluation", self._best),
             ("this model", f"step {self._final_step:,}, {which}"),
         ]
