@@ -34,17 +34,6 @@ def task(samples):
     return Task(name="toy", description="noise", load=lambda: samples, max_new_tokens=5)
 
 
-@pytest.fixture(scope="module")
-def talkative_model(tiny_model):
-    """The tiny model with larger weights, so that its answers differ between images and questions."""
-    model = copy.deepcopy(tiny_model)
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            if weight.dim() == 2 and "vision_tower" not in name:
-                weight.mul_(8)
-    return model
-
-
 def plain_answer(model, processor, sample, question, **plan) -> str:
     """The answer as any transformers user would get it: one image, one question, one call of `generate`."""
     content = [{"type": "image"}, {"type": "text", "text": question.text}]

@@ -10,7 +10,6 @@ from typing import Any
 from tokenpacker.batch.batch_rows import Row
 
 
-
 def check_kept(path: Path, rows: Iterator[Row], on_row: Callable[[dict[str, Any]], None]) -> int:
     """Goes through the rows that an earlier run has written, and takes as many from `rows`.
 

@@ -30,6 +30,7 @@ from tokenpacker.sequence import ImageLayout
 
 MAX_BATCH_TOKENS = 32_768  # of prompts and answers at once: 16 GiB of keys and values in a 7B model of 16 bits
 TEXT_STEP = 256  # characters; texts of about the same length are answered together
+CHARACTERS = 4  # of a token, about
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,9 +118,7 @@ class Asker:
         """The tiles and tokens of an image of (height, width)."""
         return self.processor.image_layout(size, **self.options)
 
-    def batches(
-        self, groups: Iterable[ImageGroup], batch_size: int, max_new_tokens: int
-    ) -> Iterator[list[ImageGroup]]:
+    def batches(self, groups: Iterable[ImageGroup], batch_size: int, max_new_tokens: int) -> Iterator[list[ImageGroup]]:
         """Groups that are answered together: of equally many image tokens and texts of about the same length.
 
         Only the last have fewer than `batch_size` questions, or those that would have more than `MAX_BATCH_TOKENS`.
@@ -130,7 +129,8 @@ class Asker:
             key = (len(group.images), tokens, longest)
             waiting[key].append(group)
             questions = sum(len(member.texts) for member in waiting[key])
-            room = MAX_BATCH_TOKENS // (tokens + (longest + 1) * TEXT_STEP // 4 + max_new_tokens)  # 4 characters a token
+            text_tokens = (longest + 1) * TEXT_STEP // CHARACTERS
+            room = MAX_BATCH_TOKENS // (tokens + text_tokens + max_new_tokens)
             if questions >= min(batch_size, room):
                 yield waiting.pop(key)
         yield from waiting.values()
@@ -149,12 +149,7 @@ class Asker:
 
         The images of each group must have equally many tokens.
         """
-        opened: list[_Opened | ImageError] = []
-        for group in groups:
-            try:
-                opened.append(self._open(group))
-            except ImageError as error:
-                opened.append(error)
+        opened = [self._try_to_open(group) for group in groups]
         ready = [each for each in opened if isinstance(each, _Opened)]
         replies = iter(self._replies(self._together(ready), max_new_tokens) if ready else ())
         return [
@@ -182,8 +177,16 @@ class Asker:
         pictures: list[Image.Image] = [load_image(_source(image)) for image in group.images]
         sizes = [(picture.height, picture.width) for picture in pictures]
         plain = self._prompt(".", len(pictures))  # without a marker for a mask, whose mask the processor would ask for
-        inputs = self.processor(images=[pictures] if pictures else None, text=[plain], return_tensors="pt", **self.options)
+        inputs = self.processor(
+            images=[pictures] if pictures else None, text=[plain], return_tensors="pt", **self.options
+        )
         return _Opened(group, [self.layout(size) for size in sizes], sizes, dict(inputs))
+
+    def _try_to_open(self, group: ImageGroup) -> _Opened | ImageError:
+        try:
+            return self._open(group)
+        except ImageError as error:
+            return error
 
     def _together(self, opened: Sequence[_Opened]) -> PreparedGroups:
         num_images, image_tokens = len(opened[0].layouts), sum(layout.num_tokens for layout in opened[0].layouts)
@@ -223,9 +226,9 @@ class Asker:
         if prepared.images:
             features = self.model.get_image_features(**prepared.images)
             shown = {"image": ImageFeatures(pooler_output=features.pooler_output)}
-            cache = self.model(
-                input_ids=prepared.prefix, mm_encoder_outputs=shown, use_cache=True, logits_to_keep=1
-            )[CACHE]
+            cache = self.model(input_ids=prepared.prefix, mm_encoder_outputs=shown, use_cache=True, logits_to_keep=1)[
+                CACHE
+            ]
         longest = prepared.prefix.shape[1] + max(map(len, prepared.tails)) + max_new_tokens
         step, total = max(1, MAX_BATCH_TOKENS // longest), len(prepared.tails)
         for start in range(0, total, step):

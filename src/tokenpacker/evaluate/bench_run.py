@@ -1,10 +1,10 @@
 """Runs tasks at several token budgets, into a folder of results that a later run goes on with.
 
-    run.json                 what was run: settings, data, and what is wrong with the data
-    answers/TASK/PLAN.jsonl  an `AnswerRow` a line, in the order in which they were answered
-    results.json             the numbers of each task and plan
-    report.html              the same as a page, with examples
-    submissions/             files for servers that score
+run.json                 what was run: settings, data, and what is wrong with the data
+answers/TASK/PLAN.jsonl  an `AnswerRow` a line, in the order in which they were answered
+results.json             the numbers of each task and plan
+report.html              the same as a page, with examples
+submissions/             files for servers that score
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tokenpacker.evaluate.answer_rows import AnswerRow, Plan
+from tokenpacker.evaluate.bench_folder import RunFolder, RunSettings, kept_rows
 from tokenpacker.evaluate.bench_question import BenchQuestion
 from tokenpacker.evaluate.bench_tasks import Bench
 from tokenpacker.evaluate.metrics import Row
-from tokenpacker.evaluate.run_folder import RunFolder, RunSettings, kept_rows
 from tokenpacker.progress import Progress
 from tokenpacker.whole_lines import WholeLines
 

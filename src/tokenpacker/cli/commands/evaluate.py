@@ -15,7 +15,7 @@ from tokenpacker.cli.arguments import names, refuse, whole_numbers
 from tokenpacker.cli.errors import INTERRUPTED
 from tokenpacker.cli.loading import load_model
 from tokenpacker.cli.model_files import Geometry, find_model
-from tokenpacker.cli.options import MORE, flag, number, value
+from tokenpacker.cli.options import flag, number, value
 from tokenpacker.cli.output import print_json, print_note
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ SHOWN = 3  # problems of a task
 
 
 def evaluate(
-    tasks: Annotated[str | None, value("TASK,...", "Benchmarks, our tasks, or files FILE.jsonl.", TASKS)] = None,
+    tasks: Annotated[str | None, value("TASK,...", "Names, or FILE.jsonl.", TASKS)] = None,
     data: Annotated[str | None, value("DIR|hub", "Where benchmarks are.", "needed by them")] = None,
     scale_factor: Annotated[str | None, value("S,...", "Pack S x S patches into a token.", "model's")] = None,
     max_image_tokens: Annotated[str | None, value("N,...", "Most tokens of an image.", "no limit")] = None,
@@ -36,13 +36,13 @@ def evaluate(
     limit: options.Limit = None,
     model: options.Model = None,
     as_json: options.Json = False,
-    protocol: Annotated[str | None, value("NAME", "Prompts and decoding.", "task's first", MORE)] = None,
-    metric: Annotated[str | None, value("NAME", "Metric of FILE.jsonl.", "exact", MORE)] = None,
-    split: Annotated[str | None, value("NAME", "Split of a benchmark.", "the published", MORE)] = None,
-    skip_broken: Annotated[bool, flag("--skip-broken", "Leave broken and repeated questions out.", MORE)] = False,
-    overwrite: Annotated[bool, flag("--overwrite", "Replace another run's results.", MORE)] = False,
-    seed: Annotated[int, value("N", "Seed of --limit.", panel=MORE)] = 0,
-    batch_size: Annotated[int, number("Questions at once.", panel=MORE)] = 64,
+    protocol: Annotated[str | None, value("NAME", "Prompts and decoding.", "task's first")] = None,
+    metric: Annotated[str | None, value("NAME", "Metric of FILE.jsonl.", "exact")] = None,
+    split: Annotated[str | None, value("NAME", "Split of a benchmark.", "the published")] = None,
+    skip_broken: Annotated[bool, flag("--skip-broken", "Leave broken and repeated questions out.")] = False,
+    overwrite: Annotated[bool, flag("--overwrite", "Replace another run's results.")] = False,
+    seed: Annotated[int, value("N", "Seed of --limit.")] = 0,
+    batch_size: Annotated[int, number("Questions at once.")] = 64,
     device: options.Device = None,
     dtype: options.Dtype = None,
     verbose: options.Verbose = False,
@@ -200,8 +200,8 @@ def _run_benches(
     overwrite: bool,
 ) -> None:
     from tokenpacker.batch.local_model import model_digest
+    from tokenpacker.evaluate.bench_folder import RunSettings
     from tokenpacker.evaluate.bench_run import run_benches, summary
-    from tokenpacker.evaluate.run_folder import RunSettings
 
     _check_plans(model, plans)
     folder = find_model(model)

@@ -70,7 +70,7 @@ class Metric:
         return float(self.rule(answer, question)) if is_text(answer) else 0.0
 
     def rows(self, questions: Sequence[BenchQuestion], answers: Mapping[str, object]) -> list[Row]:
-        """A row for each question, in order. One whose id `answers` lacks has the answer None; it and broken ones score 0.
+        """A row for each question, in order. One whose id `answers` lacks has the answer None and the score 0.
 
         Raises:
             ValueError: as `check`, and for ids that belong to several questions.
@@ -79,7 +79,11 @@ class Metric:
             raise ValueError("several questions have the same id; give each question an id of its own")
         texts = [answers.get(question.id) for question in questions]
         return [
-            Row(question, text if isinstance(text, str) else None, 0.0 if question.is_broken else self.score(text, question))
+            Row(
+                question,
+                text if isinstance(text, str) else None,
+                0.0 if question.is_broken else self.score(text, question),
+            )
             for question, text in zip(questions, texts, strict=True)
         ]
 

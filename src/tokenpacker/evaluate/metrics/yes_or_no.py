@@ -85,7 +85,9 @@ def mme_summary(rows: Sequence[Row], weights: Sequence[float]) -> dict[str, floa
     both: dict[str, float] = {}
     for name, (part, part_weights) in split_by(category, rows, weights).items():
         accuracy[name] = 100 * mean([row.score for row in part], part_weights)
-        images = split_by(lambda row: str(row.question.extra.get("group", row.question.id)), part, part_weights).values()
+        images = split_by(
+            lambda row: str(row.question.extra.get("group", row.question.id)), part, part_weights
+        ).values()
         all_right = [float(all(row.score == 1 for row in pair)) for pair, _ in images]
         both[name] = 100 * mean(all_right, [max(pair_weights) for _, pair_weights in images])
     points = {name: accuracy[name] + both[name] for name in accuracy}
