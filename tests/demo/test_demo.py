@@ -41,8 +41,6 @@ def samples(image_of):
     ]
 
 
-
-
 @pytest.fixture(scope="module")
 def report(settings, samples, tmp_path_factory):
     """The page of a demo, and what it wrote to the console."""

@@ -11,11 +11,11 @@ from tokenpacker.evaluate.submissions import SUBMISSIONS
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "evaluation.md"
 TEXT = PAGE.read_text(encoding="utf-8")
-OURS = ("token-packer", "TokenPacker-HD")
+OURS = ("token-packer", "TokenPacker-HD-7b-9patch-144token")
 
 
 def file_rows():
-    """A row for each benchmark and split: question file, images, references."""
+    """A row for each benchmark and its splits with files of their own: question file, images, references."""
     for name, layouts in LAYOUTS.items():
         folder = PurePosixPath(FOLDERS.get(name, (name,))[0])
 
@@ -25,11 +25,13 @@ def file_rows():
         splits = {layout.split: [] for layout in layouts}
         for layout in layouts:
             splits[layout.split].append(layout)
+        rows = {}
         for split, parts in splits.items():
-            questions = below([part.questions for part in parts])
-            images = below(parts[0].images) if parts[0].images != ("",) else "in the file, or as it names them"
-            references = below(parts[0].annotations) or "in the file, or none"
-            yield f"| {name} | {split} | {questions} | {images} | {references} |"
+            questions, images = below([part.questions for part in parts]), below(filter(None, parts[0].images))
+            cells = f"{questions} | {images or '-'} | {below(parts[0].annotations) or '-'}"
+            rows.setdefault(cells, []).append(split)
+        for cells, names in rows.items():
+            yield f"| {name} | {', '.join(names)} | {cells} |"
 
 
 def benchmark_rows():
@@ -42,7 +44,8 @@ def benchmark_rows():
         headline = f"{metric.name}: {HEADLINES[name]}" if name in HEADLINES else metric.name
         file = f"{SUBMISSIONS[name][0]}" if name in SUBMISSIONS else "-"
         names = ", ".join(protocol_names(name))
-        yield f"| `--tasks {name}` | {names} | {headline} | {lengths} | {scores or '-'} | {file} |"
+        command = "FILE.jsonl" if name == "own" else name
+        yield f"| `--tasks {command}` | {names} | {headline} | {lengths} | {scores or '-'} | {file} |"
 
 
 def test_the_table_lists_every_benchmark_with_protocols_metric_and_published_scores():

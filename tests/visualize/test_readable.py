@@ -131,15 +131,14 @@ RESULTS = {
 def test_an_elastic_curve_can_be_read(written, rows, task):
     entries = [
         ResultEntry(
-            task=task, plan=f"{kind}{n}", numbers={"accuracy" * 3: score}, interval_95={"accuracy" * 3: span} if span else {},
+            task=task, plan=f"{kind}{n}", numbers={"number" * 9: score},
+            interval_95={"number" * 9: span} if span else {},
             questions=9, answered=9, problems=0, image_tokens=tokens * (1 if kind == "s" else 1.7), seconds=1,
         )
         for n, tokens, score, span in rows
         for kind in ("s", "max")
     ]  # fmt: skip
-    plans = [
-        PlanEntry(name=entry.plan, max_image_tokens=9 if entry.plan[0] == "m" else None) for entry in entries
-    ]
+    plans = [PlanEntry(name=entry.plan, max_image_tokens=9 if entry.plan[0] == "m" else None) for entry in entries]
     folder = SimpleNamespace(
         run=SimpleNamespace(plans=plans),
         of_task=lambda name: sorted(entries, key=lambda entry: -entry.image_tokens),

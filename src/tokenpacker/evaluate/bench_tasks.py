@@ -87,7 +87,7 @@ def find_bench(
             missing, and if none of the questions can be asked.
         ModuleNotFoundError: if a library is missing that the data or the metric need.
     """
-    own = next((Path(path) for path in (data, name) if str(path).endswith(OWN_SUFFIX)), None)
+    own = next((Path(path) for path in (data or "", name) if str(path).endswith(OWN_SUFFIX)), None)
     if own is not None:
         if split:
             raise ValueError(f"split={split!r} was given for {own}, which has no splits; leave it out")
@@ -101,7 +101,7 @@ def find_bench(
             raise ValueError(f"task {name} needs its files; give --data DIR, or --data hub to take them from the hub")
         from tokenpacker.evaluate.layouts import load_benchmark
 
-        place = Path(data).expanduser().resolve() if data != HUB else HUB
+        place: Path | Literal["hub"] = "hub" if data == HUB else Path(data).expanduser().resolve()
         found = find_metric(chosen.metric)
         loaded = load_benchmark(name, place, split=split or None)
         return _checked(name, chosen, found, loaded, str(place))

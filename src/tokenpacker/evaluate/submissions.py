@@ -8,6 +8,7 @@ servers refuse files that leave questions out. Rows that were no questions, and 
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
@@ -67,9 +68,10 @@ def _write_vqav2(path: Path, pairs: Pairs) -> None:
     They are listed by LLaVA's file for test2015, where it lies beside the folder of the images.
     """
     given = {_number(question.id): normalize_m4c(answer) for question, answer in pairs}
-    folders = {image.parent.parent for question, _ in pairs for image in question.images if isinstance(image, Path)}
-    everything = [folder / ALL_OF_VQAV2 for folder in folders if (folder / ALL_OF_VQAV2).is_file()]
-    ids = [int(found[1]) for source in everything for found in _ROW_ID.finditer(source.read_bytes())]
+    images = [image for question, _ in pairs for image in question.images if isinstance(image, (str, Path))]
+    sources = {Path(os.path.dirname(os.path.dirname(image)), ALL_OF_VQAV2) for image in images}
+    lists = [source.read_bytes() for source in sources if source.is_file()]
+    ids = [int(found[1]) for rows in lists for found in _ROW_ID.finditer(rows)]
     _write_json(path, [{"question_id": id, "answer": given.get(id, "")} for id in dict.fromkeys([*ids, *given])])
 
 
@@ -84,7 +86,8 @@ def _write_vizwiz(path: Path, pairs: Pairs) -> None:
 
 
 def _write_docvqa(path: Path, pairs: Pairs) -> None:
-    _write_json(path, [{"questionId": _number(question.id), "answer": answer.rstrip(".")} for question, answer in pairs])
+    rows = [{"questionId": _number(question.id), "answer": answer.rstrip(".")} for question, answer in pairs]
+    _write_json(path, rows)
 
 
 def _write_mmvet(path: Path, pairs: Pairs) -> None:

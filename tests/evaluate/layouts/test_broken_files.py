@@ -67,17 +67,19 @@ def test_a_question_without_its_reference_is_listed_and_keeps_its_split(put):
 @pytest.mark.parametrize(
     ("name", "files", "message"),
     [
-        ("mm-vet", {QUESTIONS: lines(GOOD)}, r"llava-mm-vet\.jsonl is there, but its images are not; put them at .*images"),
+        ("mm-vet", {QUESTIONS: lines(GOOD)}, r"jsonl is there, but its images are not; put them at .*images"),
         ("gqa", {"gqa/llava_gqa_testdev_balanced.jsonl": lines(GOOD), "gqa/data/images/a.jpg": None},
          "but its references are not; put them at .*testdev_balanced_questions.json or "),
         ("gqa", {"gqa/llava_gqa_testdev_balanced.jsonl": lines(GOOD), "gqa/data/images/a.jpg": None,
-                 "gqa/data/testdev_balanced_questions.json": '{"1": {"answ'}, "is no valid JSON after .*; fetch it again"),
+                 "gqa/data/testdev_balanced_questions.json": '{"1": {"answ'},
+         "is no valid JSON after .*; fetch it again"),
         ("ocrbench", {"ocr_bench/OCRBench.json": '[{"question": "x"}', "ocr_bench/OCRBench_Images/a.jpg": None},
          "OCRBench.json is no valid JSON"),
         ("docvqa", {"docvqa/data/test_v1.0.json": {"other": []}, "docvqa/images/a.jpg": None},
          "has no list 'data' with entries"),
         ("chartqa", {"chartqa/test/test_human.json": [{"imgname": "a", "query": "b", "label": "c"}],
-                     "chartqa/test/png/a.png": None}, "test_augmented.json is missing; ChartQA's score is of both halves"),
+                     "chartqa/test/png/a.png": None},
+         "test_augmented.json is missing; ChartQA's score is of both halves"),
     ],
 )  # fmt: skip
 def test_files_that_are_not_whole_are_an_error_in_one_line(name, files, message, put):
@@ -119,7 +121,7 @@ VALUES = st.recursive(st.none() | st.booleans() | st.integers() | st.text(max_si
 KEYS = st.sampled_from(["question_id", "id", "image", "text", "conversations", "category", "index"])
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(rows=st.lists(st.dictionaries(KEYS, VALUES, max_size=5) | VALUES, min_size=1, max_size=4))
 @pytest.mark.parametrize("name", ["mm-vet", "scienceqa"])
 def test_any_rows_are_questions_or_problems(name, rows, put):

@@ -105,7 +105,7 @@ MME = {
 }
 MMBENCH = {
     "mmbench/mmbench_dev_20230712.tsv": tsv(
-        "index question hint A B C D answer category image source l2-category comment split".split(),
+        ["index", "question", "hint", *"ABCD", "answer", "category", "image", "source", "l2-category", "x", "split"],
         [5, "Which?", '"A hint\nof two lines"', "cat", "dog", "", "", "A", "kind", picture(), "", "", "", "dev"],
         [1000005, "Which?", "nan", "dog", "cat", "", "", "B", "kind", 5, "", "", "", "dev"],
         [6, "Where?", "", "in", "out", "by", "", "C", "place", picture(), "", "", "", "dev"],

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import shutil
+from collections.abc import Callable, Sequence
 
 import pytest
 
@@ -12,11 +13,11 @@ from tokenpacker.evaluate.bench_question import BenchQuestion
 from tokenpacker.evaluate.metrics import find_metric
 from tokenpacker.evaluate.results import results_comparison, results_page
 from tokenpacker.evaluate.results.results_folder import AskedTask
+from tokenpacker.evaluate.results.results_page import write_report
 
 
-@pytest.fixture
-def read_data(monkeypatch):
-    """Gives the questions of tasks without their files: `read_data(name=questions)`; all others are gone."""
+def read_from(patch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """As the fixture `read_data`, for as long as the patch holds."""
     known: dict[str, Sequence[BenchQuestion]] = {}
 
     def ask_again(task) -> AskedTask:
@@ -25,11 +26,17 @@ def read_data(monkeypatch):
         return AskedTask(find_metric(task.metric), {question.id: question for question in known[task.name]})
 
     for module in (results_page, results_comparison):
-        monkeypatch.setattr(module, "ask_again", ask_again)
+        patch.setattr(module, "ask_again", ask_again)
     return known.update
 
 
 @pytest.fixture
+def read_data(monkeypatch):
+    """Gives the questions of tasks without their files: `read_data(name=questions)`; all others are gone."""
+    return read_from(monkeypatch)
+
+
+@pytest.fixture(scope="module")
 def signs(image_of):
     """20 questions about 20 pictures, in two categories."""
     return [
@@ -44,10 +51,10 @@ def signs(image_of):
     ]
 
 
-@pytest.fixture
-def elastic(tmp_path, signs, read_data):
-    """A run of three scale factors and two budgets on two tasks, one of them a benchmark of the paper."""
-    run = MadeUpRun(tmp_path / "elastic")
+@pytest.fixture(scope="module")
+def report(tmp_path_factory, signs):
+    """The page of a run of three scale factors and two budgets on two tasks, one of them a benchmark of the paper."""
+    run = MadeUpRun(tmp_path_factory.mktemp("report"))
     data = {"protocol": "no-ocr", "split": "val", "source": "textvqa/val.json", "data": "textvqa"}
     problem = {"kind": "missing image", "where": "sign-0", "text": "the image x.png is <missing>"}
     for name, task in (("signs", {}), ("textvqa", {**data, "problems": [problem]})):
@@ -60,5 +67,12 @@ def elastic(tmp_path, signs, read_data):
             (Plan(max_image_tokens=240), 2),
         ):
             run.plan(plan, answers(signs, wrong))
-    read_data(signs=signs, textvqa=signs)
-    return run.write()
+    with pytest.MonkeyPatch.context() as patch:
+        read_from(patch)(signs=signs, textvqa=signs)
+        return write_report(run.write())
+
+
+@pytest.fixture
+def elastic(report, tmp_path):
+    """The folder of that run, whose data are gone."""
+    return shutil.copytree(report.parent, tmp_path / "elastic")

@@ -1,5 +1,6 @@
 """Two runs compared."""
 
+import json
 import re
 
 import pytest
@@ -10,7 +11,7 @@ from page_reader import PageReader
 from tokenpacker.evaluate.answer_rows import Plan
 from tokenpacker.evaluate.bench_question import BenchQuestion
 from tokenpacker.evaluate.results import results_comparison
-from tokenpacker.evaluate.results.results_comparison import compare_results, write_comparison
+from tokenpacker.evaluate.results.results_comparison import compare_results
 from tokenpacker.evaluate.results.results_folder import AskedTask
 
 PLAN = Plan(scale_factor=2)
@@ -53,6 +54,15 @@ def test_a_line_tells_the_difference_and_what_changed(pair):
     )
 
 
+def test_a_program_reads_the_same(pair):
+    content = json.loads(json.dumps(compare_results(*pair).to_dict()))
+    (change,) = content["changes"]
+    assert (change["task"], change["plans"], change["shared"]) == ("signs", ["s2", "s2"], 20)
+    assert (change["numbers"], change["difference"]) == ([80.0, 85.0], 5.0)
+    assert change["interval_95"][0] < 0 < change["interval_95"][1]
+    assert change["lost"] == ["sign-8", "sign-9"]
+
+
 def test_a_run_equals_itself(pair):
     comparison = compare_results(pair[0], pair[0])
     assert comparison.changes[0].interval == (0.0, 0.0)
@@ -68,7 +78,7 @@ def test_many_gains_are_more_than_noise(written, signs):
 @pytest.mark.parametrize("window", [PHONE, DESKTOP], ids=["phone", "desktop"])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_the_page_shows_what_changed(pair, tmp_path, open_page, window, scheme):
-    path = write_comparison(*pair, tmp_path / "new folder" / "page.html")
+    path = compare_results(*pair).write(tmp_path / "new folder" / "page.html")
     text = path.read_text(encoding="utf-8")
     reader = PageReader(text)
     assert reader.open_tags == []

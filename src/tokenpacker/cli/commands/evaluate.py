@@ -91,7 +91,7 @@ def _plans(scale_factor: str | None, max_image_tokens: str | None) -> list[Plan]
     budgets = [] if max_image_tokens is None else whole_numbers("--max-image-tokens", max_image_tokens)
     if len(factors) <= 1:
         one = factors[0] if factors else None
-        return [Plan(scale_factor=one, max_image_tokens=budget) for budget in budgets or [None]]
+        return [Plan(scale_factor=one, max_image_tokens=budget) for budget in budgets or (None,)]
     return [Plan(scale_factor=factor) for factor in factors] + [Plan(max_image_tokens=budget) for budget in budgets]
 
 
@@ -118,14 +118,14 @@ def _ask_tasks(
 
     found = [find_task(name) for name in chosen]
     _check_plans(model, plans)
-    loaded = load_model(model, **loading)
+    loaded, processor = load_model(model, **loading)
     from tokenpacker.evaluate import evaluate as run
 
     results, stopped = [], False
     for task, plan in product(found, plans):
         result: Any
         try:
-            result = run(*loaded, task, **asdict(plan), **asking)
+            result = run(loaded, processor, task, **asdict(plan), **asking)
         except KeyboardInterrupt as stop:
             stopped, result = True, getattr(stop, "result", None)
         if result is not None:
@@ -239,7 +239,7 @@ def _compare(first: Path, second: Path, out: Path | None, as_json: bool) -> None
         raise ValueError(f"--out {out} must end in .html with --compare, which writes a page")
     comparison = compare_results(first, second)
     if as_json:
-        print_json({"lines": comparison.lines()})
+        print_json(comparison.to_dict())
     else:
         typer.echo("\n".join(comparison.lines()))
     if out is not None:

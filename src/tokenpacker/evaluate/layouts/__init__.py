@@ -22,8 +22,8 @@ def load_benchmark(name: str, data: Path | Literal["hub"], *, split: str | None 
     Raises:
         ValueError: if the files are not there, or not whole.
     """
-    from tokenpacker.evaluate.layouts.llava import expected_files, load_llava
     from tokenpacker.evaluate.layouts.hub_tables import load_hub, load_table
+    from tokenpacker.evaluate.layouts.llava import expected_files, load_llava
 
     if data == "hub":
         return load_hub(name, split)
@@ -35,5 +35,6 @@ def load_benchmark(name: str, data: Path | Literal["hub"], *, split: str | None 
         wanted = f"{name}, split {split}," if split else name
         llava = [f"LLaVA's {' or '.join(expected_files(name, folder, split))}"] if expected_files(name, folder) else []
         places = " or ".join([*llava, f"lmms-eval's Parquet files below {folder / name}"])
-        raise ValueError(f"{folder} has no files of {wanted}; put {places}, or run: tokenpacker data get {name} --to {folder}")
+        command = f"tokenpacker data get {name} --to {folder}"
+        raise ValueError(f"{folder} has no files of {wanted}; put {places} there, or run: {command}")
     return loaded

@@ -150,9 +150,7 @@ LAYOUTS: dict[str, tuple[Layout, ...]] = {
             read=prompts.read_scienceqa,
         ),
     ),
-    "mm-vet": (
-        Layout(split="test", questions="llava-mm-vet.jsonl", images=("images",), read=prompts.read_prompts),
-    ),
+    "mm-vet": (Layout(split="test", questions="llava-mm-vet.jsonl", images=("images",), read=prompts.read_prompts),),
     "refcoco": _refcoco(boxes=False),
     "refcoco-boxes": _refcoco(boxes=True),
 }

@@ -52,7 +52,7 @@ def read_prompts(files: BenchmarkFiles, finish: Finish = lambda question, row: q
         question = BenchQuestion(
             id=text(row, "question_id", where),
             text=bare_question(prompt),
-            images=(files.images / text(row, "image", where),),
+            images=(files.image(text(row, "image", where)),),
             extra={"prompt": prompt},
         )
         return finish(question, row)
@@ -139,7 +139,7 @@ def read_mme(files: BenchmarkFiles) -> Questions:
         image = nested if not os.path.isfile(image) and os.path.isfile(nested) else image
         source, answers = answers_beside(image)
         answer = answers.get(form(question.text))
-        named = replace(question, id=f"{question.id}#{counts[question.id]}", images=(image,))
+        named = replace(question, id=f"{question.id}#{counts[question.id]}", images=(str(image),))
         extra = {"category": question.id.split("/")[0], "group": question.id}
         return with_answers(named, (answer,) if answer else None, source, **extra)
 
@@ -169,17 +169,15 @@ def read_seed(files: BenchmarkFiles) -> Questions:
 
 
 def read_scienceqa(files: BenchmarkFiles) -> Questions:
-    """ScienceQA: a list of LLaVA conversations, and `problems.json`: {id: {"question", "choices", "answer", "hint"}}."""
+    """ScienceQA: a list of LLaVA conversations; `problems.json` is {id: {"question", "choices", "answer", "hint"}}."""
     source = _references(files)
     problems = dict(read_entries(source))
 
     def read(where: str, row: Any) -> BenchQuestion:
         id, turns = text(row, "id", where), value(row, "conversations", where)
         prompt = text(turns[0] if turns and isinstance(turns, list) else None, "value", where)
-        images = (files.images / text(row, "image", where),) if row.get("image") else ()
-        question = BenchQuestion(
-            id=id, text="", images=images, extra={"prompt": prompt.replace("<image>", "").strip()}
-        )
+        images = (files.image(text(row, "image", where)),) if row.get("image") else ()
+        question = BenchQuestion(id=id, text="", images=images, extra={"prompt": prompt.replace("<image>", "").strip()})
         problem = problems.get(id)
         if problem is None:
             return with_answers(question, None, source)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import csv
+import os
 from collections.abc import Iterator, Mapping
 from itertools import takewhile
 from pathlib import Path
@@ -32,19 +33,19 @@ COLUMNS = "ABCDEFGH"  # of MMBench's options
 def read_vqav2(files: BenchmarkFiles) -> Questions:
     """VQA v2: `questions` and `annotations`, the second with the answers of ten people and the answer's type."""
     assert files.annotations is not None
-    found = {text(entry, "question_id", where): entry for where, entry in json_entries(files.annotations, "annotations")}
+    annotations = json_entries(files.annotations, "annotations")
+    found = {text(entry, "question_id", where): entry for where, entry in annotations}
     subtype = files.questions.stem.rsplit("_", 2)[-2]  # v2_OpenEnded_mscoco_val2014_questions
 
     def read(where: str, row: Any) -> BenchQuestion:
         id = text(row, "question_id", where)
         image = text(row, "image_id", where).zfill(12)
-        path = files.images / f"COCO_{subtype}_{image}.jpg"
         entry = found.get(id)
         extra = {"category": entry.get("answer_type")} if entry else {"problem": f"{files.annotations} has no answers"}
         return BenchQuestion(
             id=id,
             text=text(row, "question", where),
-            images=(path,),
+            images=(files.image(f"COCO_{subtype}_{image}.jpg"),),
             answers=_people(entry, where) if entry else (),
             extra=extra,
         )
@@ -60,7 +61,7 @@ def read_vizwiz(files: BenchmarkFiles) -> Questions:
         return BenchQuestion(
             id=image,
             text=text(row, "question", where),
-            images=(files.images / image,),
+            images=(files.image(image),),
             answers=_people(row, where),
             extra={"category": row.get("answer_type")},
         )
@@ -77,13 +78,13 @@ def _people(row: Any, where: str) -> tuple[str, ...]:
 
 
 def read_docvqa(files: BenchmarkFiles) -> Questions:
-    """DocVQA: `data` is a list of {"questionId", "question", "image": "documents/NAME.png"}, with answers but in test."""
+    """DocVQA: `data` is a list of {"questionId", "question", "image", "answers"}; the test file has no answers."""
 
     def read(where: str, row: Any) -> BenchQuestion:
         return BenchQuestion(
             id=text(row, "questionId", where),
             text=text(row, "question", where),
-            images=(files.images / Path(text(row, "image", where)).name,),
+            images=(files.image(Path(text(row, "image", where)).name),),
             answers=texts(row, "answers", where) if row.get("answers") else (),
         )
 
@@ -101,7 +102,7 @@ def read_chartqa(files: BenchmarkFiles) -> Questions:
             return BenchQuestion(
                 id=f"{part}-{where.rsplit(' ', 1)[-1]}",
                 text=text(row, "query", where),
-                images=(files.images / text(row, "imgname", where),),
+                images=(files.image(text(row, "imgname", where)),),
                 answers=(text(row, "label", where),),
                 extra={"category": part},
             )
@@ -116,7 +117,7 @@ def read_ocrbench(files: BenchmarkFiles) -> Questions:
         return BenchQuestion(
             id=where.rsplit(" ", 1)[-1],
             text=text(row, "question", where),
-            images=(files.images / text(row, "image_path", where),),
+            images=(files.image(text(row, "image_path", where)),),
             answers=texts(row, "answers", where),
             extra={"category": text(row, "type", where)},
         )
@@ -189,14 +190,15 @@ def _ref_questions(where: str, ref: Any, content: CocoFile, images: Path, boxes:
     size, names = (size_of(image), file_names(image)) if image else (None, ())
     found = [one for one in content.image_annotations(image_id) if str(one.get("id")) == text(ref, "ann_id", where)]
     if not (size and all(size) and names and found):
-        raise RecordError(where, f"image_id={image_id} with ann_id={ref.get('ann_id')} is not whole in COCO's annotations")
+        reason = f"image_id={image_id} with ann_id={ref.get('ann_id')} is not whole in COCO's annotations"
+        raise RecordError(where, reason)
     corners = found[0].get("bbox")
     if not isinstance(corners, list) or len(corners) != 4 or not all(isinstance(n, (int, float)) for n in corners):
         raise RecordError(where, f"its bbox is {corners!r}; [x, y, width, height] is due")
     left, top, width, height = corners
     box = (left / size[1], top / size[0], (left + width) / size[1], (top + height) / size[0])
-    paths = [images / name for name in names]
-    picture = next((path for path in paths if path.is_file()), paths[0])
+    paths = [str(images / name) for name in names]
+    picture = next(filter(os.path.isfile, paths), paths[0])
     if not boxes:
         yield BenchQuestion(id=id, text="", images=(picture,), answers=tuple(sentences), extra={"box": box})
         return

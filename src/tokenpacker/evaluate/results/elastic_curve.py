@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from PIL import Image, ImageDraw
-from PIL.ImageFont import FreeTypeFont, load_default
+from PIL.ImageFont import FreeTypeFont, ImageFont, load_default
 
 from tokenpacker.evaluate.results.results_folder import PlanEntry, ResultEntry, ResultsFolder
 from tokenpacker.visualize.page_style import FAINT_INK, INK, PADDING, PAPER, shorten
@@ -18,9 +18,11 @@ from tokenpacker.visualize.page_style import FAINT_INK, INK, PADDING, PAPER, sho
 SIZE = WIDTH, HEIGHT = 1440, 800
 TEXT, TITLE = 30, 38  # sizes of text
 TOP, BOTTOM, SIDE, GAP = 150, 116, 40, 14  # free above and below the axes, at the sides, and beside a mark
-MARK, THIN, THICK = 11, 2, 5  # half a mark; widths of lines
+MARK, THIN, THICK, HALO = 11, 2, 5, 3  # half a mark; widths of lines, and of the paper around a label
 ROOM = 0.09  # of an axis, free on both sides
 COLUMNS = 2  # of a figure with several tasks
+
+Font = FreeTypeFont | ImageFont
 
 
 @dataclass(frozen=True)
@@ -131,7 +133,7 @@ class _Axes:
     ys: tuple[float, float]
 
     @classmethod
-    def of(cls, entries: Sequence[ResultEntry], font: FreeTypeFont) -> _Axes:
+    def of(cls, entries: Sequence[ResultEntry], font: Font) -> _Axes:
         ends = [value for entry in entries for value in (entry.score or 0.0, *(entry.interval or ()))]
         tokens = [math.log10(max(1.0, entry.image_tokens or 0.0)) for entry in entries]
         ys = _with_room(min(ends), max(ends), least=0.5)
@@ -149,7 +151,7 @@ class _Axes:
         return self.x(entry.image_tokens or 0.0), self.y(entry.score or 0.0)
 
 
-def _draw_axes(draw: ImageDraw.ImageDraw, axes: _Axes, colors: Colors, font: FreeTypeFont) -> None:
+def _draw_axes(draw: ImageDraw.ImageDraw, axes: _Axes, colors: Colors, font: Font) -> None:
     for tick in _ticks(*axes.ys):
         draw.line((axes.left, axes.y(tick), WIDTH - SIDE, axes.y(tick)), colors.rule, THIN)
         draw.text((axes.left - GAP, axes.y(tick)), _label(tick), colors.faint, font, "rm")
@@ -189,17 +191,17 @@ def _draw_label(
     entry: ResultEntry,
     taken: list[tuple[float, float, float, float]],
     colors: Colors,
-    font: FreeTypeFont,
+    font: Font,
 ) -> None:
     """Writes the plan's name beside its mark where there is room; the table has it anyway."""
     x, y = axes.place(entry)
     reach = MARK + GAP / 2
-    for anchor, across, down in (("ls", 1, -1), ("rs", -1, -1), ("lt", 1, 1), ("rt", -1, 1), ("lm", 1, 0)):
+    for anchor, across, down in (("rs", -1, -1), ("lt", 1, 1), ("ls", 1, -1), ("rt", -1, 1), ("lm", 1, 0)):
         place = x + across * reach, y + down * reach * (0.4 if down else 0)
-        left, top, right, bottom = draw.textbbox(place, entry.plan, font, anchor)
-        is_inside = axes.left <= left and right <= WIDTH - SIDE and TOP - 8 <= top and bottom <= HEIGHT - BOTTOM
-        if is_inside and not any(l < right and left < r and t < bottom and top < b for l, t, r, b in taken):
-            draw.text(place, entry.plan, colors.ink, font, anchor, stroke_width=3, stroke_fill=colors.paper)
+        left, top, right, bottom = draw.textbbox(place, entry.plan, font, anchor, stroke_width=HALO)
+        is_inside = axes.left <= left and right <= WIDTH - SIDE and top >= TOP - 8 and bottom <= HEIGHT - BOTTOM
+        if is_inside and not any(a < right and left < c and b < bottom and top < d for a, b, c, d in taken):
+            draw.text(place, entry.plan, colors.ink, font, anchor, stroke_width=HALO, stroke_fill=colors.paper)
             taken.append((left, top, right, bottom))
             return
 
@@ -210,7 +212,7 @@ def _with_room(low: float, high: float, least: float) -> tuple[float, float]:
     return (low + high) / 2 - reach, (low + high) / 2 + reach
 
 
-def _ticks(low: float, high: float, count: int = 5) -> list[float]:
+def _ticks(low: float, high: float, count: int = 6) -> list[float]:
     """At most about `count` round values between the limits."""
     unit = 10.0 ** math.floor(math.log10((high - low) / count))
     step = next(unit * digit for digit in (1, 2, 5, 10) if unit * digit * count >= high - low)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tokenpacker.evaluate.answer_rows import AnswerRow
 from tokenpacker.evaluate.bench_question import BenchQuestion
@@ -21,6 +22,7 @@ from tokenpacker.evaluate.results.page_parts import (
 )
 from tokenpacker.evaluate.results.results_folder import AskedTask, ResultEntry, ResultsFolder, TaskEntry, ask_again
 
+PAGE_EXAMPLES = 60  # of all tasks and plans
 Answers = tuple[dict[str, AnswerRow], dict[str, AnswerRow]]
 """By id, of both runs."""
 _SAME = ("protocol", "data", "split", "source")  # of a task, or the numbers may differ for another reason
@@ -61,6 +63,11 @@ class Change:
         first, second = self.plans
         return f"{self.task}, {first}" if first == second else f"{self.task}, {first} against {second}"
 
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-ready dict."""
+        names = ("task", "plans", "headline", "numbers", "difference", "interval", "shared", "gained", "lost", "notes")
+        return {("interval_95" if name == "interval" else name): getattr(self, name) for name in names}
+
     def line(self) -> str:
         """The change as a line of text."""
         verdict = "within noise" if self.is_noise else "more than noise"
@@ -87,14 +94,24 @@ class Comparison:
             lines += [change.line(), *(f"  note: {note}" for note in change.notes)]
         return lines + [f"note: {note}" for note in self.notes]
 
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-ready dict."""
+        return {
+            "a": {"folder": str(self.first.path), "model": self.first.run.model},
+            "b": {"folder": str(self.second.path), "model": self.second.run.model},
+            "changes": [change.to_dict() for change in self.changes],
+            "notes": list(self.notes),
+        }
+
     def write(self, path: Path) -> Path:
         """Writes the page, with the questions that changed and their pictures; returns its path."""
         pictures = Pictures(parts=len(self.changes))
+        share = max(1, min(MAX_EXAMPLES, PAGE_EXAMPLES // len(self.changes)) // 2)
         return write_page(
             path,
             "comparison.html.jinja",
             runs=[("A", self.first), ("B", self.second)],
-            changes=[(change, *_examples(change, pictures)) for change in self.changes],
+            changes=[(change, *_examples(change, pictures, share)) for change in self.changes],
             notes=self.notes,
         )
 
@@ -125,11 +142,6 @@ def compare_results(first: Path, second: Path) -> Comparison:
     if not changes:
         raise ValueError(f"{first} and {second} have nothing to compare: {'; '.join(notes) or 'they have no results'}")
     return Comparison(one, other, changes, notes)
-
-
-def write_comparison(first: Path, second: Path, path: Path) -> Path:
-    """Writes the page that compares two folders of results; returns its path. Raises ValueError as `compare_results`."""
-    return compare_results(first, second).write(path)
 
 
 def _compare_task(
@@ -228,18 +240,21 @@ def _same_question(first: BenchQuestion | None, second: BenchQuestion | None) ->
     return (first.text, first.answers, first.options) == (second.text, second.answers, second.options)
 
 
-def _examples(change: Change, pictures: Pictures) -> tuple[list[Example], list[Example]]:
-    """Gained and lost questions with their pictures, half of the page's examples each."""
+def _examples(change: Change, pictures: Pictures, count: int) -> tuple[list[Example], list[Example]]:
+    """Gained and lost questions with their pictures, so many of each."""
     pictures.begin_task()
     gained, lost = (
         [
             pictures.example(
                 id,
-                [Reply(f"{run}, {plan}", rows[id]) for run, plan, rows in zip("AB", change.plans, change.answers, strict=True)],
+                [
+                    Reply(f"{run}, {plan}", rows[id])
+                    for run, plan, rows in zip("AB", change.plans, change.answers, strict=True)
+                ],
                 change.asked.questions[id],
                 change.asked.missing,
             )
-            for id in one_of_each_image(ids, change.asked.questions)[: MAX_EXAMPLES // 2]
+            for id in one_of_each_image(ids, change.asked.questions)[:count]
         ]
         for ids in (change.gained, change.lost)
     )

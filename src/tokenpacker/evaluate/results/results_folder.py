@@ -133,7 +133,9 @@ class ResultsFolder:
 
     def of_task(self, name: str) -> list[ResultEntry]:
         """A task's results, most tokens first."""
-        return sorted((entry for entry in self.results if entry.task == name), key=lambda entry: -(entry.image_tokens or 0.0))
+        return sorted(
+            (entry for entry in self.results if entry.task == name), key=lambda entry: -(entry.image_tokens or 0.0)
+        )
 
     def answers(self, result: ResultEntry, asked: AskedTask) -> dict[str, AnswerRow]:
         """The answers of a task under a plan by the ids of their questions, without those that a run leaves out.

@@ -141,9 +141,13 @@ def _choices(folder: ResultsFolder, task: TaskEntry) -> list[tuple[str, str]]:
     choices += [("split", f"yours is {task.split or 'not said'}; the published one is {paper.split or 'not said'}")]
     choices += [(f"protocol {name}", each.note) for name, each in protocols.items() if each.note]
     if own:
-        choices += [(f"your {what}" if what != "all" else "your protocol", source) for what, source in own.sources.items()]
+        choices += [
+            (f"your {what}" if what != "all" else "your protocol", source) for what, source in own.sources.items()
+        ]
     if folder.run.limit:
-        choices.append(("questions", f"only {folder.run.limit:,} were asked (--limit), drawn by seed {folder.run.seed}"))
+        choices.append(
+            ("questions", f"only {folder.run.limit:,} were asked (--limit), drawn by seed {folder.run.seed}")
+        )
     if task.problems:
         fate = "are left out (--skip-broken)" if folder.run.skip_broken else "count as wrong"
         choices.append(("broken data", f"{len(task.problems):,} problems; questions that cannot be asked {fate}"))
@@ -164,7 +168,9 @@ def _examples(
     if not ids:
         wrong = [row for row in most.values() if _is_scored(row) and _score(row) < 1]
         ids = [row.id for row in sorted(wrong, key=lambda row: (_score(row), row.id))]
-        title = "Worst answers" if len(results) == 1 else f"Fewer tokens lose no answer; the worst with {results[0].plan}"
+        title = (
+            "Worst answers" if len(results) == 1 else f"Fewer tokens lose no answer; the worst with {results[0].plan}"
+        )
     examples = []
     for id in one_of_each_image(ids, asked.questions):
         replies = [Reply(plan, rows[id]) for plan, rows in answers.items() if id in rows]
