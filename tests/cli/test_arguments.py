@@ -24,6 +24,7 @@ print(json.dumps(told))
 """
 IMAGE = "picture.png"
 AT_ONCE = [  # and what is said; nothing of torch is imported for it
+    (["ask", "what?"], "the question 'what?' has no image; write the image's path before it"),
     (["ask", IMAGE, ""], "the question is empty; write it behind the images, in quotes"),
     (["ask", IMAGE, "  "], "the question is empty"),
     (["ask", "no.png", "what?"], "no.png does not exist; check the path"),

@@ -140,6 +140,10 @@ def test_a_question_in_the_wrong_place_is_told(one_line_error, ask, picture):
     assert message == f"the last argument, {picture}, is a file; write the images first and then the question"
 
 
+def test_an_image_without_a_question_is_told(one_line_error, ask, picture):
+    assert one_line_error(*ask, picture) == f"{picture} has no question; write it behind the image, in quotes"
+
+
 def test_a_prompt_that_the_model_cannot_hold_is_refused(one_line_error, ask, picture):
     message = one_line_error(*ask, *[picture] * 40, "what?")
     assert "the model reads fewer than 4096; use fewer images" in message

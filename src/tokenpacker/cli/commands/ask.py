@@ -15,7 +15,15 @@ from tokenpacker.cli.region_arguments import read_region
 
 
 def ask(
-    images: Annotated[list[str], Argument(metavar="IMAGE", help="Image files, in the order of the question.")],
+    images: Annotated[
+        list[str],
+        Argument(
+            metavar="IMAGE",
+            default_factory=list,
+            show_default=False,
+            help="One image or more, in the order of the question.",
+        ),
+    ],
     question: Annotated[str, Argument(metavar="QUESTION", help="The question, in quotes.")],
     model: options.Model = None,
     scale_factor: options.ScaleFactor = None,
@@ -35,7 +43,11 @@ def ask(
         tokenpacker ask signs.png "what colors are <mask> and <mask>?" --box 10,10,60,40 --mask mask.png
     """
     if os.path.isfile(question):  # pathlib would raise on a long question
+        if not images:
+            raise ValueError(f"{question} has no question; write it behind the image, in quotes")
         raise ValueError(f"the last argument, {question}, is a file; write the images first and then the question")
+    if not images:
+        raise ValueError(f"the question {question!r} has no image; write the image's path before it")
     if not question.strip():
         raise ValueError("the question is empty; write it behind the images, in quotes")
     from tokenpacker.images import load_image
