@@ -124,6 +124,8 @@ def test_mm_vet_is_not_scored_here():
 def test_an_unknown_metric_lists_the_valid_ones():
     with pytest.raises(ValueError, match="metric 'bleu' is unknown; use one of: exact, contains, vqa, anls, relaxed"):
         find_metric("bleu")
+    with pytest.raises(ValueError, match=r"; did you mean contains\?$"):
+        find_metric("contain")
 
 
 def test_a_missing_library_is_named_before_anything_is_scored(monkeypatch):

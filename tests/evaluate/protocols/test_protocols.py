@@ -148,6 +148,8 @@ def test_unknown_names_list_the_valid_ones():
         protocol_names("texvqa")
     with pytest.raises(ValueError, match="protocol 'ocr' of textvqa is unknown; use one of: paper, no-ocr, lmms-eval"):
         protocol("textvqa", "ocr")
+    with pytest.raises(ValueError, match=r"'shrt' of questions of your own .*; did you mean short\?$"):
+        protocol("own", "shrt")
 
 
 def test_a_template_has_known_fields_only():

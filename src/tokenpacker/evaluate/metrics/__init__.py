@@ -33,6 +33,7 @@ from tokenpacker.evaluate.metrics.plain_text import ANLS, CONTAINS, EXACT, GQA, 
 from tokenpacker.evaluate.metrics.region_text import IOU, REFCOCO
 from tokenpacker.evaluate.metrics.vqa import TEXTVQA, VIZWIZ, VQA
 from tokenpacker.evaluate.metrics.yes_or_no import MME, POPE
+from tokenpacker.text import did_you_mean
 
 __all__ = ["METRICS", "BenchQuestion", "Metric", "Row", "find_metric"]
 
@@ -61,6 +62,6 @@ def find_metric(name: str) -> Metric:
         ModuleNotFoundError: if it needs a library that is not installed.
     """
     if name not in METRICS:
-        raise ValueError(f"metric {name!r} is unknown; use one of: {', '.join(METRICS)}")
+        raise ValueError(f"metric {name!r} is unknown; use one of: {', '.join(METRICS)}{did_you_mean(name, METRICS)}")
     METRICS[name].require()
     return METRICS[name]

@@ -16,6 +16,7 @@ Answer the question using a single word or phrase.
 
 from tokenpacker.evaluate.protocols import documents, free_text, multiple_choice, short_answers, yes_no_questions
 from tokenpacker.evaluate.protocols.protocol import Protocol
+from tokenpacker.text import did_you_mean
 
 __all__ = ["PROTOCOLS", "Protocol", "benchmarks", "protocol", "protocol_names"]
 
@@ -50,5 +51,7 @@ def protocol(benchmark: str, name: str | None = None) -> Protocol:
     """
     names = protocol_names(benchmark)
     if name is not None and name not in names:
-        raise ValueError(f"protocol {name!r} of {benchmark} is unknown; use one of: {', '.join(names)}")
+        whose = "questions of your own" if benchmark == "own" else benchmark
+        valid = f"{', '.join(names)}{did_you_mean(name, names)}"
+        raise ValueError(f"protocol {name!r} of {whose} is unknown; use one of: {valid}")
     return PROTOCOLS[benchmark, name or names[0]]
