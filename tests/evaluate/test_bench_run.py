@@ -18,10 +18,10 @@ from tokenpacker.evaluate.answer_rows import Plan
 from tokenpacker.evaluate.asker import Asker
 from tokenpacker.evaluate.bench_folder import RunFolder, RunSettings
 from tokenpacker.evaluate.bench_question import BenchQuestion, StoredImage
-from tokenpacker.evaluate.bench_run import run_benches, summary
+from tokenpacker.evaluate.bench_run import RunningScore, run_benches, summary
 from tokenpacker.evaluate.bench_tasks import Bench, find_bench
 from tokenpacker.evaluate.layouts.loaded import Loaded
-from tokenpacker.evaluate.metrics import find_metric
+from tokenpacker.evaluate.metrics import Row, find_metric
 from tokenpacker.evaluate.protocols import Protocol, protocol
 
 OWN = (Plan(),)
@@ -395,6 +395,16 @@ def test_the_score_so_far_stands_in_the_progress(
     first = capsys.readouterr().err.splitlines()[0]
     assert first.startswith("mine own: 1 of 6 (")
     assert first.endswith("; accuracy 0.0")
+
+
+def test_the_last_score_in_the_progress_is_that_of_all_rows(own_file):
+    bench = find_bench(str(own_file(*ROWS)))
+    question = bench.loaded.questions[0]
+    score = RunningScore(bench, [Row(question, "no", 0.0)])
+    assert score.note() == "accuracy 0.0"
+    score.add([Row(question, "yes", 1.0)])
+    assert score.note() == "accuracy 0.0"  # computed less than a second ago
+    assert score.note(last=True) == "accuracy 50.0"
 
 
 def test_all_files_of_a_run_are_there(run, own_file, tmp_path, monkeypatch):

@@ -144,7 +144,7 @@ class TaskRun:
                     file.append(b"".join(row.to_line() for row in rows))
                     self.rows |= {row.id: row for row in rows}
                     score.add([self._scored(row) for row in rows if self._counts(row)])
-                    shown.update(len(self.rows), score.note())
+                    shown.update(len(self.rows), score.note(last=len(self.rows) == len(self.questions)))
             except KeyboardInterrupt:
                 return False
         return True
@@ -243,10 +243,14 @@ class RunningScore:
         """More rows."""
         self.rows += rows
 
-    def note(self) -> str:
-        """Such as `accuracy 81.3`; empty for what only a server or all answers together can score."""
+    def note(self, last: bool = False) -> str:
+        """Such as `accuracy 81.3`; empty for what only a server or all answers together can score.
+
+        Args:
+            last: that of all rows, however little time has passed.
+        """
         now = time.monotonic()
-        if self.shown and self.rows and now >= self.next:
+        if self.shown and self.rows and (last or now >= self.next):
             name, value = next(iter(self.bench.metric.aggregate(self.rows).items()))
             took = time.monotonic() - now
             self.text, self.next = f"{name} {value:.1f}", now + max(SECOND, SCORE_SHARE * took)
