@@ -63,16 +63,19 @@ def test_a_program_reads_the_same(pair):
     assert change["lost"] == ["sign-8", "sign-9"]
 
 
-def test_a_run_equals_itself(pair):
+def test_a_run_equals_itself(pair, tmp_path):
     comparison = compare_results(pair[0], pair[0])
     assert comparison.changes[0].interval == (0.0, 0.0)
+    assert "More than noise" not in comparison.write(tmp_path / "page.html").read_text(encoding="utf-8")
     assert "0 gained, 0 lost of 20 questions" in comparison.lines()[-1]
 
 
-def test_many_gains_are_more_than_noise(written, signs):
-    change = compare_results(written("a", answers(signs, 15)), written("b", answers(signs, 2))).changes[0]
+def test_many_gains_are_more_than_noise(written, signs, tmp_path):
+    comparison = compare_results(written("a", answers(signs, 15)), written("b", answers(signs, 2)))
+    change = comparison.changes[0]
     assert not change.is_noise
     assert "more than noise" in change.line()
+    assert "* More than noise." in comparison.write(tmp_path / "page.html").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("window", [PHONE, DESKTOP], ids=["phone", "desktop"])
