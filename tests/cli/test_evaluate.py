@@ -171,6 +171,7 @@ def test_ctrl_c_with_a_folder_goes_on_with_the_same_command(run, mine, tiny_mode
         (("--tasks", "pope", "--data", "x", "--metric", "exact"), "--metric is for FILE.jsonl; a benchmark has its"),
         (("--tasks", "pope"), "task pope needs its files; give --data DIR"),
         (("--tasks", "pope", "--data", "x.jsonl"), "--data x.jsonl is a file; give the folder"),
+        (("--data", "x.jsonl"), "--data x.jsonl is a file; give the folder"),
         (
             ("--tasks", "popee", "--data", "x"),
             "task 'popee' is unknown; use a file that ends in .jsonl, or some of: small",

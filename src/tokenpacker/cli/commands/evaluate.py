@@ -66,9 +66,11 @@ def evaluate(
         refuse(others, "has no effect with --compare; leave it out")
         _compare(*compare, out, as_json)
         return
-    from tokenpacker.evaluate.bench_tasks import kind_of
+    from tokenpacker.evaluate.bench_tasks import OWN_SUFFIX, kind_of
 
     chosen, plans = names(TASKS if tasks is None else tasks), _plans(scale_factor, max_image_tokens)
+    if data is not None and data.endswith(OWN_SUFFIX):
+        raise ValueError(f"--data {data} is a file; give the folder of the benchmarks, or {data} as one of the --tasks")
     if not chosen:
         raise ValueError("--tasks names no task; write for example --tasks easy-vqa,fine-print")
     named = {"--data": data, "--protocol": protocol, "--metric": metric, "--split": split, "--overwrite": overwrite}
@@ -153,7 +155,7 @@ def _find_benches(
     skip_broken: bool,
 ) -> list[Bench]:
     """The tasks with their questions; what is wrong with these is printed."""
-    from tokenpacker.evaluate.bench_tasks import OWN_SUFFIX, find_bench, kind_of
+    from tokenpacker.evaluate.bench_tasks import find_bench, kind_of
 
     own = {name for name in chosen if kind_of(name) == "own"}
     listed = {name for name in chosen if kind_of(name) == "benchmark"}
@@ -163,8 +165,6 @@ def _find_benches(
         refuse({"--metric": metric}, "is for FILE.jsonl; a benchmark has its own metric, so leave it out")
     if not listed:
         refuse({"--data": data, "--split": split}, "is for benchmarks; leave it out")
-    if data is not None and data.endswith(OWN_SUFFIX):
-        raise ValueError(f"--data {data} is a file; give the folder of the benchmarks, or {data} as one of the --tasks")
     benches = []
     for name in chosen:
         bench = find_bench(
