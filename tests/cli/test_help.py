@@ -111,7 +111,7 @@ def test_another_name_means_one_command_of_its_group():
 
 
 def test_a_wrong_command_line_is_told_in_one_line(one_line_error):
-    assert one_line_error("ask", "picture.png").startswith("missing argument 'IMAGE")
+    assert one_line_error("show", "--out", "page.png").startswith("missing argument 'IMAGE")
     assert one_line_error("evaluate", "--limt", 3).startswith("no such option: --limt")
     assert one_line_error("evaluate", "--limit", "x").startswith("invalid value for '--limit': ")
     assert one_line_error("--nope").startswith("no such option: --nope; ")
