@@ -84,7 +84,7 @@ WITH_TORCH = [  # needs a projector's or a data set's arithmetic, but no transfo
     (["ask", IMAGE, "what?", "--max-image-tokens", "9"], "max_image_tokens=9 is too small: one tile costs 37 tokens"),
     (["chat", "--scale-factor", "99"], "scale_factor=99 exceeds"),
     (["show", IMAGE, "--out", "page.png", "--scale-factor", "99"], "scale_factor=99 exceeds"),
-    (["evaluate", "--tasks", "fine-prind"], "task 'fine-prind' is unknown; use one of: easy-vqa, fine-print"),
+    (["evaluate", "--tasks", "fine-prind"], "task 'fine-prind' is unknown; use a file that ends in .jsonl, or some of"),
     (["evaluate", "--scale-factor", "99"], "scale_factor=99 exceeds"),
     (["count", IMAGE, "--scale-factor", "99"], "scale_factor=99 exceeds"),
     (["speed", "--projectors", "tokenpacker"], "projector 'tokenpacker' is unknown; use some of average-pool"),
