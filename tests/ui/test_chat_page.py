@@ -322,6 +322,9 @@ def test_the_page_fits_a_phone_and_dark_mode(served, visit):
     answers(page)
     assert_fits(page)
     assert_accessible(page)
+    page.get_by_role("button", name="Ask", exact=True).click()
+    assert alert(page) == "The question is empty; write one."
+    assert_accessible(page)  # the note too has enough contrast
 
 
 def test_a_link_restores_the_conversation_with_its_images_and_settings(served, visit):
