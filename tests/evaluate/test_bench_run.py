@@ -20,7 +20,7 @@ from tokenpacker.evaluate.bench_folder import RunFolder, RunSettings
 from tokenpacker.evaluate.bench_question import BenchQuestion, StoredImage
 from tokenpacker.evaluate.bench_run import run_benches, summary
 from tokenpacker.evaluate.bench_tasks import Bench, find_bench
-from tokenpacker.evaluate.layouts.loading import Loaded
+from tokenpacker.evaluate.layouts.loaded import Loaded
 from tokenpacker.evaluate.metrics import find_metric
 from tokenpacker.evaluate.protocols import Protocol, protocol
 

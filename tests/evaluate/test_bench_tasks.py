@@ -8,7 +8,7 @@ from PIL import Image
 from tokenpacker.evaluate import Task
 from tokenpacker.evaluate.bench_question import BenchQuestion
 from tokenpacker.evaluate.bench_tasks import find_bench
-from tokenpacker.evaluate.layouts.loading import Loaded
+from tokenpacker.evaluate.layouts.loaded import Loaded
 from tokenpacker.scenes import Question, Sample
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tokenpacker.evaluate.bench_question import BenchQuestion
-from tokenpacker.evaluate.layouts.loading import broken_question
+from tokenpacker.evaluate.layouts.loaded import broken_question
 from tokenpacker.evaluate.submissions import SUBMISSIONS, write_submission
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from tokenpacker.evaluate.bench_question import BenchQuestion, StoredImage
-from tokenpacker.evaluate.layouts.loading import Loaded, Problem
+from tokenpacker.evaluate.layouts.loaded import Loaded, Problem
 from tokenpacker.evaluate.metrics import Metric, find_metric
 from tokenpacker.evaluate.own_task import load_own
 from tokenpacker.evaluate.protocols import Protocol, benchmarks

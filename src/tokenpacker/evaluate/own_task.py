@@ -17,7 +17,7 @@ from string import ascii_uppercase
 from typing import Any
 
 from tokenpacker.evaluate.bench_question import BenchQuestion
-from tokenpacker.evaluate.layouts.loading import Loaded, Problem, broken_question, gather
+from tokenpacker.evaluate.layouts.loaded import Loaded, Problem, broken_question, gather
 from tokenpacker.text import check_text
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"

@@ -7,7 +7,7 @@ import pytest
 
 import tokenpacker.evaluate.metrics
 from tokenpacker.evaluate.bench_question import BenchQuestion
-from tokenpacker.evaluate.layouts.loading import broken_question
+from tokenpacker.evaluate.layouts.loaded import broken_question
 from tokenpacker.evaluate.metrics import METRICS, find_metric
 
 REFERENCES = {

@@ -1,7 +1,7 @@
 import pytest
 
 from tokenpacker.evaluate.bench_question import BenchQuestion
-from tokenpacker.evaluate.layouts.loading import broken_question
+from tokenpacker.evaluate.layouts.loaded import broken_question
 from tokenpacker.evaluate.metrics import METRICS
 from tokenpacker.evaluate.metrics.yes_or_no import said_in_mme, said_in_pope
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from tokenpacker.evaluate.layouts.loading import Loaded, Problem, gather
+from tokenpacker.evaluate.layouts.loaded import Loaded, Problem, gather
 
 __all__ = ["Loaded", "Problem", "gather", "load_benchmark"]
 

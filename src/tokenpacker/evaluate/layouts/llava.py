@@ -15,7 +15,7 @@ from tokenpacker.evaluate.bench_question import BenchQuestion
 from tokenpacker.evaluate.layouts import llava_prompts as prompts
 from tokenpacker.evaluate.layouts import official_files as official
 from tokenpacker.evaluate.layouts.benchmark_files import Layout, Questions
-from tokenpacker.evaluate.layouts.loading import Loaded, Problem, broken_question, gather
+from tokenpacker.evaluate.layouts.loaded import Loaded, Problem, broken_question, gather
 
 # Folders below the data folder, as the documents name them; the data folder itself is looked at last.
 FOLDERS = {
