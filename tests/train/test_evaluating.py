@@ -201,6 +201,7 @@ def test_a_task_may_decide_and_is_drawn_in_tensorboard(config, own_task, monkeyp
         ({"eval_every": 5, "evaluation": {"held_out": "a.json", "held_out_share": 0.1}}, "exclude each other"),
         ({"eval_every": 5, "evaluation": {"held_out_share": 1.0}}, "held_out_share=1.0 must be less than 1"),
         ({"eval_every": 5, "evaluation": {"tasks": ["a/x.jsonl", "b/x.jsonl"]}}, "must all have other names"),
+        ({"eval_every": 5, "evaluation": {"tasks": ["a/seconds.jsonl"]}}, "none of them 'loss' or 'seconds'"),
         ({"eval_every": 5, "evaluation": {"tasks": ["fine-print"], "metric": "vqa"}}, "belongs to your own tasks"),
         ({"eval_every": 5, "evaluation": {"tasks": ["fine-print"], "best_by": "loss"}}, "use one of: fine-print"),
         ({"eval_every": 5, "evaluation": {"patience": 0, "tasks": ["fine-print"]}}, "patience=0"),
