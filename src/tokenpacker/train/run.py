@@ -83,8 +83,8 @@ def train(config: TrainingConfig, output: Path) -> Path | None:
         if config.eval_every is None:
             trainer = PartTrainer(config, model, source.batches, arguments, **options)
         else:
-            evaluated = {"held_out": source.held_out, "tasks": tasks, "asked_by": builder.processor}
-            trainer = EvaluatingTrainer(config, model, source.batches, arguments, **evaluated, **options)
+            options |= {"held_out": source.held_out, "tasks": tasks, "asked_by": builder.processor}
+            trainer = EvaluatingTrainer(config, model, source.batches, arguments, **options)
         return finish(trainer, folder, builder.processor, source) if trainer.run(checkpoint) else None
 
 
