@@ -121,6 +121,18 @@ def test_held_out_rows_are_never_trained_on_and_stay_the_same(config, tmp_path):
     assert "5 more held out" in describe(shown)
 
 
+def test_a_preview_tells_what_is_measured_and_reads_it(config, own_task, held_out_file):
+    asked = replace(config.evaluation, tasks=(str(own_task),), limit=4, best_by="mine")
+    shown = preview(replace(config, evaluation=asked))
+    told = "evaluated every 2 steps and after the last: the loss of 5 samples, 4 questions of mine; the best by mine is"
+    assert told in describe(shown)
+    from_file = replace(config, evaluation=EvaluationConfig(held_out=str(held_out_file)))
+    assert preview(from_file).evaluation == {"every": 2, "held_out": 9, "questions": {}, "decided_by": "loss"}
+    own_task.with_name("blank.jsonl").touch()
+    with pytest.raises(ValueError, match=r"blank\.jsonl has no questions"):
+        preview(replace(config, evaluation=EvaluationConfig(tasks=(str(own_task.with_name("blank.jsonl")),))))
+
+
 def test_the_best_checkpoint_is_kept_and_becomes_the_model_if_asked_for(config, losses, tmp_path, capsys):
     train(config, tmp_path / "last")
     history, checkpoints = told(tmp_path / "last"), tmp_path / "last" / "checkpoints"
@@ -201,6 +213,7 @@ def test_a_task_may_decide_and_is_drawn_in_tensorboard(config, own_task, monkeyp
         ({"eval_every": 5, "evaluation": {"held_out": "a.json", "held_out_share": 0.1}}, "exclude each other"),
         ({"eval_every": 5, "evaluation": {"held_out_share": 1.0}}, "held_out_share=1.0 must be less than 1"),
         ({"eval_every": 5, "evaluation": {"tasks": ["a/x.jsonl", "b/x.jsonl"]}}, "must all have other names"),
+        ({"eval_every": 5, "evaluation": {"tasks": ["a/seconds.jsonl"]}}, "none of them 'loss' or 'seconds'"),
         ({"eval_every": 5, "evaluation": {"tasks": ["fine-print"], "metric": "vqa"}}, "belongs to your own tasks"),
         ({"eval_every": 5, "evaluation": {"tasks": ["fine-print"], "best_by": "loss"}}, "use one of: fine-print"),
         ({"eval_every": 5, "evaluation": {"patience": 0, "tasks": ["fine-print"]}}, "patience=0"),
@@ -254,6 +267,21 @@ def test_tasks_are_refused_where_the_model_is_divided(run_config, monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
     with pytest.raises(ValueError, match="which DEEPSPEED may divide"):
         check(replace(run_config, eval_every=5, evaluation=EvaluationConfig(tasks=("fine-print",))))
+
+
+def test_a_task_whose_questions_have_changed_is_refused_and_its_problems_are_told(
+    run_config, own_task, tmp_path, capsys
+):
+    task = own_task.with_name("changing.jsonl")
+    task.write_text(own_task.read_text() + "{broken\n")
+    asked = EvaluationConfig(tasks=(str(task),), limit=7)
+    run = replace(run_config, max_steps=1, eval_every=1, evaluation=asked)
+    train(run, tmp_path)
+    told = "task changing: 2 of the 7 questions cannot be asked and count as wrong; problems in the file: 2, such as"
+    assert told in capsys.readouterr().err
+    task.write_text(task.read_text().replace('"so"', '"no"', 1))
+    with pytest.raises(ValueError, match=r"changing.jsonl ask other questions than when the run in .* began; restore"):
+        train(replace(run, max_steps=2), tmp_path)
 
 
 def test_a_task_about_masks_needs_a_model_that_takes_them(config, tmp_path):

@@ -119,7 +119,7 @@ def open_source(
     path = config.evaluation.held_out
     if path is None:
         return source
-    other = _held_out_config(config)
+    other = held_out_config(config)
     data = look_through(other, processor, output, progress, rejects=HELD_OUT_REJECTS)
     digest = hashlib.sha256((source.fingerprint + _digest(data.lengths).hexdigest()).encode())
     facts = {"file": path, "samples": len(data.lengths.usable)}
@@ -276,7 +276,7 @@ def _held_out(
     return HeldOut(batches=FileBatches(plan, data.records, maker), facts=facts)
 
 
-def _held_out_config(config: TrainingConfig) -> TrainingConfig:
+def held_out_config(config: TrainingConfig) -> TrainingConfig:
     """The config with the held-out file as its data, for one epoch."""
     evaluation = config.evaluation
     images = evaluation.held_out_images or config.data.images
@@ -302,7 +302,7 @@ def _check_held_out(config: TrainingConfig) -> None:
             " Parquet file"
         )
     try:
-        files = check_files(path, _held_out_config(config).data.images)
+        files = check_files(path, held_out_config(config).data.images)
     except ValueError as error:
         raise ValueError(f"evaluation.held_out: {error}") from None
     trained = (

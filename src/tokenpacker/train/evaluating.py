@@ -30,7 +30,7 @@ from tokenpacker.data.sources import HeldOut
 from tokenpacker.sequence import IGNORED
 from tokenpacker.train.callbacks import leave_signals_to_parent, random_numbers_kept
 from tokenpacker.train.config import TrainingConfig
-from tokenpacker.train.evaluation_config import LOSS
+from tokenpacker.train.evaluation_config import LOSS, SECONDS
 from tokenpacker.train.run_folder import CheckpointError, whole_checkpoints
 from tokenpacker.train.task_scores import TaskScore
 from tokenpacker.train.trainer import NotFiniteError, PartTrainer
@@ -115,7 +115,7 @@ class EvaluatingTrainer(PartTrainer):
 
     def card_rows(self) -> list[tuple[str, str]]:
         """Rows of the model card."""
-        last, seconds = self.state.global_step, sum(entry["eval_seconds"] for entry in self._evaluations)
+        last, seconds = self.state.global_step, sum(entry[PREFIX + SECONDS] for entry in self._evaluations)
         which = "the best" if self.settings.final == "best" else "the last"
         ended = f"; stopped early at step {last:,}" if self.stopped_early else ""
         return [
@@ -147,7 +147,7 @@ class EvaluatingTrainer(PartTrainer):
                 self.bar.note(evaluation=f"asking {task.name}")
                 metrics[PREFIX + task.name] = task.measure(model, self.asked_by, **share)
         self.model.train(was_training)
-        metrics["eval_seconds"] = round(time.monotonic() - start, 1)
+        metrics[PREFIX + SECONDS] = round(time.monotonic() - start, 1)
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics

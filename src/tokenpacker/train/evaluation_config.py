@@ -10,6 +10,7 @@ from pydantic.dataclasses import dataclass
 
 CHECKED = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)  # strict: no `true` for 1, no "3" for 3
 LOSS = "loss"  # name of the loss on held-out samples
+SECONDS = "seconds"  # name of the time that an evaluation takes
 OWN_TASK = ".jsonl"  # ending of a task of your own
 
 
@@ -50,10 +51,10 @@ class EvaluationConfig:
             raise ValueError("evaluation.held_out_images belongs to evaluation.held_out, which is missing; give both")
         if self.metric is not None and not any(task.endswith(OWN_TASK) for task in self.tasks):
             raise ValueError(f"evaluation.metric={self.metric} belongs to your own tasks; name a {OWN_TASK} file")
-        if len(set(self.measured)) < len(self.measured) or LOSS in map(task_name, self.tasks):
+        if len(set(self.measured)) < len(self.measured) or {LOSS, SECONDS} & set(map(task_name, self.tasks)):
             raise ValueError(
-                f"evaluation.tasks={', '.join(self.tasks)} must all have other names, and none of them {LOSS!r};"
-                " rename a file"
+                f"evaluation.tasks={', '.join(self.tasks)} must all have other names, and none of them {LOSS!r} or"
+                f" {SECONDS!r}; rename a file"
             )
         if self.best_by is not None and self.best_by not in self.measured:
             known = ", ".join(self.measured) or "a held-out loss or a task, which are both missing"

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from tokenpacker.data.sources import RunData, is_stream, look_through
+from tokenpacker.data.sources import RunData, held_out_config, is_stream, look_through
 from tokenpacker.hf.configuration import TokenPackerConfig
 from tokenpacker.hf.model import TokenPackerForConditionalGeneration
-from tokenpacker.train.assemble import parts_of
+from tokenpacker.train.assemble import ModelBuilder, parts_of
 from tokenpacker.train.config import PARTS, TrainingConfig
-from tokenpacker.train.run import check
+from tokenpacker.train.run import check, tasks_of
 
 FLOAT32, SIXTEEN_BITS, FOUR_BITS = 4.0, 2.0, 0.5625  # bytes per weight; NF4 has half a byte, and 4 bytes for each 64
 TRAINED_BYTES = 4 * FLOAT32  # per trained weight: itself, its gradient and AdamW's two moments
@@ -32,6 +32,8 @@ class Preview:
         samples: how many are trained on, have images, are left out or held out; their regions; their tokens. None
             without a data file.
         steps: optimizer steps; None if they are not known.
+        evaluation: every so many steps, the samples held out (None if none are, or without the data), the questions
+            of each task, and the number that decides. None without evaluation.
         memory_gib: per device, before sharding: weights, trained state, and for one batch the language model's
             activations and the logits. Without a data file each row counts as `max_length` long.
     """
@@ -40,6 +42,7 @@ class Preview:
     parameters: dict[str, dict[str, int]]
     samples: dict[str, Any] | None
     steps: int | None
+    evaluation: dict[str, Any] | None
     memory_gib: dict[str, float]
 
     def to_dict(self) -> dict[str, Any]:
@@ -66,7 +69,8 @@ def preview(config: TrainingConfig) -> Preview:
         longest = longest if config.data.packed else samples["longest"]
         text_share = 1 - float(data.lengths.image_tokens[data.trained].sum() / samples["tokens"])
     memory = _memory(config, builder.config, parameters, config.device_batch_size * longest, text_share)
-    return Preview(config.to_dict(), parameters, samples, steps, memory)
+    evaluation = _evaluation(config, builder, None if samples is None else samples["held_out"] or None)
+    return Preview(config.to_dict(), parameters, samples, steps, evaluation, memory)
 
 
 def describe(shown: Preview) -> str:
@@ -87,6 +91,14 @@ def describe(shown: Preview) -> str:
         lines.append("no data given; the run needs --data, and with it samples and steps are shown here")
     elif shown.steps is not None:
         lines.append(f"{shown.steps:,} steps")
+    if shown.evaluation is not None:
+        e = shown.evaluation
+        measured = [] if e["held_out"] is None else [f"the loss of {e['held_out']:,} samples"]
+        measured += [f"{count:,} questions of {name}" for name, count in e["questions"].items()]
+        lines.append(
+            f"evaluated every {e['every']:,} steps and after the last: {', '.join(measured)}; the best by"
+            f" {e['decided_by']} is kept"
+        )
     parts = ", ".join(f"{name} {gib:.1f}" for name, gib in shown.memory_gib.items() if name != "total")
     lines.append(
         f"about {shown.memory_gib['total']:.1f} GiB a device before sharding ({parts}); an estimate, not measured"
@@ -110,6 +122,20 @@ def _samples(data: RunData) -> dict[str, Any]:
         "longest": int(tokens.max()),
         "fill": round(data.plan.fill, 4),
         "per_step": round(data.plan.samples_per_step, 1),
+    }
+
+
+def _evaluation(config: TrainingConfig, builder: ModelBuilder, held_out: int | None) -> dict[str, Any] | None:
+    """What is measured on the way. Reads the held-out file and the tasks, and raises their errors."""
+    if config.eval_every is None:
+        return None
+    if config.evaluation.held_out is not None:
+        held_out = len(look_through(held_out_config(config), builder.processor, None).lengths.usable)
+    return {
+        "every": config.eval_every,
+        "held_out": held_out,
+        "questions": {task.name: len(task.questions) for task in tasks_of(config, builder)},
+        "decided_by": config.evaluation.decided_by,
     }
 
 

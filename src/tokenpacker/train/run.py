@@ -63,7 +63,9 @@ def train(config: TrainingConfig, output: Path) -> Path | None:
                 " 1, give its model with --start",
                 stacklevel=2,
             )
-        evaluated = _evaluated(config, builder, source)
+        tasks = tasks_of(config, builder)
+        asked = "".join(task.fingerprint for task in tasks)
+        folder.require_same_tasks(asked)
         set_seed(config.seed)
         with whole_weights(arguments):
             model = builder.build(config)
@@ -71,8 +73,8 @@ def train(config: TrainingConfig, output: Path) -> Path | None:
         folder.require_same_start(start)
         arguments.distributed_state.wait_for_everyone()  # all have compared before anything is replaced
         if leads:
-            folder.record(data=source.fingerprint, start=start)
-            print(note, end="", file=sys.stderr)
+            folder.record(data=source.fingerprint, start=start, tasks=asked)
+            print(note, *(task.warning for task in tasks), sep="", end="", file=sys.stderr)
         options: dict[str, Any] = {
             "processor": builder.processor if config.lora is None else None,
             # `only_learned` computes logits at labelled positions alone, whose number is no shape to compile for.
@@ -81,15 +83,15 @@ def train(config: TrainingConfig, output: Path) -> Path | None:
         if config.eval_every is None:
             trainer = PartTrainer(config, model, source.batches, arguments, **options)
         else:
-            trainer = EvaluatingTrainer(config, model, source.batches, arguments, **evaluated, **options)
+            options |= {"held_out": source.held_out, "tasks": tasks, "asked_by": builder.processor}
+            trainer = EvaluatingTrainer(config, model, source.batches, arguments, **options)
         return finish(trainer, folder, builder.processor, source) if trainer.run(checkpoint) else None
 
 
-def _evaluated(config: TrainingConfig, builder: ModelBuilder, source: Source) -> dict[str, Any]:
-    """What an `EvaluatingTrainer` takes beside the arguments of a `PartTrainer`."""
+def tasks_of(config: TrainingConfig, builder: ModelBuilder) -> list[TaskScore]:
+    """The tasks that are asked on the way. Raises the errors of `TaskScore`."""
     takes_regions = builder.config.region_config is not None
-    tasks = [TaskScore(task, config.evaluation, takes_regions=takes_regions) for task in config.evaluation.tasks]
-    return {"held_out": source.held_out, "tasks": tasks, "asked_by": builder.processor}
+    return [TaskScore(task, config.evaluation, takes_regions=takes_regions) for task in config.evaluation.tasks]
 
 
 def check(config: TrainingConfig, *, with_data: bool = True) -> ModelBuilder:

@@ -3,6 +3,7 @@
     config.json   the last config          seconds.json  seconds of training, over all calls
     data.json     digest of the data       checkpoints/  a folder per checkpoint, see `mark_whole`
     start.json    digest of first weights  model/        the finished model
+    tasks.json    digest of the questions that an evaluation asks
     history.json  of a finished run: seconds, the log of each step, and the evaluations
 
 Checkpoints are whole or not used. `save_total_limit` and `get_last_checkpoint` of transformers were tried: the first
@@ -29,7 +30,8 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from tokenpacker.train.config import TrainingConfig, from_dict
 
-CONFIG, DATA, START, HISTORY, STOPWATCH = "config.json", "data.json", "start.json", "history.json", "seconds.json"
+CONFIG, DATA, START, TASKS = "config.json", "data.json", "start.json", "tasks.json"
+HISTORY, STOPWATCH = "history.json", "seconds.json"
 CHECKPOINTS, MODEL, LOCK = "checkpoints", "model", ".lock"
 LOCK_SECONDS = 10.0  # processes that read data outlive a killed run by up to five seconds, and hold its lock
 COMPLETE = "complete"  # file that is written into a checkpoint last; a checkpoint without it is a leftover
@@ -137,11 +139,20 @@ class RunFolder:
                 " which named weights otherwise; give the same, or choose another --output"
             )
 
-    def record(self, data: str, start: str) -> None:
+    def require_same_tasks(self, fingerprint: str) -> None:
+        """Raises ValueError if the run began with other questions: its best so far would mean something else."""
+        if not self._is_recorded(TASKS, fingerprint):
+            raise ValueError(
+                f"evaluation.tasks={', '.join(self.config.evaluation.tasks)} ask other questions than when the run in"
+                f" {self.path} began; restore the files and their images, or choose another --output"
+            )
+
+    def record(self, data: str, start: str, tasks: str) -> None:
         """Writes config and fingerprints, and removes what killed calls left half-written."""
         self.history.unlink(missing_ok=True)  # a finished run that is continued is no longer finished
-        for name, text in ((DATA, _digest(data)), (START, _digest(start)), (CONFIG, self.config.to_json())):
-            write_whole(self.path / name, text)
+        for name, text in ((DATA, data), (START, start), (TASKS, tasks)):
+            write_whole(self.path / name, _digest(text))
+        write_whole(self.path / CONFIG, self.config.to_json())
         remove_leftovers(self.checkpoints)
 
     @property

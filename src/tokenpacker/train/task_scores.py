@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -46,6 +48,26 @@ class TaskScore:
     def name(self) -> str:
         """The name of its number."""
         return self.bench.name
+
+    @property
+    def fingerprint(self) -> str:
+        """Differs if the questions or their answers do. Images count as there or missing."""
+        told = [
+            [each.id, each.text, each.answers, each.extra.get("options"), each.is_broken] for each in self.questions
+        ]
+        return hashlib.sha256(json.dumps(told).encode()).hexdigest()
+
+    @property
+    def warning(self) -> str:
+        """A line about what is wrong with the task's file; empty if nothing is."""
+        problems = self.bench.loaded.problems
+        if not problems:
+            return ""
+        lost = sum(each.is_broken for each in self.questions)
+        return (
+            f"task {self.name}: {lost:,} of the {len(self.questions):,} questions cannot be asked and count as wrong;"
+            f" problems in the file: {len(problems):,}, such as {problems[0].where}: {problems[0].text}\n"
+        )
 
     def measure(self, model: Any, processor: Any, *, process: int = 0, num_processes: int = 1) -> float:
         """The headline of the task's metric. All processes call it; each asks about its share of the images."""
