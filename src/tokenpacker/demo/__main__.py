@@ -79,7 +79,7 @@ def run_demo(settings: Sequence[Setting], output: Path, console: Console) -> Non
     size_mb = sum(file.stat().st_size for file in Path(settings[0].model.name_or_path).glob("*.safetensors")) / 1e6
     write_report(
         output,
-        headline=f"{100 * easy[0].accuracy:.1f} % right with a quarter of the visual tokens",
+        headline=f"{100 * easy[0].accuracy:.1f} % right on easy-VQA with a quarter of the visual tokens",
         facts=[
             (f"{100 * easy[0].accuracy:.1f} %", "easy-VQA, a quarter of the tokens"),
             (f"{100 * easy[-1].accuracy:.1f} %", "easy-VQA, all tokens through an MLP"),

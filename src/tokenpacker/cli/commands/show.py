@@ -15,7 +15,7 @@ from tokenpacker.cli.output import image_notes_on_stderr, print_note, print_resu
 def show(
     image: Annotated[str, Argument(metavar="IMAGE", help="Image file.")],
     out: options.Page,
-    token: Annotated[int | None, value("K", "The token to explain.", "the most selective one")] = None,
+    token: Annotated[int | None, value("K", "The token to explain, counted from 0.", "the most selective one")] = None,
     model: options.Model = None,
     scale_factor: options.ScaleFactor = None,
     max_image_tokens: options.MaxImageTokens = None,
