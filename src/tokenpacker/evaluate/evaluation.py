@@ -76,16 +76,22 @@ def evaluate(
         try:
             for batch in asker.batches(map(group_of, samples), batch_size, task.max_new_tokens):
                 for group, replies in zip(batch, asker.answer(batch, task.max_new_tokens), strict=True):
-                    if isinstance(replies, ValueError):
-                        raise replies
-                    answers += answers_of(group.of, replies)
-                    image_tokens.append(replies[0].image_tokens)
+                    known = [_reply(reply) for reply in ([replies] if isinstance(replies, ValueError) else replies)]
+                    answers += answers_of(group.of, known)
+                    image_tokens.append(known[0].image_tokens)
                 shown.update(len(answers))
         except KeyboardInterrupt:
             if not answers:
                 raise
             raise EvaluationInterrupted(result()) from None
     return result()
+
+
+def _reply(reply: Reply | ValueError) -> Reply:
+    """Raises the error that stands in place of an answer."""
+    if isinstance(reply, ValueError):
+        raise reply
+    return reply
 
 
 class EvaluationInterrupted(KeyboardInterrupt):
