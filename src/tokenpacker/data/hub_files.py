@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 from tokenpacker.hub import hub_problem
@@ -87,10 +87,9 @@ def find_files(repository: str, patterns: Sequence[str], folder: Path, revision:
         info = HfApi().dataset_info(repository, revision=revision or pinned, files_metadata=True)
     siblings = {file.rfilename: file for file in info.siblings or ()}
     for path in siblings:
-        if ".." in re.split(r"[/\\]", path) or PureWindowsPath(path).anchor or PurePosixPath(path).anchor:
-            raise ValueError(
-                f"data set {repository} has a file {path!r}, which would lie outside of {folder}; report it"
-            )
+        is_anchored = path.startswith("/") or any(PureWindowsPath(part).anchor for part in path.split("/"))
+        if is_anchored or ".." in re.split(r"[/\\]", path):
+            raise ValueError(f"{repository} has a file {path!r}, which would lie outside of {folder}; do not use it")
     for pattern in patterns:
         if not any(fnmatchcase(path, pattern) for path in siblings):
             raise ValueError(
