@@ -76,7 +76,7 @@ def evaluate(
         try:
             for batch in asker.batches(map(group_of, samples), batch_size, task.max_new_tokens):
                 for group, replies in zip(batch, asker.answer(batch, task.max_new_tokens), strict=True):
-                    known = [_reply(reply) for reply in ([replies] if isinstance(replies, ValueError) else replies)]
+                    known = all_of(replies)
                     answers += answers_of(group.of, known)
                     image_tokens.append(known[0].image_tokens)
                 shown.update(len(answers))
@@ -87,11 +87,14 @@ def evaluate(
     return result()
 
 
-def _reply(reply: Reply | ValueError) -> Reply:
-    """Raises the error that stands in place of an answer."""
-    if isinstance(reply, ValueError):
-        raise reply
-    return reply
+def all_of(replies: Sequence[Reply | ValueError] | ValueError) -> list[Reply]:
+    """The replies to a group. Raises the error that stands in place of one or of all."""
+    found = []
+    for reply in [replies] if isinstance(replies, ValueError) else replies:
+        if isinstance(reply, ValueError):
+            raise reply
+        found.append(reply)
+    return found
 
 
 class EvaluationInterrupted(KeyboardInterrupt):
