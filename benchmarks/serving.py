@@ -4,11 +4,11 @@
 
 **Load** (`serving_load`): 200 clients send 2,000 requests about images of many sizes to the carried model; 5 % leave
 before their answer is complete, 5 % send something broken. Every good request must get the answer that `generate`
-gives for it alone. Other requests of the same kinds warm the server up, until 500 of them take less than 2 % more
-memory than the 500 before. They fill the embedded engine's cache of packed tokens, but not vLLM's cache of processed
-images, of 4 GiB. Memory is the highest value of the run over the highest of the last of these. Then one client sends
-the first 200 good ones to a fresh server, one by one. The answers are a word or two. `--answers long` asks for
-descriptions of up to 64 tokens; their offline answers alone take half an hour.
+gives for it alone. Other requests of the same kinds warm the server up, until 500 (a quarter) of them take less than
+2 % more memory than the 500 before. They fill the embedded engine's cache of packed tokens, but not vLLM's cache of
+processed images, of 4 GiB. Memory is the highest value of the run over the highest of the last of these. Then one
+client sends the first 200 good ones (a tenth) to a fresh server, one by one. The answers are a word or two; `--answers
+long` asks for descriptions of up to 64 tokens, and `--requests 600` are enough for it.
 
 **Tokens** (`serving_tokens`): a model of random weights with CLIP-L/336's patch grid gives answers of 64 tokens at four
 scale factors, to one client and to sixteen. Every request has an image of its own, so that no cache helps.

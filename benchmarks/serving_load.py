@@ -25,7 +25,8 @@ from tokenpacker.scenes import FinePrint
 MAX_TOKENS = {"short": 8, "long": 64}  # every true short answer is shorter
 PLANS: tuple[dict[str, int], ...] = ({}, {}, {"scale_factor": 3}, {"scale_factor": 4}, {"max_image_tokens": 200})
 DESCRIBE = "describe the image."
-WARM_UP, ROUNDS, FLAT, ONE_BY_ONE = 500, 6, 1.02, 200  # requests a round, most rounds, growth, requests
+WARM_UP_SHARE, ROUNDS, FLAT = 4, 6, 1.02  # a round has a quarter of the requests; most rounds; growth
+ONE_BY_ONE_SHARE = 10  # a tenth of the requests
 
 
 def make_requests(count: int, folder: Path, answers: str) -> list[Request]:
@@ -76,8 +77,8 @@ def _offline(
     return processor.decode(answer[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()
 
 
-def warm_up(server: Server, clients: int, answers: str) -> tuple[int, float]:
-    """Sends other requests until the server's memory is flat.
+def warm_up(server: Server, count: int, clients: int, answers: str) -> tuple[int, float]:
+    """Sends other requests, `count` at a time, until the server's memory is flat.
 
     Returns:
         Their number, and the most memory in MiB while the last of them were answered.
@@ -85,14 +86,14 @@ def warm_up(server: Server, clients: int, answers: str) -> tuple[int, float]:
     draw, samples, highest = random.Random(2), FinePrint("train"), [math.inf]
     for number in range(ROUNDS):
         requests = []
-        for index in range(number * WARM_UP, (number + 1) * WARM_UP):
+        for index in range(number * count, (number + 1) * count):
             options = {"max_tokens": MAX_TOKENS[answers], "stream": draw.random() < 0.5, **draw.choice(PLANS)}
             requests.append(Request("good", body_of(samples[index].image, DESCRIBE, **options)))
         _, _, memory = asyncio.run(send_all(server, requests, clients))
         highest.append(max(mib for _, mib in memory))
         if number and highest[-1] < FLAT * highest[-2]:
             break
-    return (number + 1) * WARM_UP, highest[-1]
+    return (number + 1) * count, highest[-1]
 
 
 def measure_load(
@@ -101,7 +102,7 @@ def measure_load(
     """Correctness, throughput and memory under load, and the throughput for one client."""
     folder = carried_model_path()
     with serving(program, folder, engine) as server:
-        warmed_up, before = warm_up(server, clients, answers)
+        warmed_up, before = warm_up(server, len(requests) // WARM_UP_SHARE, clients, answers)
         cpu_s = time.process_time()
         outcomes, seconds, memory = asyncio.run(send_all(server, requests, clients))
         cpu_s = time.process_time() - cpu_s
@@ -109,7 +110,7 @@ def measure_load(
     bad = [outcome for outcome in outcomes if outcome.request.kind == "bad"]
     wrong = [outcome for outcome in good if outcome.status != 200 or outcome.text != outcome.request.expected]
     first = [outcome.first_token_s for outcome in good if outcome.first_token_s is not None]
-    alone = [request for request in requests if request.kind == "good"][:ONE_BY_ONE]
+    alone = [request for request in requests if request.kind == "good"][: len(requests) // ONE_BY_ONE_SHARE]
     with serving(program, folder, engine) as server:
         one_by_one, seconds_alone, _ = asyncio.run(send_all(server, alone, 1))
     rate, rate_alone = len(good) / seconds, len(alone) / seconds_alone
