@@ -164,6 +164,14 @@ def test_what_the_hub_lacks_is_told_in_one_line(one_line_error, hub, tmp_path, o
     assert not (tmp_path / "POPE").exists()
 
 
+@pytest.mark.parametrize("path", ["data/test-/../../../x.parquet", "LICENSE/..\\..\\x", "/LICENSE", "C:LICENSE"])
+def test_a_file_outside_of_the_folder_is_refused(one_line_error, hub, tmp_path, path):
+    hub.files[path] = b"PAR1"
+    assert "which would lie outside of" in one_line_error(*get("--to", tmp_path / "to"))
+    assert not hub.requests
+    assert not any(tmp_path.iterdir())
+
+
 def test_consent_that_is_missing_is_told(run, hub, tmp_path):
     hub.gated = True
     result = run(*get("--to", tmp_path))

@@ -13,7 +13,7 @@ from dataclasses import replace
 import pytest
 
 from tokenpacker import progress
-from tokenpacker.evaluate import asker
+from tokenpacker.evaluate import asker, bench_folder
 from tokenpacker.evaluate.answer_rows import Plan
 from tokenpacker.evaluate.asker import Asker
 from tokenpacker.evaluate.bench_folder import RunFolder, RunSettings
@@ -297,8 +297,34 @@ def test_another_folder_a_damaged_one_and_a_second_writer_are_refused(run, own_f
     run(bench, overwrite=True)
     with pytest.raises(ValueError, match="two tasks are named mine"):
         run(bench, bench, out="twice")
+    with pytest.raises(ValueError, match="two tasks are named mine"):
+        run(bench, replace(bench, name="MINE"), out="twice")
     with pytest.raises(ValueError, match="two plans are named s2"):
         run(bench, plans=[Plan(scale_factor=2)] * 2, out="twice")
+
+
+def test_a_run_that_was_killed_when_it_began_can_be_called_again(run, own_file, rows_of, tmp_path, monkeypatch):
+    bench = find_bench(str(own_file(*ROWS[:1])))
+    run(bench)
+    with monkeypatch.context() as patch:
+        patch.setattr(bench_folder.shutil, "rmtree", lambda path: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            run(bench, overwrite=True)
+    run(bench, overwrite=True)
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new" / "run.partial").write_text("{")
+    run(bench, out="new")
+    assert rows_of() == rows_of(out="new")
+
+
+def test_a_question_that_is_too_long_for_the_model_is_a_problem_of_its_own(run, own_file, rows_of):
+    long = {**ROWS[1], "question": "what is it? " * 3000}
+    result = run(find_bench(str(own_file(ROWS[1], long, ROWS[3])))).results[0]
+    rows = rows_of()
+    assert (result["answered"], result["problems"]) == (2, 1)
+    assert "tokens but the model reads fewer than " in rows["2"]["problem"]
+    run(find_bench(str(own_file(ROWS[1], ROWS[3], name="short.jsonl"))), out="short")
+    assert [rows[id]["answer"] for id in "13"] == [row["answer"] for row in rows_of("short", out="short").values()]
 
 
 BROKEN = [

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 from PIL import Image
 
@@ -86,3 +88,17 @@ def test_the_box_of_refcoco_is_drawn_on_the_image(files):
     assert picture.getpixel((10, 10)) == picture.getpixel((50, 40)) == (255, 0, 0)
     assert picture.getpixel((30, 30)) == image.getpixel((10, 10)) == (255, 255, 255)
     assert one.image_key != two.image_key
+
+
+def test_a_box_that_cannot_be_drawn_is_a_problem(files):
+    image = Image.new("RGB", (100, 50), "white")
+    boxes = ((0.1, 0.2, 0.5, 0.8), (0.5, 0.2, 0.1, 0.8), (0.1, 0.2, math.nan, 0.8))
+    files(
+        *[
+            BenchQuestion(id=str(box), text="what?", images=(image,), answers=("a",), extra={"box": box})
+            for box in boxes
+        ]
+    )
+    loaded = find_bench("refcoco", data="here").loaded
+    assert [question.is_broken for question in loaded.questions] == [False, True, True]
+    assert all("the corners must be finite" in problem.text for problem in loaded.problems)

@@ -36,6 +36,12 @@ def test_an_option_is_named_by_letter_or_text(own_file, answer):
     assert bench.protocol.prompt(question) == asked
 
 
+def test_an_option_whose_text_is_another_ones_letter_is_told_by_its_letter_alone(own_file):
+    bench = find_bench(str(own_file({**PLAIN, "options": ["B", "A"], "answer": "A"})))
+    (question,) = bench.loaded.questions
+    assert [bench.metric.score(answer, question) for answer in "AB"] == [0, 1]
+
+
 @pytest.mark.parametrize(
     ("row", "text"),
     [
@@ -49,6 +55,7 @@ def test_an_option_is_named_by_letter_or_text(own_file, answer):
         ({"image": "one.png", "question": "what?"}, "answer is missing"),
         ({**PLAIN, "answer": {"a": 1}}, "answer is"),
         ({**PLAIN, "options": ["x", "y"], "answer": "z"}, "none of the 2 options"),
+        ({**PLAIN, "options": [f"o{number}" for number in range(27)], "answer": "o26"}, "27 texts, but there are 26"),
         ({**PLAIN, "id": "\ud83d"}, "half a character"),
         ({**PLAIN, "question": "<image> what?"}, "images stand before it"),
     ],

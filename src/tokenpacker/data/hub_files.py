@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 from tokenpacker.hub import hub_problem
@@ -85,6 +86,10 @@ def find_files(repository: str, patterns: Sequence[str], folder: Path, revision:
     with hub_errors(repository, remedy):
         info = HfApi().dataset_info(repository, revision=revision or pinned, files_metadata=True)
     siblings = {file.rfilename: file for file in info.siblings or ()}
+    for path in siblings:
+        is_anchored = path.startswith("/") or any(PureWindowsPath(part).anchor for part in path.split("/"))
+        if is_anchored or ".." in re.split(r"[/\\]", path):
+            raise ValueError(f"{repository} has a file {path!r}, which would lie outside of {folder}; do not use it")
     for pattern in patterns:
         if not any(fnmatchcase(path, pattern) for path in siblings):
             raise ValueError(

@@ -11,7 +11,7 @@ from markupsafe import Markup
 from tokenpacker.demo.drawings import attention_picture, grid_picture
 from tokenpacker.evaluate import Answer
 from tokenpacker.evaluate.asker import Asker
-from tokenpacker.evaluate.evaluation import answers_of, group_of
+from tokenpacker.evaluate.evaluation import all_of, answers_of, group_of
 from tokenpacker.scenes import Sample
 from tokenpacker.speed.question import Setting
 from tokenpacker.visualize import PackedImage
@@ -70,7 +70,6 @@ def ask_example(settings: Sequence[Setting], sample: Sample) -> Example:
 
 def _reply(setting: Setting, sample: Sample) -> Reply:
     asker = Asker(setting.model, setting.processor, scale_factor=setting.scale_factor)
-    (replies,) = asker.answer([group_of(sample)], MAX_NEW_TOKENS)
-    assert isinstance(replies, tuple), "the images of samples are in memory"
+    (replies,) = map(all_of, asker.answer([group_of(sample)], MAX_NEW_TOKENS))
     (answer,) = answers_of(sample, replies)
     return Reply(label=setting.label, answer=answer, num_image_tokens=replies[0].image_tokens)

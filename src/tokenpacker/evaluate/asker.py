@@ -144,8 +144,12 @@ class Asker:
         return self._together([self._open(group) for group in groups])
 
     @torch.inference_mode()
-    def answer(self, groups: Sequence[ImageGroup], max_new_tokens: int) -> list[tuple[Reply, ...] | ImageError]:
+    def answer(
+        self, groups: Sequence[ImageGroup], max_new_tokens: int
+    ) -> list[tuple[Reply | ValueError, ...] | ImageError]:
         """For each group the answers to its questions, in order, or why its images cannot be read.
+
+        A question that is too long for the model has the reason in place of its answer.
 
         The images of each group must have equally many tokens.
         """
@@ -221,7 +225,16 @@ class Asker:
             image_tokens=image_tokens,
         )
 
-    def _replies(self, prepared: PreparedGroups, max_new_tokens: int) -> Iterator[Reply]:
+    def _replies(self, prepared: PreparedGroups, max_new_tokens: int) -> Iterator[Reply | ValueError]:
+        lengths = [prepared.prefix.shape[1] + len(tail) for tail in prepared.tails]
+        most = getattr(self.model.config.text_config, "max_position_embeddings", None) or max(lengths) + 1
+        fitting = [place for place, length in enumerate(lengths) if length < most]
+        answered = iter(self._answered(prepared, fitting, max_new_tokens) if fitting else ())
+        for length in lengths:
+            too_long = f"the prompt has {length:,} tokens but the model reads fewer than {most:,}; shorten it"
+            yield next(answered) if length < most else ValueError(too_long)
+
+    def _answered(self, prepared: PreparedGroups, places: Sequence[int], max_new_tokens: int) -> Iterator[Reply]:
         features = cache = None
         if prepared.images:
             features = self.model.get_image_features(**prepared.images)
@@ -229,11 +242,11 @@ class Asker:
             cache = self.model(input_ids=prepared.prefix, mm_encoder_outputs=shown, use_cache=True, logits_to_keep=1)[
                 CACHE
             ]
-        longest = prepared.prefix.shape[1] + max(map(len, prepared.tails)) + max_new_tokens
-        step, total = max(1, MAX_BATCH_TOKENS // longest), len(prepared.tails)
-        for start in range(0, total, step):
-            asked = range(start, min(start + step, total))
-            own = cache if asked.stop == total else copy.deepcopy(cache)
+        longest = prepared.prefix.shape[1] + max(len(prepared.tails[place]) for place in places) + max_new_tokens
+        step = max(1, MAX_BATCH_TOKENS // longest)
+        for start in range(0, len(places), step):
+            asked = places[start : start + step]
+            own = cache if start + step >= len(places) else copy.deepcopy(cache)
             regions = None if features is None else features.region_tokens
             output = self._generate(prepared, asked, own, regions, max_new_tokens)
             texts = self.processor.tokenizer.batch_decode(output, skip_special_tokens=True)
@@ -246,11 +259,11 @@ class Asker:
                 )
 
     def _generate(
-        self, prepared: PreparedGroups, asked: range, cache: Any, regions: Tensor | None, max_new_tokens: int
+        self, prepared: PreparedGroups, asked: Sequence[int], cache: Any, regions: Tensor | None, max_new_tokens: int
     ) -> Tensor:
         """The answers' tokens to some of the questions. The cache, which holds the N prefixes, is used up."""
         device = self.model.device
-        owners = torch.tensor(prepared.owners[asked.start : asked.stop], device=device)
+        owners = torch.tensor([prepared.owners[place] for place in asked], device=device)
         prefix = prepared.prefix[owners]
         rows = [torch.tensor(prepared.tails[place], device=device) for place in asked]
         tails, mask = (

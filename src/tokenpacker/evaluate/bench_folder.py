@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 RUN, RESULTS, ANSWERS, SUBMISSIONS = "run.json", "results.json", "answers", "submissions"
-OURS = (RUN, RESULTS, ANSWERS, SUBMISSIONS, "report.html", "curve.png", "curve.md")
+OURS = (RESULTS, ANSWERS, SUBMISSIONS, "report.html", "curve.png", "curve.md", RUN)  # in the order of their removal
 LIBRARIES = ("tokenpacker", "torch", "transformers")
 WHERE = ("model", "versions", "machine")  # what run.json says beside what decides the answers
 ANEW = "add --overwrite to start anew, or choose another folder"
@@ -65,8 +65,9 @@ class RunSettings:
             ValueError: for two tasks, or two plans, of one name.
         """
         for kind, names in (("tasks", [bench.name for bench in benches]), ("plans", [plan.name for plan in plans])):
-            if twice := {name for name in names if names.count(name) > 1}:
-                raise ValueError(f"two {kind} are named {min(twice)}; leave one out, or rename its file")
+            same = [name.casefold() for name in names]  # most file systems of macOS and Windows take them for one
+            if twice := [name for name in names if same.count(name.casefold()) > 1]:
+                raise ValueError(f"two {kind} are named {twice[0]}; leave one out, or rename its file")
         tasks = [_describe(bench, questions) for bench, questions in zip(benches, drawn, strict=True)]
         return {
             "format": FORMAT,
@@ -119,7 +120,7 @@ class RunFolder:
             ValueError: for a folder of something else, and without `overwrite` for one of another run.
         """
         found = sorted(path.name for path in self.path.iterdir() if not path.name.startswith("."))
-        if not found:
+        if found in ([], ["run.partial"]):  # of a run that was killed when it began
             return True
         if RUN not in found:
             raise ValueError(f"{self.path} holds {found[0]}, and no results of evaluate; choose another folder")
@@ -129,7 +130,7 @@ class RunFolder:
             before = json.loads((self.path / RUN).read_bytes())
             if not isinstance(before, dict):
                 raise ValueError("no JSON object")
-        except ValueError:
+        except (ValueError, RecursionError):
             raise ValueError(f"{self.path / RUN} is damaged; {ANEW}") from None
         if difference := _difference(before, self.run):
             raise ValueError(f"{self.path} was written with {difference}; {ANEW}")
@@ -203,7 +204,7 @@ def kept_rows(path: Path, asked: Container[str]) -> tuple[dict[str, AnswerRow], 
                 break
             try:
                 row = AnswerRow.from_dict(json.loads(line))
-            except (ValueError, TypeError):
+            except (ValueError, TypeError, RecursionError):
                 raise ValueError(f"{path} is damaged: line {number} is no answer; {ANEW}") from None
             if row.id not in asked or row.id in rows:
                 raise ValueError(f"{path} is damaged: line {number} answers no question that is open; {ANEW}")

@@ -161,6 +161,9 @@ class TaskRun:
                     rows += [self._broken_row(question, str(replies)) for question in group.of]
                     continue
                 for question, text, reply in zip(group.of, group.texts, replies, strict=True):
+                    if isinstance(reply, ValueError):
+                        rows.append(self._broken_row(question, str(reply)))
+                        continue
                     counts = {name: value for name, value in vars(reply).items() if name != "text"}
                     score = self._score(question, reply.text)
                     rows.append(AnswerRow(id=question.id, prompt=text, answer=reply.text, score=score, **counts))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -163,10 +164,10 @@ def _checked(name: str, protocol: Protocol, metric: Metric, loaded: Loaded, data
     is_scored = not metric.scored_elsewhere and any(question.answers for question in loaded.questions)
     problems, kept = list(loaded.problems), []
     for question in loaded.questions:
-        if protocol.benchmark == "refcoco":
-            question = _with_box(question)
         if not question.is_broken:
             try:
+                if protocol.benchmark == "refcoco":
+                    question = _with_box(question)
                 prompt = check_text(protocol.prompt(question), f"the prompt of question {question.id!r}")
                 if IMAGE_MARK in prompt:
                     raise ValueError(f"{IMAGE_MARK} stands in its text, but images stand before it; take it out")
@@ -184,10 +185,13 @@ def _checked(name: str, protocol: Protocol, metric: Metric, loaded: Loaded, data
 
 
 def _with_box(question: BenchQuestion) -> BenchQuestion:
-    """A question of RefCOCO with its box drawn on the image, as lmms-eval does."""
+    """A question of RefCOCO with its box drawn on the image, as lmms-eval does. Raises ValueError for no box."""
     box = question.extra.get("box")
     if box is None or not question.images:
         return question
+    left, top, right, bottom = box
+    if not (left <= right and top <= bottom and all(map(math.isfinite, box))):
+        raise ValueError(f"its box is {box}; the corners must be finite, and the second below and right of the first")
     key = f"{question.image_key}\nbox {' '.join(map(str, box))}"
     drawn = StoredImage(key, partial(_draw_box, replace(question, images=question.images[:1]), tuple(box)))
     return replace(question, images=(drawn,))

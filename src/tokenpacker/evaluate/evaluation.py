@@ -76,16 +76,25 @@ def evaluate(
         try:
             for batch in asker.batches(map(group_of, samples), batch_size, task.max_new_tokens):
                 for group, replies in zip(batch, asker.answer(batch, task.max_new_tokens), strict=True):
-                    if isinstance(replies, ValueError):
-                        raise replies
-                    answers += answers_of(group.of, replies)
-                    image_tokens.append(replies[0].image_tokens)
+                    known = all_of(replies)
+                    answers += answers_of(group.of, known)
+                    image_tokens.append(known[0].image_tokens)
                 shown.update(len(answers))
         except KeyboardInterrupt:
             if not answers:
                 raise
             raise EvaluationInterrupted(result()) from None
     return result()
+
+
+def all_of(replies: Sequence[Reply | ValueError] | ValueError) -> list[Reply]:
+    """The replies to a group. Raises the error that stands in place of one or of all."""
+    found = []
+    for reply in [replies] if isinstance(replies, ValueError) else replies:
+        if isinstance(reply, ValueError):
+            raise reply
+        found.append(reply)
+    return found
 
 
 class EvaluationInterrupted(KeyboardInterrupt):

@@ -5,7 +5,7 @@
     {"image": "c.png", "question": "What is shown?", "options": ["a cat", "a dog"], "answer": "B"}
 
 `id`, `category`, `options` and `hint` may be left out; the id is the line's number then. Images are relative to the
-file. With options, the answer is a letter, or the text of an option.
+file. With options, of which there are at most 26, the answer is the text of an option, or a letter.
 """
 
 from __future__ import annotations
@@ -96,12 +96,17 @@ def _text(value: Any, name: str) -> str:
     return check_text(value, name)
 
 
-def _letter_and_text(answer: str, options: list[str]) -> tuple[str, str]:
-    """Of the option that the answer names by either."""
+def _letter_and_text(answer: str, options: list[str]) -> tuple[str, ...]:
+    """Of the option that the answer names by either; the letter alone if the text is another option's letter."""
+    if len(options) > len(ascii_uppercase):
+        raise ValueError(
+            f"options has {len(options):,} texts, but there are {len(ascii_uppercase)} letters; give fewer"
+        )
     letters = list(ascii_uppercase[: len(options)])
     letter = answer.strip().upper()
     if answer in options:
         letter = letters[options.index(answer)]
     elif letter not in letters:
         raise ValueError(f"the answer {answer[:80]!r} is none of the {len(options)} options; give a letter or the text")
-    return letter, options[letters.index(letter)]
+    text = options[letters.index(letter)]
+    return (letter,) if text.strip().upper() in letters else (letter, text)

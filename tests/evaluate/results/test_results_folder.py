@@ -1,6 +1,7 @@
 """Folders of results are read, and their questions found again."""
 
 import json
+import math
 
 import pytest
 
@@ -55,3 +56,14 @@ def test_a_line_that_a_killed_run_left_unfinished_is_no_answer(tmp_path):
     with (tmp_path / "answers/signs/own.jsonl").open("ab") as file:
         file.write(b'{"id": "1", "answ')
     assert list(read(run, AskedTask())) == ["0"]
+
+
+@pytest.mark.parametrize("score", [math.nan, math.inf, -1.0, 1e308])
+def test_a_score_that_no_metric_gives_is_refused(tmp_path, score):
+    run = MadeUpRun(tmp_path)
+    run.task("signs", "exact", QUESTIONS)
+    run.plan(Plan(), {"0": ("a a", 1.0)})
+    path = tmp_path / "answers/signs/own.jsonl"
+    path.write_text(path.read_text().replace('"score": 1.0', f'"score": {json.dumps(score)}'))
+    with pytest.raises(ValueError, match="line 1 is no answer"):
+        read(run, AskedTask())

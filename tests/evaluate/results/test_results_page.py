@@ -115,6 +115,12 @@ def test_a_published_score_within_the_interval_needs_no_choices(tmp_path, signs,
     assert "More than noise" not in text
 
 
+def test_an_own_file_named_as_a_benchmark_has_no_published_numbers(tmp_path, signs, read_data):
+    read_data(textvqa=signs)
+    run = one_plan(tmp_path, signs, answers(signs, 1), "textvqa", data="/data/textvqa.jsonl")
+    assert "2407.02392" not in write_report(run.write()).read_text(encoding="utf-8")
+
+
 def test_what_only_a_server_scores_stands_beside_the_published_numbers(tmp_path, signs, read_data):
     read_data(vizwiz=signs)
     run = one_plan(tmp_path, signs, {each.id: ("stop", None) for each in signs}, "vizwiz")

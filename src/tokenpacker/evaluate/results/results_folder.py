@@ -14,6 +14,7 @@ from tokenpacker.evaluate.bench_question import BenchQuestion
 from tokenpacker.evaluate.metrics.metric import Metric
 
 RESULTS, ANSWERS = "results.json", "answers"
+MAX_SCORE = 100.0  # of an answer; CIDEr's go up to 10, all others to 1
 _ROW = TypeAdapter(AnswerRow)
 
 
@@ -155,7 +156,9 @@ class ResultsFolder:
         for number, line in enumerate(whole.splitlines(), 1):
             try:
                 row = _ROW.validate_json(line)
-            except ValidationError:
+                if row.score is not None and not 0 <= row.score <= MAX_SCORE:  # NaN is not, either
+                    raise ValueError(f"score={row.score}")
+            except ValueError:  # pydantic's is one
                 raise ValueError(f"{path}, line {number} is no answer; delete the line and evaluate again") from None
             if not (self.run.skip_broken and row.problem):
                 rows[row.id] = row

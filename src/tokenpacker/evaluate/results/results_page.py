@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tokenpacker.evaluate.answer_rows import AnswerRow
+from tokenpacker.evaluate.bench_tasks import OWN_SUFFIX
 from tokenpacker.evaluate.protocols import PROTOCOLS, Protocol
 from tokenpacker.evaluate.published import Published, published
 from tokenpacker.evaluate.results.elastic_curve import (
@@ -98,7 +99,7 @@ def _section(folder: ResultsFolder, task: TaskEntry, pictures: Pictures) -> Task
     results, asked = folder.of_task(task.name), ask_again(task)
     pictures.begin_task()
     title, examples = _examples(folder, results, asked, pictures)
-    rows = published(task.name)
+    rows = () if (task.data or "").endswith(OWN_SUFFIX) else published(task.name)  # `pope.jsonl` is not POPE
     beside = [Beside(row, _closest(row, fitting)) for row in rows if (fitting := _with_number(results, row.number))]
     names = dict.fromkeys(name for result in results for name in result.numbers)
     return TaskSection(
