@@ -128,7 +128,7 @@ bodies = st.one_of(
 def test_many_requests_bring_no_failure_and_no_worker_that_hangs(kind, count, tiny_model, tiny_processor):
     engine = FakeEngine() if kind == "fake" else EmbeddedEngine(tiny_model, tiny_processor, max_new_tokens=4)
     statuses: Counter[int] = Counter()
-    with TestClient(app_of(engine)) as client:
+    with TestClient(app_of(engine), "http://localhost") as client:
 
         @settings(FUZZING, max_examples=count)
         @given(bodies)
