@@ -15,6 +15,7 @@ let tool = "look", thumbnail = false, place = [0, 0], path = [], pressed = false
 let cross = [0, 0], crossed = null, known = 0;
 
 const find = (name) => element.querySelector(name);
+const adding = find(".stage-add input");
 const node = (name, attributes, parent) => {
   const made = name in { svg: 1, image: 1, path: 1, rect: 1, text: 1 }
     ? document.createElementNS(SVG, name) : document.createElement(name);
@@ -62,9 +63,10 @@ function draw() {
     node("img", { src: picture, alt: `Image ${number + 1}` }, made);
   });
   if (!grid || !pictures[shown]) {
-    if (held) find(".stage-add input").focus();
+    if (held) adding.focus();
     return;
   }
+  if (shown >= asked) button(`Remove image ${shown + 1}`, null, strip, () => trigger("remove", { image: shown }));
   if (grid.boxes.length <= grid.tiles[0] * grid.tiles[1]) thumbnail = false;
   else button("Thumbnail", thumbnail, tools, () => { thumbnail = !thumbnail; place = [0, 0]; draw(); });
   if (marking) {
@@ -76,8 +78,6 @@ function draw() {
     input.addEventListener("change", async () => trigger("mark", { form: "mask", data: (await read(input.files))?.[0] }));
     button("Clear regions", null, tools, () => trigger("clear"));
   }
-  if (shown >= asked)
-    button(`Remove image ${shown + 1}`, null, tools, () => trigger("remove", { image: shown }));
   const [boxes, first] = tiles(grid);
   const [top, left] = [0, 1].map((side) => Math.min(0, ...boxes.map((box) => box[side])));
   const bottom = Math.max(grid.size[1], ...boxes.map((box) => box[2]));
@@ -109,7 +109,7 @@ function draw() {
   svg.addEventListener("focus", focus);
   if (crossed !== pictures[shown]) cross = grid.size.map((side) => Math.round(side / 2));
   crossed = pictures[shown];
-  if (held) ([...element.querySelectorAll("button, input, svg")].find((part) => nameOf(part) === held) ?? svg).focus();
+  if (held) ([...element.querySelectorAll("button, input, svg")].find((part) => nameOf(part) === held) ?? adding).focus();
   if (held && regions.length !== known)
     say(`${regions.length} region${regions.length === 1 ? "" : "s"} in the question.`, true);
   known = regions.length;
@@ -264,8 +264,7 @@ async function add(files) {
   const data = files.length ? await read(files) : null;
   if (data) trigger("upload", { data });
 }
-const input = find(".stage-add input");
-input.addEventListener("change", async () => { await add(input.files); input.value = ""; });
+adding.addEventListener("change", async () => { await add(adding.files); adding.value = ""; });
 element.addEventListener("dragover", (event) => event.preventDefault());
 element.addEventListener("drop", (event) => { event.preventDefault(); add(event.dataTransfer.files); });
 document.addEventListener("paste", (event) => { if (element.isConnected) add(event.clipboardData.files); });
