@@ -69,7 +69,7 @@ class ChatPage:
         with gr.Blocks(title=f"tokenpacker: {name}", analytics_enabled=False) as self.blocks:
             gr.Markdown(f"# tokenpacker\n{escape(name)}: a slider decides how many tokens the model reads of an image")
             # the page is told of the callback; the one of gradio has an address in memory in its name
-            self.session = gr.State(Session(), delete_callback=bool)
+            self.session = gr.State(Session(), delete_callback=bool)  # type: ignore[arg-type]
             with gr.Row():
                 with gr.Column(min_width=320):
                     self._add_image()
