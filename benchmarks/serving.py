@@ -4,10 +4,11 @@
 
 **Load** (`serving_load`): 200 clients send 2,000 requests about images of many sizes to the carried model; 5 % leave
 before their answer is complete, 5 % send something broken. Every good request must get the answer that `generate`
-gives for it alone. Other requests of the same kinds warm the server up, until 500 of them add less than 2 % to its
-memory. They fill the embedded engine's cache of packed tokens, but not vLLM's cache of processed images, of 4 GiB.
-Then one client sends the first 500 good ones to a fresh server, one by one. The answers are a word or two. `--answers
-long` asks for descriptions of up to 64 tokens, in a fifth of the requests.
+gives for it alone. Other requests of the same kinds warm the server up, until 500 of them take less than 2 % more
+memory than the 500 before. They fill the embedded engine's cache of packed tokens, but not vLLM's cache of processed
+images, of 4 GiB. Memory is the highest value of the run over the highest of the last of these. Then one client sends
+the first 200 good ones to a fresh server, one by one. The answers are a word or two. `--answers long` asks for
+descriptions of up to 64 tokens; their offline answers alone take half an hour.
 
 **Tokens** (`serving_tokens`): a model of random weights with CLIP-L/336's patch grid gives answers of 64 tokens at four
 scale factors, to one client and to sixteen. Every request has an image of its own, so that no cache helps.
@@ -24,7 +25,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.serving_load import SHARE, make_requests, measure_load
+from benchmarks.serving_load import make_requests, measure_load
 from benchmarks.serving_tokens import TOGETHER, measure_tokens, save_random_model
 from tokenpacker.hf import carried_model_path
 from tokenpacker.speed.machine import describe_machine, machine_text, versions_text
@@ -47,7 +48,7 @@ def main() -> None:
     engines = {name: program for name, program in engines.items() if name in asked.engines}
     figures: dict[str, Any] = {"machine": describe_machine(torch.device("cpu")), "load": [], "tokens": []}
     if asked.skip != "load":
-        requests = make_requests(asked.requests // SHARE[asked.answers], carried_model_path(), asked.answers)
+        requests = make_requests(asked.requests, carried_model_path(), asked.answers)
         for name, program in engines.items():
             figures["load"].append(measure_load(program, name, requests, asked.clients, asked.answers))
             _write(figures, asked.json)
@@ -80,7 +81,6 @@ def tables(figures: dict[str, Any]) -> list[str]:
             "throughput_ratio": "ratio",
             "median_first_token_s": "seconds to the first token",
             "memory_growth": "memory",
-            "memory_growth_in_the_run": "memory, in the run",
             "client_cores": "cores of the clients",
         }
         names = {name: shown for name, shown in names.items() if all(name in row for row in figures["load"])}

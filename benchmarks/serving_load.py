@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import random
 import statistics
 import time
@@ -24,8 +25,7 @@ from tokenpacker.scenes import FinePrint
 MAX_TOKENS = {"short": 8, "long": 64}  # every true short answer is shorter
 PLANS: tuple[dict[str, int], ...] = ({}, {}, {"scale_factor": 3}, {"scale_factor": 4}, {"max_image_tokens": 200})
 DESCRIBE = "describe the image."
-SHARE = {"short": 1, "long": 5}  # of the requests
-WARM_UP, ROUNDS, FLAT, ONE_BY_ONE = 500, 6, 1.02, 500  # requests a round, most rounds, growth, requests
+WARM_UP, ROUNDS, FLAT, ONE_BY_ONE = 500, 6, 1.02, 200  # requests a round, most rounds, growth, requests
 
 
 def make_requests(count: int, folder: Path, answers: str) -> list[Request]:
@@ -76,19 +76,23 @@ def _offline(
     return processor.decode(answer[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()
 
 
-def warm_up(server: Server, clients: int, answers: str) -> int:
-    """Sends other requests until the server's memory is flat; returns their number."""
-    draw, samples, count = random.Random(2), FinePrint("train"), WARM_UP // SHARE[answers]
+def warm_up(server: Server, clients: int, answers: str) -> tuple[int, float]:
+    """Sends other requests until the server's memory is flat.
+
+    Returns:
+        Their number, and the most memory in MiB while the last of them were answered.
+    """
+    draw, samples, highest = random.Random(2), FinePrint("train"), [math.inf]
     for number in range(ROUNDS):
-        before = server.memory_mib()
         requests = []
-        for index in range(number * count, (number + 1) * count):
+        for index in range(number * WARM_UP, (number + 1) * WARM_UP):
             options = {"max_tokens": MAX_TOKENS[answers], "stream": draw.random() < 0.5, **draw.choice(PLANS)}
             requests.append(Request("good", body_of(samples[index].image, DESCRIBE, **options)))
-        asyncio.run(send_all(server, requests, clients))
-        if number and server.memory_mib() < FLAT * before:
+        _, _, memory = asyncio.run(send_all(server, requests, clients))
+        highest.append(max(mib for _, mib in memory))
+        if number and highest[-1] < FLAT * highest[-2]:
             break
-    return (number + 1) * count
+    return (number + 1) * WARM_UP, highest[-1]
 
 
 def measure_load(
@@ -97,15 +101,15 @@ def measure_load(
     """Correctness, throughput and memory under load, and the throughput for one client."""
     folder = carried_model_path()
     with serving(program, folder, engine) as server:
-        warmed_up = warm_up(server, clients, answers)
-        before, cpu_s = server.memory_mib(), time.process_time()
+        warmed_up, before = warm_up(server, clients, answers)
+        cpu_s = time.process_time()
         outcomes, seconds, memory = asyncio.run(send_all(server, requests, clients))
         cpu_s = time.process_time() - cpu_s
     good = [outcome for outcome in outcomes if outcome.request.kind == "good"]
     bad = [outcome for outcome in outcomes if outcome.request.kind == "bad"]
     wrong = [outcome for outcome in good if outcome.status != 200 or outcome.text != outcome.request.expected]
     first = [outcome.first_token_s for outcome in good if outcome.first_token_s is not None]
-    alone = [request for request in requests if request.kind == "good"][: ONE_BY_ONE // SHARE[answers]]
+    alone = [request for request in requests if request.kind == "good"][:ONE_BY_ONE]
     with serving(program, folder, engine) as server:
         one_by_one, seconds_alone, _ = asyncio.run(send_all(server, alone, 1))
     rate, rate_alone = len(good) / seconds, len(alone) / seconds_alone
@@ -135,5 +139,4 @@ def measure_load(
         "warm_up_requests": warmed_up,
         "memory_mib": [before, *(mib for _, mib in memory)],
         "memory_growth": max(mib for _, mib in memory) / before - 1,
-        "memory_growth_in_the_run": max(mib for _, mib in memory) / memory[0][1] - 1,
     }
