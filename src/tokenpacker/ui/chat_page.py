@@ -85,6 +85,7 @@ class ChatPage:
             js_on_load=(HERE / "stage.js").read_text(encoding="utf-8"),
             apply_default_css=False,
             pictures=[],
+            asked=0,
             limits={"body_bytes": limits.body_bytes, "image_bytes": limits.image_bytes},
         )
         self.token = gr.HTML(CHOOSE, elem_classes="token")
@@ -204,7 +205,7 @@ class ChatPage:
             budgets = self._budgets(values)
             counts = [self.actions.count(session, budget) for budget in budgets]
             pictures: Any = {"pictures": [picture.preview for picture in session.pictures]} if new else {}
-            stage = gr.HTML(self.actions.stage(session, budgets[0]), **pictures)
+            stage = gr.HTML(self.actions.stage(session, budgets[0]), asked=session.num_asked, **pictures)
         except ValueError as error:
             note = note or sentence(error)
         counts += [""] * (2 - len(counts))
@@ -287,6 +288,7 @@ class ChatPage:
                 rest[1] = gr.skip()
             if not any(turn.answers):  # it was stopped
                 rest[1] = question
+            rest[2] = gr.HTML(asked=session.num_asked)
             yield [*rest, *[gr.skip()] * 4, *idle]
         except Exception as error:
             told = [*rest[:-1], _note(sentence(error))]

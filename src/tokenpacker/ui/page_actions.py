@@ -220,8 +220,7 @@ class PageActions:
             grid = draw_grid(plan(self.processor, session.pictures[session.shown], budget))
         last = session.turns[-1].regions if session.turns and not session.regions else session.regions
         regions = [vars(region) | {"key": ""} for region in last]
-        shown = {"shown": session.shown, "asked": session.num_asked, "marking": self.marking}
-        return shown | {"grid": grid, "regions": regions}
+        return {"shown": session.shown, "grid": grid, "regions": regions, "marking": self.marking}
 
     def count(self, session: Session, budget: Budget) -> str:
         """The exact number of image tokens, before a model runs. Raises ValueError as `stage`."""

@@ -50,8 +50,16 @@ const tokenBox = (grid, [top, left, bottom, right], row, col) => {
     Math.min(top + (row + 1) * high, bottom), Math.min(left + (col + 1) * wide, right)];
 };
 
+// An image can be removed until a question was asked about it.
+function offerRemoval() {
+  const { shown } = props.value, there = find(".stage-remove");
+  const act = () => trigger("remove", { image: shown });
+  if (!props.pictures[shown] || shown < props.asked) there?.remove();
+  else if (!there) button(`Remove image ${shown + 1}`, null, find(".stage-strip"), act).className = "stage-remove";
+}
+
 function draw() {
-  const { shown, asked, grid, regions, marking } = props.value, pictures = props.pictures;
+  const { shown, grid, regions, marking } = props.value, pictures = props.pictures;
   const strip = find(".stage-strip"), tools = find(".stage-tools"), view = find(".stage-view");
   const held = element.contains(document.activeElement) && nameOf(document.activeElement);
   for (const part of [strip, tools, view]) part.replaceChildren();
@@ -66,7 +74,7 @@ function draw() {
     if (held) adding.focus();
     return;
   }
-  if (shown >= asked) button(`Remove image ${shown + 1}`, null, strip, () => trigger("remove", { image: shown }));
+  offerRemoval();
   if (grid.boxes.length <= grid.tiles[0] * grid.tiles[1]) thumbnail = false;
   else button("Thumbnail", thumbnail, tools, () => { thumbnail = !thumbnail; place = [0, 0]; draw(); });
   if (marking) {
@@ -271,4 +279,5 @@ document.addEventListener("paste", (event) => { if (element.isConnected) add(eve
 element.classList.add("stage");
 // names in quotes are events to gradio, which would send the address of their handler
 watch(Object.keys({ value: 0, pictures: 0 }), draw);
+watch(Object.keys({ asked: 0 }), offerRemoval);
 draw();
