@@ -22,6 +22,7 @@ OTHER_NAMES = {
     "engines": "accelerate deepspeed fsdp launch",
     "evaluate": "accuracy eval score test validate",
     "export": "executorch graph int8 onnx openvino quantise quantize transformers.js web",
+    "get": "download fetch prepare pull",
     "models": "checkpoints download info list ls names zoo",
     "recipes": "configs list ls",
     "regions": "convert coco make masks refcoco",

@@ -1,4 +1,4 @@
-"""`tokenpacker data`: makes training data of annotations, and looks at it before a run does."""
+"""`tokenpacker data`: fetches data, makes training data of annotations, and looks at it before a run does."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -9,6 +9,7 @@ from typer import Argument
 from tokenpacker.cli import options
 from tokenpacker.cli.arguments import exclude, picture_file
 from tokenpacker.cli.command_group import CommandGroup
+from tokenpacker.cli.commands.data_get import get
 from tokenpacker.cli.errors import keeping
 from tokenpacker.cli.known_names import format_name
 from tokenpacker.cli.loading import load_processor
@@ -22,7 +23,8 @@ if TYPE_CHECKING:
 
 UNFIT = 1  # exit code if more is rejected than tolerated
 
-data_app = typer.Typer(help="Make training data of annotations, and check it.", no_args_is_help=True, cls=CommandGroup)
+data_app = typer.Typer(help="Fetch data, make it of annotations, and check it.", no_args_is_help=True, cls=CommandGroup)
+data_app.command()(get)
 
 
 @data_app.command()
