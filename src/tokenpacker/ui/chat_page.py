@@ -180,7 +180,8 @@ class ChatPage:
         self.link.click(self.on_link, given, self.address, **quick).then(
             None, self.address, self.address, js=TO_ADDRESS
         )
-        self.blocks.load(self.on_load, None, [*everything, *self.settings, self.second], **quick)
+        self.restored = [*everything, *self.settings, self.second]
+        self.blocks.load(self.on_load, None, self.restored, **quick)
 
     # Events
 
@@ -317,9 +318,11 @@ class ChatPage:
     def on_load(self, request: gr.Request) -> list[Any]:
         """The page was opened, perhaps by a link."""
         key = request.query_params.get("session")
-        kept = restore(key, self.actions.store) if key else None
-        start = [*self._start, False, *self._start]
+        if not key:  # the page is as it was made, and may have got an image meanwhile
+            return [gr.skip()] * len(self.restored)
+        kept = restore(key, self.actions.store)
         if kept is None:
-            return [*self._all(Session(), "", start, EXPIRED if key else ""), *start, gr.skip()]
+            start = [*self._start, False, *self._start]
+            return [*self._all(Session(), "", start, EXPIRED), *start, gr.skip()]
         session, (question, *values) = kept
         return [*self._all(session, question, values), *values, gr.Column(visible=values[2])]

@@ -63,8 +63,6 @@ function draw() {
   const strip = find(".stage-strip"), tools = find(".stage-tools"), view = find(".stage-view");
   const held = element.contains(document.activeElement) && nameOf(document.activeElement);
   for (const part of [strip, tools, view]) part.replaceChildren();
-  path = [];
-  pressed = false;
   element.classList.toggle("stage-empty", !pictures.length);
   pictures.forEach((picture, number) => {
     const made = button("", number === shown, strip, () => trigger("turn", { image: number }));
@@ -79,7 +77,7 @@ function draw() {
   else button("Thumbnail", thumbnail, tools, () => { thumbnail = !thumbnail; place = [0, 0]; draw(); });
   if (marking) {
     for (const [name, text] of Object.entries(TOOLS))
-      button(text, tool === name, tools, () => { tool = name; say(""); draw(); });
+      button(text, tool === name, tools, () => { tool = name; path = []; say(""); draw(); });
     const label = node("label", { class: "stage-pick" }, tools);
     const input = node("input", { type: "file", accept: "image/png,image/gif,image/bmp", "aria-label": "Add a mask" }, label);
     node("span", { textContent: "Mask file", "aria-hidden": "true" }, label);
@@ -115,8 +113,9 @@ function draw() {
   svg.addEventListener("pointerup", up);
   svg.addEventListener("pointercancel", () => { path = []; pressed = false; showDraft(); });
   svg.addEventListener("focus", focus);
-  if (crossed !== pictures[shown]) cross = grid.size.map((side) => Math.round(side / 2));
+  if (crossed !== pictures[shown]) [path, cross] = [[], grid.size.map((side) => Math.round(side / 2))];
   crossed = pictures[shown];
+  if (path.length) showDraft();
   if (held) ([...element.querySelectorAll("button, input, svg")].find((part) => nameOf(part) === held) ?? adding).focus();
   if (held && regions.length !== known)
     say(`${regions.length} region${regions.length === 1 ? "" : "s"} in the question.`, true);
@@ -166,9 +165,8 @@ function chooseByKey(event) {
 
 // Regions by keyboard: arrows move a cross-hair, and the other keys do with it what a pointer does.
 function drawByKey(event) {
-  if (pressed) return;
   const { size } = props.value.grid, step = ARROWS[event.key], drawing = path.length > 0;
-  byKeys = true;
+  [byKeys, pressed] = [true, false];
   if (step) {
     const length = Math.max(0.1, Math.max(...size) / (event.shiftKey ? 500 : 50));
     cross = cross.map((at, axis) => tenths(Math.max(0, Math.min(size[axis], at + length * step[1 - axis]))));
@@ -235,20 +233,20 @@ function down(event) {
   });
 }
 function move(event) {
-  if (!pressed) return;
+  if (!pressed || !path.length) return;
   const next = point(event), last = path[path.length - 1];
   if (Math.hypot(next[0] - last[0], next[1] - last[1]) * 200 < Math.max(...props.value.grid.size)) return;
   path.push(next);
   showDraft();
 }
 function up() {
-  if (pressed) finish();
+  if (pressed && path.length) finish();
+  pressed = false;
 }
 // Ends the region that is being drawn, and sends it.
 function finish() {
   const [first, last] = [path[0], path[path.length - 1]], points = tool === "box" ? [first, last] : path;
   path = [];
-  pressed = false;
   showDraft();
   if (tool === "box" && first.some((at, axis) => at === last[axis])) say("A box needs two corners apart.");
   else if (tool === "polygon" && points.length < 3) say("An outline needs three points.");
