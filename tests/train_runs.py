@@ -32,12 +32,12 @@ PROCESSES.set_forkserver_preload(
 
 @dataclass(frozen=True)
 class Death:
-    """When a process kills itself with SIGKILL: `delay` seconds into its `count`-th step, or at a file operation.
+    """When a process kills itself with SIGKILL: `delay` seconds into its `count`-th step or evaluation, or at a file.
 
     The latter counts every opening and removing of a file in a checkpoint.
     """
 
-    at: str  # "step" or "file"
+    at: str  # "step", "evaluation" or "file"
     count: int
     delay: float = 0.0
 
@@ -93,6 +93,12 @@ def seen(output: Path) -> list[tuple[int, str]]:
 def history(output: Path) -> list[dict[str, float]]:
     """What was logged of each step."""
     return json.loads((output / "history.json").read_text())["steps"]
+
+
+def evaluations(output: Path) -> list[dict[str, float]]:
+    """What was measured, without the time that it took."""
+    found = json.loads((output / "history.json").read_text())["evaluations"]
+    return [{key: value for key, value in entry.items() if key != "eval_seconds"} for entry in found]
 
 
 def error(output: Path) -> str:
@@ -165,6 +171,8 @@ def _watch_steps(run: Start, rank: int, number: int) -> None:
 
     PartTrainer.training_step = training_step
     _signal_before_second_step(run.signals)
+    if run.death is not None and run.death.at == "evaluation":
+        _die_in_evaluation(run.death)
 
 
 def _signal_before_second_step(signals: Sequence[tuple[float, int]]) -> None:
@@ -181,6 +189,22 @@ def _signal_before_second_step(signals: Sequence[tuple[float, int]]) -> None:
         return original(self, *args, **kwargs)
 
     PartTrainer.get_batch_samples = get_batch_samples
+
+
+def _die_in_evaluation(death: Death) -> None:
+    from tokenpacker.train.evaluating import EvaluatingTrainer
+
+    original, left = EvaluatingTrainer._held_out_loss, death.count
+
+    def held_out_loss(self: EvaluatingTrainer, *args: Any) -> float:
+        nonlocal left
+        left -= 1
+        if left == 0:
+            threading.Timer(death.delay, os.kill, (os.getpid(), signal.SIGKILL)).start()
+            time.sleep(death.delay)
+        return original(self, *args)
+
+    EvaluatingTrainer._held_out_loss = held_out_loss
 
 
 def _send(signals: Sequence[tuple[float, int]], group: int) -> None:

@@ -3,7 +3,6 @@
 import base64
 import io
 import re
-from html.parser import HTMLParser
 
 import numpy as np
 import pytest
@@ -11,6 +10,7 @@ from PIL import Image
 from rich.console import Console
 
 from browser import DESKTOP, PHONE, assert_accessible, assert_fits
+from page_reader import PageReader
 from tokenpacker.demo import __main__ as demo
 from tokenpacker.demo.drawings import SHADE_ALPHA, grid_picture, shade_map
 from tokenpacker.demo.examples import ask_example, draw_examples
@@ -39,34 +39,6 @@ def samples(image_of):
     return [
         Sample(name=f"noise-{i}", image=image_of(40, 64, seed=i), questions=(question,), caption="") for i in range(6)
     ]
-
-
-class PageReader(HTMLParser):
-    """Collects what a page would load and run, and checks that its tags close."""
-
-    VOID = ("meta", "br", "path", "image", "link", "img")
-
-    def __init__(self, page: str):
-        super().__init__()
-        self.open_tags: list[str] = []
-        self.tags: list[str] = []
-        self.references: list[str] = []
-        self.feed(page)
-        self.close()
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append(tag)
-        self.references += [value for name, value in attrs if name in ("src", "href", "xlink:href", "action")]
-        if tag not in self.VOID:
-            self.open_tags.append(tag)
-
-    def handle_startendtag(self, tag, attrs):
-        self.handle_starttag(tag, attrs)
-        if tag not in self.VOID:
-            self.open_tags.pop()
-
-    def handle_endtag(self, tag):
-        assert self.open_tags.pop() == tag
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from lmms_tasks import few_signs, lmms_eval, write_tasks
+from same_questions import evaluated, same_questions
 from tokenpacker.evaluate import Task, evaluate
 from tokenpacker.hf import carried_model_path
 
@@ -99,6 +100,16 @@ def test_the_command_line_gives_the_answers_and_the_score_of_our_own_evaluation(
     missed = {pair for pair, it in zip(theirs, run["samples"], strict=True) if not it["right"]}
     assert len(theirs) == ours.score.num_questions > len(wrong)
     assert missed == wrong
+
+
+@pytest.mark.slow
+def test_200_questions_get_the_answers_and_the_score_that_evaluate_gives(chat, tmp_path, monkeypatch):
+    samples = same_questions()
+    _, ours, accuracy = evaluated(samples, tmp_path / "ours", chat.model, chat.processor, monkeypatch)
+    write_tasks(tmp_path, samples)
+    theirs = lmms_eval(tmp_path, tmp_path / "theirs", "--tasks", "signs", "--model_args", TINY, "--batch_size", "8")
+    assert answers(theirs) == ours
+    assert 100 * theirs["results"]["signs"]["right,none"] == pytest.approx(accuracy)
 
 
 @pytest.mark.slow

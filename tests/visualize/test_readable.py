@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,6 +12,8 @@ from PIL import ImageDraw
 from tokenpacker.data.check import DataReport, draw_report
 from tokenpacker.data.index import Lengths
 from tokenpacker.data.samples import Length
+from tokenpacker.evaluate.results.elastic_curve import draw_curve as draw_elastic_curve
+from tokenpacker.evaluate.results.results_folder import PlanEntry, ResultEntry
 from tokenpacker.sequence import ImageLayout
 from tokenpacker.tiling import choose_tile_grid, slice_views
 from tokenpacker.train.finish import draw_curve
@@ -110,3 +113,36 @@ def test_text_is_wrapped_and_shortened_to_a_width():
     assert wrap("", 18, 100) == [""]
     assert shorten("one two", 18, 1000) == "one two"
     assert shorten("one two three four", 18, 100).endswith("...")
+
+
+RESULTS = {
+    "one": [(None, 36.0, 50.0, (40.0, 60.0))],
+    "no interval": [(2, 36.0, 0.0, None)],
+    "equal": [(2, 144.0, 100.0, (100.0, 100.0)), (4, 144.0, 100.0, (100.0, 100.0))],
+    "no images": [(2, 0.0, 50.0, (49.0, 51.0))],
+    "far": [(2, 1e6, 2000.0, (0.0, 2800.0)), (4, 1.0, -5.0, (-10.0, 0.0))],
+    "near": [(2, 100.0, 50.0, (49.99, 50.01)), (3, 100.4, 50.01, (50.0, 50.02)), (4, 101, 50.0, (49.9, 50.1))],
+    "many": [(n, 10.0 * n, 40.0 + n, (38.0 + n, 42.0 + n)) for n in range(1, 30)],
+}
+
+
+@pytest.mark.parametrize("rows", RESULTS.values(), ids=RESULTS)
+@pytest.mark.parametrize("task", ["fine-print", "W" * 500], ids=["short", "long"])
+def test_an_elastic_curve_can_be_read(written, rows, task):
+    entries = [
+        ResultEntry(
+            task=task, plan=f"{kind}{n}", numbers={"number" * 9: score},
+            interval_95={"number" * 9: span} if span else {},
+            questions=9, answered=9, problems=0, image_tokens=tokens * (1 if kind == "s" else 1.7), seconds=1,
+        )
+        for n, tokens, score, span in rows
+        for kind in ("s", "max")
+    ]  # fmt: skip
+    plans = [PlanEntry(name=entry.plan, max_image_tokens=9 if entry.plan[0] == "m" else None) for entry in entries]
+    folder = SimpleNamespace(
+        run=SimpleNamespace(plans=plans),
+        of_task=lambda name: sorted(entries, key=lambda entry: -entry.image_tokens),
+    )
+    draw_elastic_curve(folder, task)
+    assert_readable(written)
+    assert len(written) > 6

@@ -21,7 +21,6 @@ from tokenpacker.serve.limits import Limits
 URL = "/v1/chat/completions"
 KEYS = ("custom_id", "method", "url", "body")
 MAX_LINE_BYTES = Limits().body_bytes
-GO_ON = "the rows written so far are kept, and the same command goes on"
 UTF8_MARK, UTF16_MARKS = b"\xef\xbb\xbf", (b"\xff\xfe", b"\xfe\xff")
 
 

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tokenpacker.batch.batch_output import OutputRows, check_kept, only_writer
+from tokenpacker.batch.batch_output import check_kept
 from tokenpacker.batch.batch_rows import (
     OpenAnswer,
     Outputs,
@@ -22,12 +22,14 @@ from tokenpacker.batch.batch_rows import (
     is_failed,
     output_row,
     read_rows,
+    to_line,
 )
 from tokenpacker.batch.failed_rows import FailedRows
 from tokenpacker.batch.in_order import in_order
 from tokenpacker.batch.ray_workers import ray_outputs
 from tokenpacker.batch.request_bodies import prepared_body
 from tokenpacker.progress import Progress
+from tokenpacker.whole_lines import WholeLines, only_writer
 
 SHOWN = 5  # kinds of failures in a summary for people
 
@@ -146,7 +148,7 @@ def run_batch(
         summary.kept = summary.rows
         first = next(rows, None)
         if first is not None or again is not None:
-            with outputs if first else _no_outputs() as output_of, OutputRows(path, end) as written:
+            with outputs if first else _no_outputs() as output_of, WholeLines(path, end) as written:
                 if again is None and end == 0:  # what an earlier try of failed rows has left is of no use any more
                     FailedRows(target, end).path.unlink(missing_ok=True)
                 output_of = output_of if again is None else again.merged(output_of, summary.keep)
@@ -156,11 +158,11 @@ def run_batch(
     return summary
 
 
-def _write(outputs: Iterator[dict[str, Any]], written: OutputRows, summary: BatchSummary, total: int) -> None:
+def _write(outputs: Iterator[dict[str, Any]], written: WholeLines, summary: BatchSummary, total: int) -> None:
     started = time.monotonic()
     with Progress("batch", total, done=summary.rows) as shown:
         for output in outputs:
-            written.append(output)
+            written.append(to_line(output))
             summary.add(output)
             shown.update(summary.rows, f"{summary.errors:,} errors")
     summary.seconds = time.monotonic() - started

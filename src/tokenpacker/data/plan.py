@@ -25,6 +25,7 @@ SAMPLES_PER_BUFFER = 8192
 BATCHES_PER_WINDOW = 64
 ROWS_TRIED = 16  # if tiles fill rows before tokens do, a longer search costs seconds and finds little
 NOTHING_USABLE = "no sample of the data can be used; see `tokenpacker data check`"
+HELD_OUT = 2**32  # stands in for the number of an epoch when samples are drawn that no epoch has
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,6 +218,20 @@ def plan_run(
         batches += planned + [[] for _ in range(-len(planned) % per_step)]
         epoch += 1
     return RunPlan(batches[:wanted], per_step, first_fill)
+
+
+def draw_held_out(samples: np.ndarray, share: float, seed: int) -> np.ndarray:
+    """Numbers of the samples that a run is not trained on, in order: at least one if the share is above 0.
+
+    Raises:
+        ValueError: if no sample would be left.
+    """
+    count = max(1, round(share * len(samples))) if share else 0
+    if share and count >= len(samples):
+        raise ValueError(
+            f"evaluation.held_out_share={share:g} leaves none of {len(samples)} usable samples to train on; lower it"
+        )
+    return np.sort(samples[_Random(seed, HELD_OUT).order(len(samples))[:count]])
 
 
 def fill(batches: Iterable[Batch], tokens: np.ndarray) -> float:

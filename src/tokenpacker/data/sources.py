@@ -15,11 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+import numpy as np
 from torch.utils.data import Dataset
 
 from tokenpacker.data.batches import BatchMaker, FileBatches, StreamBatches
 from tokenpacker.data.index import Lengths, index_lengths
-from tokenpacker.data.plan import Planner, RunPlan, plan_run
+from tokenpacker.data.plan import Planner, RunPlan, draw_held_out, fill, plan_run
 from tokenpacker.data.records import Format, Records, check_files, open_records
 from tokenpacker.data.rejects import Rejects
 from tokenpacker.data.samples import SampleMaker
@@ -30,7 +31,20 @@ from tokenpacker.scenes.steps import Steps, StepSpec
 if TYPE_CHECKING:
     from tokenpacker.train.config import TrainingConfig
 
-INDEX, REJECTS = "index", "rejects.jsonl"
+INDEX, REJECTS, HELD_OUT_REJECTS = "index", "rejects.jsonl", "held_out_rejects.jsonl"
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldOut:
+    """Samples whose loss is measured during a run that is not trained on them.
+
+    Args:
+        batches: the same at each time.
+        facts: JSON values that tell which samples these are.
+    """
+
+    batches: FileBatches
+    facts: Mapping[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +57,7 @@ class Source:
         samples_per_step: mean; None if not known.
         fingerprint: differs if the batches differ.
         facts: about the data, for the model card.
+        held_out: samples to measure the loss on; None if there are none.
     """
 
     batches: Dataset[dict[str, Any]]
@@ -50,11 +65,16 @@ class Source:
     fingerprint: str
     facts: Mapping[str, str]
     samples_per_step: float | None = None
+    held_out: HeldOut | None = None
 
 
 @dataclass(frozen=True)
 class RunData:
-    """The measured records of data files, and the plan of a run on them."""
+    """The measured records of data files, and the plan of a run on them.
+
+    Args:
+        held_out: numbers of the usable records that the plan leaves out.
+    """
 
     records: Records
     maker: SampleMaker
@@ -62,6 +82,12 @@ class RunData:
     planner: Planner
     plan: RunPlan
     rejects: Rejects
+    held_out: np.ndarray
+
+    @property
+    def trained(self) -> np.ndarray:
+        """Numbers of the records that are trained on."""
+        return np.setdiff1d(self.lengths.usable, self.held_out)
 
 
 def open_source(
@@ -85,24 +111,20 @@ def open_source(
     """
     check_source(config)
     if config.data.scenes is not None:
-        return _scenes(config, processor)
-    if is_stream(config):
-        return _stream(config, processor, output, position)
-    data = look_through(config, processor, output, progress)
-    digest = hashlib.sha256(data.lengths.tokens.tobytes() + data.lengths.tiles.tobytes())
-    digest.update(json.dumps(data.plan.batches).encode())
-    maker = _batch_maker(config, processor, output, len(data.lengths.usable))
-    return Source(
-        batches=FileBatches(data.plan, data.records, maker),
-        num_steps=data.plan.num_steps,
-        samples_per_step=data.plan.samples_per_step,
-        fingerprint=digest.hexdigest(),
-        facts={
-            "data": str(config.data.path),
-            "samples used": f"{len(data.lengths.usable):,} of {len(data.records):,}",
-            "places that held a token": f"{data.plan.fill:.1%}",
-        },
-    )
+        source = _scenes(config, processor)
+    elif is_stream(config):
+        source = _stream(config, processor, output, position)
+    else:
+        source = _files(config, processor, output, progress)
+    path = config.evaluation.held_out
+    if path is None:
+        return source
+    other = _held_out_config(config)
+    data = look_through(other, processor, output, progress, rejects=HELD_OUT_REJECTS)
+    digest = hashlib.sha256((source.fingerprint + _digest(data.lengths).hexdigest()).encode())
+    facts = {"file": path, "samples": len(data.lengths.usable)}
+    found = _held_out(other, processor, output, data, data.lengths.usable, facts)
+    return dataclasses.replace(source, fingerprint=digest.hexdigest(), held_out=found)
 
 
 def check_source(config: TrainingConfig) -> None:
@@ -124,7 +146,8 @@ def check_source(config: TrainingConfig) -> None:
         if data.format != "hub":
             open_data(data.path, data.images, format=data.format)
     else:
-        check_files(data.path, data.images, format=cast(Format | None, data.format))
+        check_files(data.path, data.images, format=_file_format(config))
+    _check_held_out(config)
 
 
 def same_beginning(source: Source, other: Source, num_steps: int) -> bool:
@@ -140,13 +163,22 @@ def same_beginning(source: Source, other: Source, num_steps: int) -> bool:
 
 
 def look_through(
-    config: TrainingConfig, processor: TokenPackerProcessor, output: Path | None, progress: bool = False
+    config: TrainingConfig,
+    processor: TokenPackerProcessor,
+    output: Path | None,
+    progress: bool = False,
+    *,
+    rejects: str = REJECTS,
 ) -> RunData:
-    """The records of data files with the length of every sample; decodes none. Raises the errors of `open_source`."""
+    """The records of data files with the length of every sample; decodes none. Raises the errors of `open_source`.
+
+    Args:
+        rejects: name of the file in `output` for those that cannot be used.
+    """
     data = config.data
     records = open_data(data.path or "", data.images, format=data.format)
     assert isinstance(records, Records)
-    maker, planner = _batch_maker(config, processor, output), _planner(config)
+    maker, planner = _batch_maker(config, processor, output, rejects=rejects), _planner(config)
     lengths = index_lengths(
         records,
         maker.maker,
@@ -156,8 +188,11 @@ def look_through(
         progress=progress,
     )
     maker.rejects.finish()
-    plan = plan_run(planner, lengths.tokens, lengths.tiles, epochs=config.epochs, max_steps=config.max_steps)
-    return RunData(records, maker.maker, lengths, planner, plan, maker.rejects)
+    held_out = draw_held_out(lengths.usable, config.evaluation.held_out_share, config.seed)
+    trained = lengths.tokens.copy()
+    trained[held_out] = 0
+    plan = plan_run(planner, trained, lengths.tiles, epochs=config.epochs, max_steps=config.max_steps)
+    return RunData(records, maker.maker, lengths, planner, plan, maker.rejects, held_out)
 
 
 def is_stream(config: TrainingConfig) -> bool:
@@ -199,6 +234,93 @@ def _is_tar(path: str | Path) -> bool:
     path = Path(path)
     names = [entry.name for entry in path.iterdir()] if path.is_dir() else [path.name]
     return any(name.endswith(TAR_ENDINGS) for name in names)
+
+
+def _files(config: TrainingConfig, processor: TokenPackerProcessor, output: Path, progress: bool) -> Source:
+    data = look_through(config, processor, output, progress)
+    digest = _digest(data.lengths)
+    digest.update(json.dumps(data.plan.batches).encode())
+    maker = _batch_maker(config, processor, output, num_samples=len(data.lengths.usable))
+    found, rows = None, data.held_out.tolist()
+    if rows:
+        facts = {"share": config.evaluation.held_out_share, "samples": len(rows), "rows": rows}
+        found = _held_out(config, processor, output, data, data.held_out, facts)
+    return Source(
+        batches=FileBatches(data.plan, data.records, maker),
+        num_steps=data.plan.num_steps,
+        samples_per_step=data.plan.samples_per_step,
+        fingerprint=digest.hexdigest(),
+        facts={
+            "data": str(config.data.path),
+            "samples used": f"{len(data.trained):,} of {len(data.records):,}",
+            "places that held a token": f"{data.plan.fill:.1%}",
+        },
+        held_out=found,
+    )
+
+
+def _held_out(
+    config: TrainingConfig,
+    processor: TokenPackerProcessor,
+    output: Path,
+    data: RunData,
+    numbers: np.ndarray,
+    facts: Mapping[str, Any],
+) -> HeldOut:
+    """Some of the records in batches, each record once."""
+    tokens = np.zeros_like(data.lengths.tokens)
+    tokens[numbers] = data.lengths.tokens[numbers]
+    batches = data.planner.plan(tokens, data.lengths.tiles, 0)
+    plan = RunPlan(batches, data.planner.batches_per_step, fill(batches, tokens))
+    maker = _batch_maker(config, processor, output, rejects=HELD_OUT_REJECTS)
+    return HeldOut(batches=FileBatches(plan, data.records, maker), facts=facts)
+
+
+def _held_out_config(config: TrainingConfig) -> TrainingConfig:
+    """The config with the held-out file as its data, for one epoch."""
+    evaluation = config.evaluation
+    images = evaluation.held_out_images or config.data.images
+    data = dataclasses.replace(config.data, path=evaluation.held_out, images=images, format=None, scenes=None)
+    return dataclasses.replace(config, data=data, epochs=1.0, max_steps=None)
+
+
+def _check_held_out(config: TrainingConfig) -> None:
+    """Raises ValueError if what is to be held out cannot be."""
+    evaluation, data = config.evaluation, config.data
+    if evaluation.held_out_share and (data.scenes is not None or is_stream(config)):
+        kind = "generated scenes have" if data.scenes is not None else "a stream has"
+        raise ValueError(
+            f"evaluation.held_out_share={evaluation.held_out_share:g} needs rows by number, and {kind} none; give"
+            " evaluation.held_out=FILE, or evaluation.tasks"
+        )
+    path = evaluation.held_out
+    if path is None:
+        return
+    if _is_tar(path):
+        raise ValueError(
+            f"evaluation.held_out={path} holds tar shards, which cannot be read by number; give a JSON, JSONL or"
+            " Parquet file"
+        )
+    try:
+        files = check_files(path, _held_out_config(config).data.images)
+    except ValueError as error:
+        raise ValueError(f"evaluation.held_out: {error}") from None
+    trained = (
+        []
+        if data.scenes is not None or is_stream(config)
+        else check_files(data.path or "", format=_file_format(config))
+    )
+    shared = {file.resolve() for file, _ in files} & {file.resolve() for file, _ in trained}
+    if shared:
+        raise ValueError(f"evaluation.held_out names {min(shared)}, which is trained on; give another file")
+
+
+def _file_format(config: TrainingConfig) -> Format | None:
+    return cast(Format | None, config.data.format)
+
+
+def _digest(lengths: Lengths) -> Any:
+    return hashlib.sha256(lengths.tokens.tobytes() + lengths.tiles.tobytes())
 
 
 def _stream(
@@ -262,9 +384,14 @@ def _planner(config: TrainingConfig) -> Planner:
 
 
 def _batch_maker(
-    config: TrainingConfig, processor: TokenPackerProcessor, output: Path | None, num_samples: int | None = None
+    config: TrainingConfig,
+    processor: TokenPackerProcessor,
+    output: Path | None,
+    *,
+    rejects: str = REJECTS,
+    num_samples: int | None = None,
 ) -> BatchMaker:
     data, format = config.data, config.model.chat_format
     samples = SampleMaker(processor, format, data.max_length, max_tiles=data.max_tiles_per_batch)
-    rejects = Rejects(output / REJECTS if output else None, data.max_reject_share, num_samples=num_samples)
-    return BatchMaker(samples, rejects, packed=data.packed, scale_factors=config.scale_factors, seed=config.seed)
+    left_out = Rejects(output / rejects if output else None, data.max_reject_share, num_samples=num_samples)
+    return BatchMaker(samples, left_out, packed=data.packed, scale_factors=config.scale_factors, seed=config.seed)

@@ -10,7 +10,8 @@ from markupsafe import Markup
 
 from tokenpacker.demo.drawings import attention_picture, grid_picture
 from tokenpacker.evaluate import Answer
-from tokenpacker.evaluate.evaluation import Asker
+from tokenpacker.evaluate.asker import Asker
+from tokenpacker.evaluate.evaluation import answers_of, group_of
 from tokenpacker.scenes import Sample
 from tokenpacker.speed.question import Setting
 from tokenpacker.visualize import PackedImage
@@ -69,5 +70,7 @@ def ask_example(settings: Sequence[Setting], sample: Sample) -> Example:
 
 def _reply(setting: Setting, sample: Sample) -> Reply:
     asker = Asker(setting.model, setting.processor, scale_factor=setting.scale_factor)
-    (answer,) = asker.answer([sample], MAX_NEW_TOKENS)
-    return Reply(label=setting.label, answer=answer, num_image_tokens=asker.layout(sample).num_tokens)
+    (replies,) = asker.answer([group_of(sample)], MAX_NEW_TOKENS)
+    assert isinstance(replies, tuple), "the images of samples are in memory"
+    (answer,) = answers_of(sample, replies)
+    return Reply(label=setting.label, answer=answer, num_image_tokens=replies[0].image_tokens)

@@ -8,6 +8,7 @@ from importlib.resources import files
 from pathlib import Path
 
 import jinja2
+from markupsafe import Markup
 
 import tokenpacker
 from tokenpacker.demo.examples import Example
@@ -59,7 +60,9 @@ def write_report(
     """
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     source = (files("tokenpacker.demo") / "report.html.jinja").read_text(encoding="utf-8")
+    style = (files("tokenpacker.visualize") / "report.css").read_text(encoding="utf-8")
     page = environment.from_string(source).render(
+        style=Markup(style),
         version=tokenpacker.__version__,
         headline=headline,
         facts=facts,

@@ -32,8 +32,8 @@ class AnswerRow:
     problem: str | None = None
 
     def to_line(self) -> bytes:
-        """The row as a line of JSON in UTF-8."""
-        return json.dumps(asdict(self), ensure_ascii=False).encode() + b"\n"
+        """The row as a line of JSON in UTF-8. Half a character of UTF-16 in a text stays an escape."""
+        return json.dumps(asdict(self), ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
 
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> AnswerRow:

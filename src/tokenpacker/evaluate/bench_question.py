@@ -45,6 +45,8 @@ class BenchQuestion:
             - `ocr`: words read in the image (TextVQA).
             - `box`: (x1, y1, x2, y2) of the region asked about, in shares of the image's width and height.
             - `prompt`: the whole text that LLaVA's question file has, instruction included.
+            - `regions`: what each `<mask>` of the text stands for, as the processor takes it.
+            - `repeated`: whether an earlier question has the same id in the files.
             - `problem`: why the question cannot be asked, such as a missing image; it counts as wrong.
 
     Raises:
@@ -71,6 +73,11 @@ class BenchQuestion:
     def options(self) -> tuple[str, ...]:
         """Texts of the options; empty for an open question."""
         return tuple(str(option) for option in self.extra.get("options") or ())
+
+    @property
+    def is_broken(self) -> bool:
+        """Whether it cannot be asked; `extra["problem"]` says why."""
+        return "problem" in self.extra
 
     @cached_property
     def image_key(self) -> str:

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from tokenpacker.released import RELEASED_MODELS
+
 PAPER = "arXiv 2407.02392, projectors compared on LLaVA-1.5's data (558K + 665K), 7B"
 ABLATION = "arXiv 2407.02392, ablation, 7B"
 DENSE_CONNECTOR = "Dense Connector, a later paper, 7B; a secondary copy"
@@ -44,7 +46,25 @@ HEADLINES = {
     "vizwiz": "accuracy",
     "textvqa": "accuracy",
     "docvqa": "anls",
+    "ocrbench": "score",
+    "mmmu": "accuracy",
+    "mme": "perception",
 }
+# name in `tokenpacker.released` -> benchmark
+_RELEASED = {
+    "MMB": "mmbench",
+    "MM-Vet": "mm-vet",
+    "VQAv2": "vqav2",
+    "GQA": "gqa",
+    "POPE": "pope",
+    "VizWiz": "vizwiz",
+    "TextVQA": "textvqa",
+    "DocVQA": "docvqa",
+    "OCRB": "ocrbench",
+    "MMMU": "mmmu",
+    "MME": "mme",
+}
+_IN_PAPER = "TokenPacker-7b-144token"  # whose scores stand among the projectors
 _COLUMNS = ("mmbench", "mm-vet", "vqav2", "gqa", "pope", "vizwiz")
 _PROJECTORS = (
     ("mlp", 576, 64.3, 31.1, 78.5, 62.0, 85.9, 50.0),
@@ -80,7 +100,12 @@ def _published() -> Iterator[Published]:
     for model, tokens, *scores in _ABLATION:
         for benchmark, score in zip(("vqav2", "gqa", "textvqa"), scores, strict=True):
             yield Published(benchmark, HEADLINES[benchmark], model, tokens, score, ABLATION)
-    yield Published("docvqa", "anls", "TokenPacker-HD", _HD_TOKENS, 60.2, "arXiv 2407.02392, HD-7B, test split")
+    for released in RELEASED_MODELS:
+        for shown, given in released.scores if released.name != _IN_PAPER else ():
+            benchmark, source = _RELEASED[shown], released.scores_from or ""
+            numbers = ("perception", "cognition") if benchmark == "mme" else (HEADLINES[benchmark],)
+            for number, score in zip(numbers, given if isinstance(given, tuple) else (given,), strict=True):
+                yield Published(benchmark, number, released.name, released.mean_tokens or 0, score, source)
 
 
 PUBLISHED = tuple(_published())

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedModel, ProcessorMixin
 
-from tokenpacker.evaluate.evaluation import Asker
+from tokenpacker.evaluate.asker import Asker
+from tokenpacker.evaluate.evaluation import group_of
 from tokenpacker.progress import Progress
 from tokenpacker.scenes import Sample
 from tokenpacker.speed.stopwatch import Stopwatch, spread
@@ -72,7 +73,7 @@ def measure_speed(settings: Sequence[Setting], samples: Sequence[Sample], *, max
         Speed(
             label=setting.label,
             num_questions=len(timed),
-            image_tokens=statistics.mean(asker.layout(sample).num_tokens for sample in timed),
+            image_tokens=statistics.mean(asker.layout((s.image.height, s.image.width)).num_tokens for s in timed),
             vision_ms=spread(watch.wall["vision"][NUM_WARM_UP:])["median"],
             language_ms=spread(watch.wall["language"][NUM_WARM_UP:])["median"],
         )
@@ -82,7 +83,7 @@ def measure_speed(settings: Sequence[Setting], samples: Sequence[Sample], *, max
 
 @torch.inference_mode()
 def _time_question(watch: Stopwatch, asker: Asker, sample: Sample, max_new_tokens: int) -> None:
-    prepared = asker.prepare([sample])
+    prepared = asker.prepare([group_of(sample)])
     input_ids = torch.cat([prepared.prefix, torch.tensor(prepared.tails[:1], device=asker.model.device)], dim=1)
     images = watch.time("vision", lambda: asker.model.get_image_features(**prepared.images))
     generate = {"max_new_tokens": max_new_tokens, "mm_encoder_outputs": {"image": images}}

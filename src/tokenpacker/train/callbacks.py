@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import sys
 import threading
@@ -13,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import TrainerCallback
 
@@ -83,13 +85,14 @@ class Stopwatch(TrainerCallback):
 
 
 class ProgressBar(TrainerCallback):
-    """Shows steps and loss on standard error.
+    """Shows steps, loss and evaluations on standard error.
 
     transformers' `ProgressCallback` writes carriage returns into log files, and its loss lines to standard output.
     """
 
     def __init__(self, title: str) -> None:
         self.title = title
+        self.notes: dict[str, str] = {}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Starts at the step that the run continues from."""
@@ -104,7 +107,12 @@ class ProgressBar(TrainerCallback):
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
         """Shows the loss."""
         if logs and "loss" in logs:
-            self.progress.update(state.global_step, f"loss {float(logs['loss']):.3f}")
+            self.note(loss=f"loss {float(logs['loss']):.3f}")
+
+    def note(self, **notes: str) -> None:
+        """Shows texts behind the count; each stays until another of its name replaces it."""
+        self.notes |= notes
+        self.progress.update(self.progress.done, "; ".join(filter(None, self.notes.values())))
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Leaves the last count."""
@@ -162,3 +170,16 @@ def _any_process(flag: bool) -> bool:
     value = torch.tensor(float(flag), device=device)
     torch.distributed.all_reduce(value, op=torch.distributed.ReduceOp.MAX)
     return bool(value)
+
+
+@contextmanager
+def random_numbers_kept() -> Iterator[None]:
+    """Restores the random numbers of Python, numpy and torch at its end."""
+    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+    python, arrays = random.getstate(), np.random.get_state()  # noqa: NPY002 - others draw from it
+    with torch.random.fork_rng(devices):
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(arrays)  # noqa: NPY002

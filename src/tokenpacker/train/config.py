@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_type_hints
 
 from pydantic import (
-    ConfigDict,
     Field,
     NonNegativeFloat,
     NonNegativeInt,
@@ -30,6 +29,7 @@ from tokenpacker.hf.processing.image_processor import ImageMode
 from tokenpacker.regions import RegionRule
 from tokenpacker.text import did_you_mean
 from tokenpacker.tiling import GridList
+from tokenpacker.train.evaluation_config import CHECKED, EvaluationConfig
 
 Part = Literal["vision_tower", "projector", "regions", "language_model"]
 ChatFormat = Literal["v1", "plain", "bare"]
@@ -37,7 +37,6 @@ DataFormat = Literal[Format, "webdataset", "hub"]
 Share = Annotated[float, Field(ge=0, le=1)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 PARTS: tuple[Part, ...] = get_args(Part)
-CHECKED = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)  # strict: no `true` for 1, no "3" for 3
 
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
@@ -222,11 +221,14 @@ class TrainingConfig(RunConfig):
         lora: trains low-rank updates of the language model in place of its weights.
         scale_factors: each step draws one of them. Empty takes the projector's own.
         epochs: passes over the data, unless `max_steps` is given.
+        eval_every: steps between evaluations; another one follows the last step. None evaluates nothing.
     """
 
     train: tuple[Part, ...]
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    eval_every: PositiveInt | None = None
+    evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)
     lora: LoraConfig | None = None
     scale_factors: tuple[int, ...] = ()
     epochs: PositiveFloat = 1.0
@@ -238,6 +240,13 @@ class TrainingConfig(RunConfig):
             raise ValueError("train is empty and lora is null, so nothing would be trained; name a part in train")
         if self.lora is not None and "language_model" in self.train:
             raise ValueError("lora replaces the training of language_model; take it out of train")
+        if self.eval_every is None and self.evaluation != EvaluationConfig():
+            raise ValueError("evaluation has settings, but eval_every is missing; give it with --set eval_every=100")
+        if self.eval_every is not None and not self.evaluation.measured:
+            raise ValueError(
+                f"eval_every={self.eval_every} has nothing to measure; give evaluation.held_out_share,"
+                " evaluation.held_out or evaluation.tasks"
+            )
 
 
 def from_dict(content: Mapping[str, Any]) -> TrainingConfig:

@@ -76,16 +76,17 @@ def _write(
     steps = trainer.write_history(folder.history)
     losses = [(int(entry["step"]), float(entry["loss"])) for entry in steps]
     draw_curve(losses).save(part / CURVE)
-    card = _card(config, source, losses, trainer.stopwatch.seconds)
+    card = _card(config, source, losses, trainer)
     (part / "README.md").write_text(card, encoding="utf-8", errors="backslashreplace")  # a path may be any bytes
     if folder.model.exists():
         shutil.rmtree(folder.model)
     part.replace(folder.model)
 
 
-def _card(config: TrainingConfig, source: Source, losses: list[tuple[int, float]], seconds: float) -> str:
-    """The model card; `seconds` of training over all calls of the run."""
-    steps, rate = source.num_steps, source.num_steps / seconds if seconds else 0
+def _card(config: TrainingConfig, source: Source, losses: list[tuple[int, float]], trainer: PartTrainer) -> str:
+    """The model card."""
+    steps, seconds = trainer.state.global_step, trainer.stopwatch.seconds
+    rate = steps / seconds if seconds else 0
     held, speed = "", f"{rate:.2f} steps"
     if source.samples_per_step is not None:
         held = f", of {source.samples_per_step:.1f} samples each on average"
@@ -96,6 +97,7 @@ def _card(config: TrainingConfig, source: Source, losses: list[tuple[int, float]
         ("steps", f"{steps:,}{held}"),
         ("time", f"{seconds:.0f} seconds, {speed} a second"),
         ("loss, first to last", " to ".join(f"{loss:.4f}" for _, loss in losses[:1] + losses[1:][-1:]) or "not logged"),
+        *trainer.card_rows(),
         ("versions", ", ".join(f"{name} {version(name)}" for name in LIBRARIES)),
         ("machine", f"{platform.machine()}, Python {platform.python_version()}"),
     ]

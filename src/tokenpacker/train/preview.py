@@ -29,7 +29,8 @@ class Preview:
 
     Args:
         parameters: part -> {trainable, frozen}.
-        samples: how many are used, have images or are left out; their regions; their tokens. None without a data file.
+        samples: how many are trained on, have images, are left out or held out; their regions; their tokens. None
+            without a data file.
         steps: optimizer steps; None if they are not known.
         memory_gib: per device, before sharding: weights, trained state, and for one batch the language model's
             activations and the logits. Without a data file each row counts as `max_length` long.
@@ -63,7 +64,7 @@ def preview(config: TrainingConfig) -> Preview:
         data = look_through(config, builder.processor, None)
         samples, steps = _samples(data), data.plan.num_steps
         longest = longest if config.data.packed else samples["longest"]
-        text_share = 1 - float(data.lengths.image_tokens.sum() / samples["tokens"])
+        text_share = 1 - float(data.lengths.image_tokens[data.trained].sum() / samples["tokens"])
     memory = _memory(config, builder.config, parameters, config.device_batch_size * longest, text_share)
     return Preview(config.to_dict(), parameters, samples, steps, memory)
 
@@ -74,9 +75,10 @@ def describe(shown: Preview) -> str:
     lines += [f"{part:<14}{n['trainable']:>16,}{n['frozen']:>16,}" for part, n in shown.parameters.items()]
     if shown.samples is not None:
         s = shown.samples
+        held_out = f", {s['held_out']:,} more held out" if s["held_out"] else ""
         lines.append(
             f"{s['used']:,} samples ({s['with_images']:,} with images, {s['regions']:,} regions, {s['left_out']:,} left"
-            f" out), {s['tokens']:,}"
+            f" out{held_out}), {s['tokens']:,}"
             f" tokens: {s['median']} at the median, {s['p95']} at 95 %, {s['longest']} at most; {s['fill']:.0%} of the"
             " places in a batch are filled"
         )
@@ -94,13 +96,14 @@ def describe(shown: Preview) -> str:
 
 def _samples(data: RunData) -> dict[str, Any]:
     """Counts of a run's samples, and of their tokens."""
-    usable, lengths = data.lengths.usable, data.lengths
-    tokens = lengths.tokens[usable]
+    trained, lengths = data.trained, data.lengths
+    tokens = lengths.tokens[trained]
     return {
         "used": len(tokens),
-        "with_images": int((lengths.tiles[usable] > 0).sum()),
-        "regions": int(lengths.regions[usable].sum()),
+        "with_images": int((lengths.tiles[trained] > 0).sum()),
+        "regions": int(lengths.regions[trained].sum()),
         "left_out": data.rejects.num_rejected,
+        "held_out": len(data.held_out),
         "tokens": int(tokens.sum()),
         "median": int(np.quantile(tokens, 0.5, method="higher")),
         "p95": int(np.quantile(tokens, 0.95, method="higher")),

@@ -3,6 +3,7 @@
 config.model      ->  assemble.ModelBuilder  ->  model, processor
 config.data       ->  data.sources           ->  batches of the whole run
 config.optimizer  ->  trainer.PartTrainer    ->  steps, checkpoints
+config.evaluation ->  evaluating.EvaluatingTrainer, which evaluates on the way
                       finish.finish          ->  model folder, model card
 """
 
@@ -15,14 +16,17 @@ import warnings
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from transformers import TrainingArguments, set_seed
 
 from tokenpacker.data.sources import Source, check_source, open_source, same_beginning
 from tokenpacker.train.assemble import ModelBuilder, fingerprint, starts_raw, whole_weights
 from tokenpacker.train.config import TrainingConfig
+from tokenpacker.train.evaluating import EvaluatingTrainer
 from tokenpacker.train.finish import finish
 from tokenpacker.train.run_folder import RunFolder, locked, position_in, step_of
+from tokenpacker.train.task_scores import TaskScore, check_tasks
 from tokenpacker.train.trainer import PartTrainer, training_arguments, warmup_steps
 
 TRACKERS = ("tensorboard", "trackio", "wandb", "mlflow", "clearml", "swanlab")
@@ -59,6 +63,7 @@ def train(config: TrainingConfig, output: Path) -> Path | None:
                 " 1, give its model with --start",
                 stacklevel=2,
             )
+        evaluated = _evaluated(config, builder, source)
         set_seed(config.seed)
         with whole_weights(arguments):
             model = builder.build(config)
@@ -68,16 +73,23 @@ def train(config: TrainingConfig, output: Path) -> Path | None:
         if leads:
             folder.record(data=source.fingerprint, start=start)
             print(note, end="", file=sys.stderr)
-        trainer = PartTrainer(
-            config,
-            model,
-            source.batches,
-            arguments,
-            processor=builder.processor if config.lora is None else None,
+        options: dict[str, Any] = {
+            "processor": builder.processor if config.lora is None else None,
             # `only_learned` computes logits at labelled positions alone, whose number is no shape to compile for.
-            forward_options={"use_cache": False, "only_learned": not config.compile},
-        )
+            "forward_options": {"use_cache": False, "only_learned": not config.compile},
+        }
+        if config.eval_every is None:
+            trainer = PartTrainer(config, model, source.batches, arguments, **options)
+        else:
+            trainer = EvaluatingTrainer(config, model, source.batches, arguments, **evaluated, **options)
         return finish(trainer, folder, builder.processor, source) if trainer.run(checkpoint) else None
+
+
+def _evaluated(config: TrainingConfig, builder: ModelBuilder, source: Source) -> dict[str, Any]:
+    """What an `EvaluatingTrainer` takes beside the arguments of a `PartTrainer`."""
+    takes_regions = builder.config.region_config is not None
+    tasks = [TaskScore(task, config.evaluation, takes_regions=takes_regions) for task in config.evaluation.tasks]
+    return {"held_out": source.held_out, "tasks": tasks, "asked_by": builder.processor}
 
 
 def check(config: TrainingConfig, *, with_data: bool = True) -> ModelBuilder:
@@ -89,6 +101,7 @@ def check(config: TrainingConfig, *, with_data: bool = True) -> ModelBuilder:
     """
     if with_data:
         check_source(config)
+    check_tasks(config.evaluation)
     builder = ModelBuilder.of_run(config)
     for name in config.report_to:
         if name not in TRACKERS:
@@ -137,6 +150,8 @@ def _note(config: TrainingConfig, done: int, before: Source, now: Source) -> str
         found.append("learning rates")
     if not same_beginning(before, now, done):
         found.append("samples")
+    if config.eval_every is not None and done == before.num_steps and done % config.eval_every:
+        found.append("last evaluation")
     told = f", but with the {' and '.join(found)} of the length before in its first {done} steps" if found else ""
     return f"going on from step {done}, as a run of {now.num_steps} steps{told}\n"
 

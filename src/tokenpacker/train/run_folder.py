@@ -3,7 +3,7 @@
     config.json   the last config          seconds.json  seconds of training, over all calls
     data.json     digest of the data       checkpoints/  a folder per checkpoint, see `mark_whole`
     start.json    digest of first weights  model/        the finished model
-    history.json  of a finished run: seconds, and the log of each step
+    history.json  of a finished run: seconds, the log of each step, and the evaluations
 
 Checkpoints are whole or not used. `save_total_limit` and `get_last_checkpoint` of transformers were tried: the first
 removes the old checkpoint before the new one is safely on the disk, the second returns a half-written one.
@@ -50,8 +50,12 @@ MAY_CHANGE = (
     "data.images",
     "data.max_reject_share",
     "data.num_workers",
+    "evaluation.batch_size",
+    "evaluation.held_out",
+    "evaluation.held_out_images",
 )
-LENGTH = ("epochs", "max_steps")  # these may change too: the run then continues to its new length
+LENGTH = ("epochs", "max_steps", "evaluation.patience")  # may change too: the run then continues to its new length
+NESTED = ("data", "model", "evaluation")
 
 
 class CheckpointError(ValueError):
@@ -100,7 +104,8 @@ class RunFolder:
 
     def differs_in_length(self, other: TrainingConfig) -> bool:
         """Whether the config has another length than `other`."""
-        return any(getattr(self.config, name) != getattr(other, name) for name in LENGTH)
+        mine, others = _by_key(self.config), _by_key(other)
+        return any(mine[key] != others[key] for key in LENGTH)
 
     def last_checkpoint(self) -> Path | None:
         """The last whole checkpoint. Raises CheckpointError if it is damaged, ValueError if a finished run has none."""
@@ -117,8 +122,10 @@ class RunFolder:
     def require_same_data(self, fingerprint: str) -> None:
         """Raises ValueError if the run began with other data: a step number would then mean other samples."""
         if not self._is_recorded(DATA, fingerprint):
+            held_out = self.config.evaluation.held_out
+            also = f" or evaluation.held_out={held_out}" if held_out else ""
             raise ValueError(
-                f"data.path={self.config.data.path} gives other samples than the run in {self.path} began with;"
+                f"data.path={self.config.data.path}{also} gives other samples than the run in {self.path} began with;"
                 " restore the data and their images, or choose another --output"
             )
 
@@ -238,10 +245,14 @@ def _sync(*paths: Path) -> None:
 
 def _decisive(config: TrainingConfig) -> dict[str, Any]:
     """The settings that decide what a run computes, by dotted key."""
+    return {key: value for key, value in _by_key(config).items() if key not in (*MAY_CHANGE, *LENGTH)}
+
+
+def _by_key(config: TrainingConfig) -> dict[str, Any]:
+    """The settings by dotted key."""
     content = config.to_dict()
-    flat = {key: value for key, value in content.items() if key not in ("data", "model")}
-    flat |= {f"{part}.{key}": value for part in ("data", "model") for key, value in content[part].items()}
-    return {key: value for key, value in flat.items() if key not in (*MAY_CHANGE, *LENGTH)}
+    flat = {key: value for key, value in content.items() if key not in NESTED}
+    return flat | {f"{part}.{key}": value for part in NESTED for key, value in content[part].items()}
 
 
 def _digest(fingerprint: str) -> str:

@@ -49,6 +49,7 @@ from tokenpacker.train.run_folder import (
     clear_checkpoint_errors,
     mark_whole,
     remove_checkpoint,
+    step_of,
     whole_checkpoints,
 )
 
@@ -153,8 +154,8 @@ class PartTrainer(Trainer):
         self.num_steps = len(batches) // config.batches_per_step
         arguments.warmup_steps = warmup_steps(config.optimizer, self.num_steps)
         arguments.logging_steps = max(1, min(config.log_every, self.num_steps // MIN_LOGGED))
-        self.stop, self.stopwatch = StopOnSignal(), Stopwatch(output / STOPWATCH)
-        own = [self.stop, self.stopwatch, ProgressBar(config.name)]
+        self.stop, self.stopwatch, self.bar = StopOnSignal(), Stopwatch(output / STOPWATCH), ProgressBar(config.name)
+        own = [self.stop, self.stopwatch, self.bar]
         super().__init__(
             model=model, args=arguments, train_dataset=batches, data_collator=only_item, callbacks=[*own, *callbacks]
         )
@@ -183,7 +184,7 @@ class PartTrainer(Trainer):
         """
         with self.stop, deterministic_on_cpu(), clear_worker_errors():
             self.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-        if self.state.global_step >= self.num_steps:
+        if self.has_ended:
             return True
         if self.args.should_save:
             print(
@@ -193,10 +194,24 @@ class PartTrainer(Trainer):
             )
         return False
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether the run is at its end."""
+        return self.state.global_step >= self.num_steps
+
+    def evaluated(self) -> dict[str, Any]:
+        """What the history tells of evaluations; nothing without any."""
+        return {}
+
+    def card_rows(self) -> list[tuple[str, str]]:
+        """Rows of the model card about evaluations."""
+        return []
+
     def write_history(self, path: Path) -> list[dict[str, Any]]:
-        """Writes the seconds and the log of each step to a file, and returns the log."""
+        """Writes the seconds, the log of each step and the evaluations to a file, and returns the log."""
         steps = [entry for entry in self.state.log_history if "loss" in entry]
-        path.write_text(json.dumps({"seconds": self.stopwatch.seconds, "steps": steps}) + "\n")
+        history = {"seconds": self.stopwatch.seconds, "steps": steps, **self.evaluated()}
+        path.write_text(json.dumps(history) + "\n")
         return steps
 
     def get_train_dataloader(self) -> DataLoader:
@@ -252,7 +267,7 @@ class PartTrainer(Trainer):
         return f"the last checkpoint, {whole[-1]}, is whole" if whole else "no checkpoint was written yet"
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """Writes a checkpoint, marks it as whole, and only then removes older ones."""
+        """Writes a checkpoint, marks it as whole, and only then removes older ones, except for the best."""
         folder = Path(self.args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         if self.args.should_save:
             remove_checkpoint(folder)
@@ -271,7 +286,8 @@ class PartTrainer(Trainer):
             ) from error
         if self.args.should_save:
             for old in whole_checkpoints(folder.parent)[: -self.run_config.keep_checkpoints]:
-                remove_checkpoint(old)
+                if step_of(old) != self.state.best_global_step:
+                    remove_checkpoint(old)
         self.accelerator.wait_for_everyone()
 
     def _save_beside_model(self, folder: Path) -> None:

@@ -4,7 +4,7 @@
 images with regions and what is said about them. Needs Pillow and NumPy.
 """
 
-from tokenpacker.visualize.conversation_page import draw_conversation
+from tokenpacker.visualize.conversation_page import draw_conversation, draw_regions
 from tokenpacker.visualize.packed_image import Box, PackedImage
 from tokenpacker.visualize.packing_page import draw_attention, draw_page, draw_tiles, draw_tokens
 from tokenpacker.visualize.page_style import (
@@ -39,6 +39,7 @@ __all__ = [
     "draw_attention",
     "draw_conversation",
     "draw_page",
+    "draw_regions",
     "draw_tiles",
     "draw_tokens",
     "shorten",

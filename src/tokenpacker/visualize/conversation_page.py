@@ -37,7 +37,7 @@ def draw_conversation(
     """
     numbered = [(number, place, region) for number, (place, region) in enumerate(regions, 1)]
     pictures = [
-        _draw_regions(image, [(number, region) for number, place, region in numbered if place == own])
+        draw_regions(image, [(number, region) for number, place, region in numbered if place == own])
         for own, image in enumerate(images)
     ]
     lines = list(_lines(messages))
@@ -54,7 +54,7 @@ def draw_conversation(
     return page
 
 
-def _draw_regions(picture: Image.Image, regions: Sequence[tuple[int, Any]]) -> Image.Image:
+def draw_regions(picture: Image.Image, regions: Sequence[tuple[int, Any]]) -> Image.Image:
     """The picture, fitted into SIDE, each region tinted, outlined and numbered at or near its upper left corner."""
     size = (picture.height, picture.width)
     scale = SIDE / max(size)

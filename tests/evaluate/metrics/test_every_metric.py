@@ -7,6 +7,7 @@ import pytest
 
 import tokenpacker.evaluate.metrics
 from tokenpacker.evaluate.bench_question import BenchQuestion
+from tokenpacker.evaluate.layouts.loaded import broken_question
 from tokenpacker.evaluate.metrics import METRICS, find_metric
 
 REFERENCES = {
@@ -63,6 +64,20 @@ def test_a_broken_answer_to_pope_is_neither_yes_nor_no(broken):
     no = BenchQuestion(id="1", text="?", answers=("no",))
     assert metric.score(broken, question_for("pope")) == metric.score(broken, no) == 0
     assert metric.aggregate(metric.rows([no], {"1": broken}))["yes ratio"] == 0
+
+
+@pytest.mark.parametrize("name", sorted(set(METRICS) - {"mm-vet"}))
+def test_lines_that_are_no_questions_stay_in_the_denominator(name):
+    need(name)
+    metric, asked = METRICS[name], [question_for(name, number) for number in range(4)]
+    broken = [broken_question(f"file.json, line {number}", "no JSON")[0] for number in range(4)]
+    answers = {question.id: right_answer(name) for question in asked}
+    whole, mixed = metric.rows(asked, answers), metric.rows(asked + broken, answers)
+    assert [(row.answer, row.score) for row in mixed[4:]] == [(None, 0)] * 4
+    if name != "refcoco":  # CIDEr is 0 where all references are the same
+        headline = "accuracy" if name == "pope" else next(iter(metric.aggregate(whole)))
+        best, lower = (metric.aggregate(rows)[headline] for rows in (whole, mixed))
+        assert 0 < lower < best
 
 
 @pytest.mark.parametrize("name", sorted(set(METRICS) - {"mm-vet"}))

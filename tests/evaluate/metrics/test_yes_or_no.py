@@ -1,6 +1,7 @@
 import pytest
 
 from tokenpacker.evaluate.bench_question import BenchQuestion
+from tokenpacker.evaluate.layouts.loaded import broken_question
 from tokenpacker.evaluate.metrics import METRICS
 from tokenpacker.evaluate.metrics.yes_or_no import said_in_mme, said_in_pope
 
@@ -100,3 +101,13 @@ def test_mme_adds_accuracy_and_the_share_of_images_with_both_right():
 def test_an_mme_question_needs_the_name_of_its_pair():
     with pytest.raises(ValueError, match="has category 'count' and group None; give the image's name as group"):
         METRICS["mme"].check(BenchQuestion(id="1", text="?", answers=("yes",), extra={"category": "count"}))
+
+
+def test_a_line_that_is_no_question_makes_no_split_of_its_own():
+    """2 of 2 right in either split, and half of the broken line in each: 2 of 2.5."""
+    asked = [pope(number, "yes", split) for number, split in enumerate(["random", "random", "popular", "popular"])]
+    broken, _ = broken_question("file.json, line 5", "no JSON")
+    metric = METRICS["pope"]
+    numbers = metric.aggregate(metric.rows([*asked, broken], {str(number): "yes" for number in range(4)}))
+    assert numbers["accuracy"] == numbers["accuracy/random"] == numbers["accuracy/popular"] == 80
+    assert not any("no split" in name for name in numbers)

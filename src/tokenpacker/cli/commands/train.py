@@ -68,6 +68,7 @@ def train_recipe(
         tokenpacker train instruct-7b --data llava_v1_5_mix665k.json --images data --start runs/align-7b/model
         tokenpacker train instruct-tiny --start tiny --set max_steps=20
         tokenpacker train instruct-7b-hd9-qlora --data mine.json --set data.packed=true --dry-run
+        tokenpacker train align-7b --data mine.json --set eval_every=100 --set evaluation.held_out_share=0.01
     """
     config = _resolved(recipe, data, images, start, settings or [], config_file)
     if dry_run:

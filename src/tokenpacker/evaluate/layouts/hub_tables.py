@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from tokenpacker.data.hub_files import hub_errors, read_record
 from tokenpacker.evaluate.bench_question import BenchQuestion, StoredImage
-from tokenpacker.evaluate.layouts.loading import Loaded, Problem, broken_question, gather
+from tokenpacker.evaluate.layouts.loaded import Loaded, Problem, broken_question, gather
 from tokenpacker.evaluate.layouts.table_columns import TABLES, Row, Table
 from tokenpacker.hub import hub_problem
 

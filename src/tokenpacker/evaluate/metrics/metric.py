@@ -39,6 +39,7 @@ class Metric:
         summary: makes the named numbers.
         package: a library that the rule needs, as it is imported.
         scored_elsewhere: why and where answers are scored, for a benchmark that cannot be scored here.
+        scores_single: whether an answer is scored without the others.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Metric:
     summary: Summary
     package: str | None = None
     scored_elsewhere: str | None = None
+    scores_single: bool = True
 
     def check(self, question: BenchQuestion) -> None:
         """Raises ValueError for a question whose answer this metric cannot score."""
@@ -68,7 +70,7 @@ class Metric:
         return float(self.rule(answer, question)) if is_text(answer) else 0.0
 
     def rows(self, questions: Sequence[BenchQuestion], answers: Mapping[str, object]) -> list[Row]:
-        """A row for each question, in order. A question whose id `answers` lacks has the answer None and the score 0.
+        """A row for each question, in order. One whose id `answers` lacks has the answer None and the score 0.
 
         Raises:
             ValueError: as `check`, and for ids that belong to several questions.
@@ -77,7 +79,11 @@ class Metric:
             raise ValueError("several questions have the same id; give each question an id of its own")
         texts = [answers.get(question.id) for question in questions]
         return [
-            Row(question, text if isinstance(text, str) else None, self.score(text, question))
+            Row(
+                question,
+                text if isinstance(text, str) else None,
+                0.0 if question.is_broken else self.score(text, question),
+            )
             for question, text in zip(questions, texts, strict=True)
         ]
 

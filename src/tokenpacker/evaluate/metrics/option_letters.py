@@ -55,7 +55,11 @@ def circular_summary(rows: Sequence[Row], weights: Sequence[float]) -> dict[str,
 
 def scienceqa_summary(rows: Sequence[Row], weights: Sequence[float]) -> dict[str, float]:
     """Accuracy of the questions with an image (IMG), of all, and by category."""
-    with_image = [(row, weight) for row, weight in zip(rows, weights, strict=True) if row.question.images]
+    with_image = [
+        (row, weight)
+        for row, weight in zip(rows, weights, strict=True)
+        if row.question.images or row.question.is_broken
+    ]
     image = {}
     if with_image:
         image["accuracy IMG"] = 100 * mean([row.score for row, _ in with_image], [weight for _, weight in with_image])

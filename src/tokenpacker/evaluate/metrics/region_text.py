@@ -85,21 +85,19 @@ class CiderMetric(Metric):
         """
         from pycocoevalcap.cider.cider import Cider
 
-        for question in questions:
+        asked = [question for question in questions if not question.is_broken]
+        for question in asked:
             self.check(question)
-        if not questions:
-            return []
         if len({question.id for question in questions}) < len(questions):
             raise ValueError("several questions have the same id; give each question an id of its own")
-        given = [answers.get(question.id) for question in questions]
-        references = {
-            place: [caption_words(text) for text in question.answers] for place, question in enumerate(questions)
-        }
-        captions = {place: [caption_words(text) if is_text(text) else ""] for place, text in enumerate(given)}
-        _, scores = Cider().compute_score(references, captions)
+        given = {question.id: answers.get(question.id) for question in questions}
+        references = {question.id: [caption_words(text) for text in question.answers] for question in asked}
+        captions = {name: [caption_words(text) if is_text(text := given[name]) else ""] for name in references}
+        scores = Cider().compute_score(references, captions)[1] if asked else []
+        by_id = dict(zip(references, map(float, scores), strict=True))
         return [
-            Row(question, text if isinstance(text, str) else None, float(score))
-            for question, text, score in zip(questions, given, scores, strict=True)
+            Row(question, text if isinstance(text := given[question.id], str) else None, by_id.get(question.id, 0.0))
+            for question in questions
         ]
 
 
@@ -115,4 +113,5 @@ REFCOCO = CiderMetric(
     rule=lambda answer, question: 0.0,
     summary=mean_score("cider"),
     package="pycocoevalcap",
+    scores_single=False,
 )

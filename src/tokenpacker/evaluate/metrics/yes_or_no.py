@@ -31,8 +31,8 @@ def said_in_mme(answer: str) -> str:
 
 
 def wanted(question: BenchQuestion) -> str:
-    """The reference: `yes` or `no`."""
-    return question.answers[0].lower().strip().replace(".", "")
+    """The reference: `yes` or `no`; empty for a broken question without one."""
+    return question.answers[0].lower().strip().replace(".", "") if question.answers else ""
 
 
 class _Counts(NamedTuple):
@@ -66,12 +66,20 @@ class _Counts(NamedTuple):
         return {name: 100 * part / whole if whole else 0.0 for name, (part, whole) in shares.items()}
 
 
+def by_category(rows: Sequence[Row], weights: Sequence[float]) -> dict[str, tuple[list[Row], list[float]]]:
+    """Rows and weights by category. A row without one, such as a broken line, counts for an equal share in each."""
+    parts = split_by(category, rows, weights)
+    for row, weight in zip(rows, weights, strict=True):
+        for part, part_weights in parts.values() if not category(row) else ():
+            part.append(row)
+            part_weights.append(weight / len(parts))
+    return parts
+
+
 def pope_summary(rows: Sequence[Row], weights: Sequence[float]) -> dict[str, float]:
     """Means over the splits, as papers report POPE; the same for each split; F1 of all questions together."""
-    counts = {
-        name: _Counts.of(*part)
-        for name, part in split_by(lambda row: category(row) or "no split", rows, weights).items()
-    }
+    parts = by_category(rows, weights) or {"no split": (list(rows), list(weights))}
+    counts = {name: _Counts.of(*part) for name, part in parts.items()}
     together = _Counts(*(sum(values) for values in zip(*counts.values(), strict=True)))
     splits = {name: count.numbers() for name, count in counts.items()}
     means = {name: sum(split[name] for split in splits.values()) / len(splits) for name in together.numbers()}
@@ -83,9 +91,11 @@ def mme_summary(rows: Sequence[Row], weights: Sequence[float]) -> dict[str, floa
     """MME's points: for each category accuracy plus accuracy+, 0 to 200, and the sums of both halves."""
     accuracy: dict[str, float] = {}
     both: dict[str, float] = {}
-    for name, (part, part_weights) in split_by(category, rows, weights).items():
+    for name, (part, part_weights) in by_category(rows, weights).items():
         accuracy[name] = 100 * mean([row.score for row in part], part_weights)
-        images = split_by(lambda row: str(row.question.extra["group"]), part, part_weights).values()
+        images = split_by(
+            lambda row: str(row.question.extra.get("group", row.question.id)), part, part_weights
+        ).values()
         all_right = [float(all(row.score == 1 for row in pair)) for pair, _ in images]
         both[name] = 100 * mean(all_right, [max(pair_weights) for _, pair_weights in images])
     points = {name: accuracy[name] + both[name] for name in accuracy}

@@ -18,7 +18,8 @@ PROTOCOLS = (
         template="{question}" + SHORT,
         max_new_tokens=128,
         split="test, scored by the server",
-        note="a final period is taken off before answers are submitted (scripts/convert_docvqa_for_eval.py)",
+        note="a final period is taken off before answers are submitted; the original's script shows an HD model the"
+        " first tile of a page alone (docs/evaluation.md)",
         sources={
             "prompt": TOKENPACKER_DOCVQA,
             "max_new_tokens": TOKENPACKER_DOCVQA,
@@ -66,7 +67,7 @@ PROTOCOLS = (
         template="{question}" + SHORT,
         max_new_tokens=128,
         split="1,000 questions",
-        note="the paper's script cuts an image into up to 16 tiles; the instruction shortens answers",
+        note="the instruction shortens answers; earlier revisions of the script cut every image into up to 16 tiles",
         sources={
             "prompt": TOKENPACKER_OCRBENCH,
             "max_new_tokens": TOKENPACKER_OCRBENCH,

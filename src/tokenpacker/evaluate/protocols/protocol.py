@@ -10,6 +10,7 @@ from tokenpacker.evaluate.bench_question import BenchQuestion
 
 SHORT = "\nAnswer the question using a single word or phrase."
 LETTER = "\nAnswer with the option's letter from the given choices directly."
+UNANSWERABLE = "\nWhen the provided information is insufficient, respond with 'Unanswerable'."
 MME_ENDING = " Please answer yes or no."
 
 # What values come from.

@@ -6,11 +6,11 @@ from tokenpacker.evaluate.protocols.protocol import (
     LLAVA_SCRIPTS,
     LMMS_DEFAULT,
     SHORT,
+    UNANSWERABLE,
     Protocol,
 )
 
 _PAPER = {"prompt": LLAVA_DOCS, "decoding": LLAVA_SCRIPTS, "max_new_tokens": LLAVA_LOADER}
-_UNANSWERABLE = "\nWhen the provided information is insufficient, respond with 'Unanswerable'."
 
 PROTOCOLS = (
     Protocol(
@@ -57,7 +57,7 @@ PROTOCOLS = (
         benchmark="vizwiz",
         name="paper",
         metric="vizwiz",
-        template="{question}" + _UNANSWERABLE + SHORT,
+        template="{question}" + UNANSWERABLE + SHORT,
         max_new_tokens=128,
         from_file=True,
         split="test, scored by the server",
@@ -68,7 +68,7 @@ PROTOCOLS = (
         benchmark="vizwiz",
         name="lmms-eval",
         metric="vizwiz",
-        template="{sentence}" + _UNANSWERABLE + SHORT,
+        template="{sentence}" + UNANSWERABLE + SHORT,
         max_new_tokens=1024,
         split="val",
         sources={"all": "lmms-eval 0.7.3 tasks/vizwiz_vqa", "max_new_tokens": LMMS_DEFAULT},

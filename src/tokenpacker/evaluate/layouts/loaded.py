@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -63,9 +64,9 @@ def gather(
         if question.id in taken:
             name = f"{question.id} ({uses[question.id]})"
             found.append(Problem("duplicate id", question.id, f"the id occurs before; it is counted as {name!r}"))
-            question = replace(question, id=name)
+            question = replace(question, id=name, extra={**question.extra, "repeated": True})
         taken.add(question.id)
-        lost = [str(image) for image in question.images if isinstance(image, (str, Path)) and not Path(image).is_file()]
+        lost = [str(image) for image in question.images if isinstance(image, (str, Path)) and not os.path.isfile(image)]
         if lost:
             text = f"the image {lost[0]} is missing"
             found.append(Problem("missing image", question.id, text))

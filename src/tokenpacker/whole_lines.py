@@ -1,0 +1,86 @@
+"""Files of rows that a killed run goes on with: whole lines only, one process at a time."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+GO_ON = "the rows written so far are kept, and the same command goes on"
+SYNC_SECONDS = 5.0  # between two calls of fsync; only a power cut can lose rows that were written later
+
+
+@contextlib.contextmanager
+def only_writer(path: Path) -> Iterator[None]:
+    """Keeps other processes from writing the same output. The system releases the lock of a process that dies.
+
+    Raises:
+        ValueError: if another process writes it, or it cannot be written.
+    """
+    if not path.parent.is_dir():
+        raise ValueError(f"{path} cannot be written: there is no folder {path.parent}; create it first")
+    if path.exists() and not (path.is_file() and os.access(path, os.W_OK)):
+        raise ValueError(f"{path} is not a file that can be written; choose another output")
+    written = path.resolve()  # of which there is one, however many links lead to it
+    lock = FileLock(written.parent / f".{written.name}.lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise ValueError(f"another process is writing {path}; wait for its end, or choose another output") from None
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):  # Windows keeps a file that is open
+            Path(lock.lock_file).unlink(missing_ok=True)
+        lock.release()
+
+
+class WholeLines:
+    """A file, open for more lines. A context manager.
+
+    Args:
+        end: where the kept lines end, in bytes; anything behind it is cut off.
+
+    Raises:
+        OSError: if the disk is full; the message says how to go on.
+    """
+
+    def __init__(self, path: Path, end: int):
+        self.path, self.end = path, end
+
+    def __enter__(self) -> WholeLines:
+        """Opens the file."""
+        with self._saying_how_to_go_on():
+            # without a buffer: a line is in the system's hands when `append` returns, and outlives a kill
+            self.file = open(os.open(self.path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666), "r+b", 0)
+            self.file.truncate(self.end)
+            self.file.seek(self.end)
+            self.synced = time.monotonic()
+        return self
+
+    def append(self, lines: bytes) -> None:
+        """Writes a line or several."""
+        rest = memoryview(lines)
+        with self._saying_how_to_go_on():
+            while rest:
+                rest = rest[self.file.write(rest) :]
+            if time.monotonic() - self.synced >= SYNC_SECONDS:
+                os.fsync(self.file.fileno())
+                self.synced = time.monotonic()
+
+    def __exit__(self, *error: object) -> None:
+        """Closes the file; all lines are on the disk."""
+        with self._saying_how_to_go_on(), self.file:
+            os.fsync(self.file.fileno())
+
+    @contextlib.contextmanager
+    def _saying_how_to_go_on(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            said = f"{error.strerror}; {GO_ON}"
+            raise OSError(error.errno, said, str(self.path)) from None
