@@ -18,7 +18,7 @@ GROUPS = [(), ("data",), ("train",)]
 COMMANDS = [(name,) for name in ROOT.commands if (name,) not in GROUPS]
 COMMANDS += [(*group, name) for group in GROUPS[1:] for name in ROOT.commands[group[0]].commands]
 SCREEN, MANY_OPTIONS = 32, 39  # lines, at 100 columns
-LONG = {(), ("batch",), ("convert",), ("evaluate",), ("speed",), ("compare",), ("data", "check")}
+LONG = {(), ("batch",), ("serve",), ("convert",), ("evaluate",), ("speed",), ("compare",), ("data", "check")}
 QUICK = ("ask", "count", "show", "models", "train recipes", "train engines", "data regions list", "speed --plan")
 
 

@@ -20,6 +20,7 @@ def test_what_is_wrong_is_told_before_a_model_is_loaded(one_line_error, monkeypa
         assert one_line_error("serve", "--port", port).startswith(f"port {port} of host 127.0.0.1 cannot be taken (")
     assert one_line_error("serve", "--api-key-env", "NO_SUCH_KEY").startswith("--api-key-env NO_SUCH_KEY: the variable")
     assert "is no name of a host" in one_line_error("serve", "--allow-urls", "https://a.example/")
+    assert "is no name of a host" in one_line_error("serve", "--allow-host", "a.example:80")
     assert one_line_error("serve", "--port", 70000) == "--port 70000 must lie between 0 and 65535"
     assert one_line_error("serve", "--grace", 0) == "--grace 0.0 must be at least 1"
     assert one_line_error("serve", "--model", "no/such").startswith("model no/such")

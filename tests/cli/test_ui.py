@@ -56,7 +56,9 @@ def test_the_model_that_a_page_shows_is_never_replaced(one_line_error, tmp_path,
     assert Path("models/mine/model.safetensors").read_bytes() == weights
 
 
-@pytest.mark.parametrize("option", [("--host", "0.0.0.0"), ("--port", 80), ("--max-batch", 4)])
+@pytest.mark.parametrize(
+    "option", [("--host", "0.0.0.0"), ("--port", 80), ("--max-batch", 4), ("--allow-host", "a.example")]
+)
 def test_no_option_of_the_server_is_ignored_for_a_static_page(one_line_error, tmp_path, option):
     assert option[0] in one_line_error("ui", "--static", tmp_path / "site", *option)
 

@@ -29,7 +29,8 @@ SECRET = "squeamish ossifrage"
 
 
 def client_of(**settings) -> TestClient:
-    return TestClient(build_app(FakeEngine(), ServeSettings(**{"model": "tiny", "limits": LIMITS, **settings})))
+    app = build_app(FakeEngine(), ServeSettings(**{"model": "tiny", "limits": LIMITS, **settings}))
+    return TestClient(app, "http://localhost")
 
 
 @pytest.fixture(scope="module")
@@ -371,3 +372,13 @@ def test_a_limit_must_be_positive():
     with pytest.raises(ValueError, match="image_bytes=0 must be positive"):
         replace(LIMITS, image_bytes=0)
     assert replace(LIMITS, redirects=0).redirects == 0
+
+
+def test_a_website_that_takes_the_address_of_this_machine_is_refused_on_every_route(client):
+    for method, path in (("GET", "/health"), ("GET", "/v1/models"), ("GET", "/openapi.json"), ("POST", CHAT)):
+        response = client.request(method, path, headers={"host": "evil.example"})
+        assert (response.status_code, response.json()["error"]["code"]) == (421, "unknown_host")
+    with client_of(host_names=("models.example",)) as proxied:
+        assert proxied.get("/health", headers={"host": "models.example"}).status_code == 200
+    with client_of(host="0.0.0.0") as public:
+        assert public.get("/health", headers={"host": "anything.example"}).status_code == 200

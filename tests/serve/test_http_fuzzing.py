@@ -28,7 +28,8 @@ FUZZING = settings(deadline=None, derandomize=True, database=None, suppress_heal
 
 def app_of(engine, **more):
     hosts = ("127.0.0.1", "a.invalid")
-    return build_app(engine, ServeSettings(model="tiny", limits=LIMITS, allowed_hosts=hosts, **more))
+    names = ("testserver",)  # as test clients call it
+    return build_app(engine, ServeSettings(model="tiny", limits=LIMITS, allowed_hosts=hosts, host_names=names, **more))
 
 
 junk = st.recursive(

@@ -217,7 +217,7 @@ def test_a_server_that_ends_refuses_new_requests(serve, engine):
 
 def test_a_server_that_drains_is_not_healthy():
     app = build_app(FakeEngine(), ServeSettings(model="tiny"))
-    with TestClient(app) as client:
+    with TestClient(app, "http://localhost") as client:
         assert client.get("/health").status_code == 200
         app.state.service.draining = True
         for response in (client.get("/health"), client.post(CHAT, json=question())):

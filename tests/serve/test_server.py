@@ -143,7 +143,7 @@ class TestSignals:
     def test_a_body_that_never_ends_does_not_keep_the_server(self, start):
         server = start(2)
         with socket.create_connection(("127.0.0.1", server.client.base_url.port), timeout=10) as slow:
-            slow.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n")
+            slow.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n")
             slow.sendall(b"Content-Length: 99\r\n\r\n{")
             time.sleep(0.3)
             server.end(signal.SIGTERM)
@@ -208,6 +208,7 @@ def test_a_taken_port_is_one_sentence():
         ({"allowed_hosts": ("https://a.example",)}, "'https://a.example' is no name of a host"),
         ({"allowed_hosts": ("*.example",)}, "is no name of a host"),
         ({"allowed_hosts": ("a.example.",)}, "is no name of a host"),
+        ({"host_names": ("a.example:80",)}, "is no name of a host"),
     ],
 )
 def test_settings_are_checked(settings, message):
@@ -220,3 +221,10 @@ def test_only_this_machine_can_connect_by_default():
     assert ServeSettings(model="m", host="localhost").is_loopback
     assert ServeSettings(model="m", host="::1").is_loopback
     assert not ServeSettings(model="m", host="0.0.0.0").is_loopback
+
+
+def test_names_of_hosts_are_checked_on_this_machine_and_where_some_are_given():
+    assert ServeSettings(model="m", host="127.0.0.2").names == ("127.0.0.2",)
+    assert ServeSettings(model="m", host_names=("a.example",)).names == ("127.0.0.1", "a.example")
+    assert ServeSettings(model="m", host="0.0.0.0").names is None
+    assert ServeSettings(model="m", host="0.0.0.0", host_names=("a.example",)).names == ("0.0.0.0", "a.example")

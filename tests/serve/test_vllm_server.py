@@ -270,6 +270,16 @@ def test_the_key_is_asked_for_everywhere_but_for_health(door, vllm):
     assert asyncio.run(call(front, body=chat(), headers=right))[0] == 200
 
 
+def test_a_website_that_takes_the_address_of_this_machine_is_refused(door, vllm):
+    evil, ours = [(b"host", b"evil.example")], [(b"host", b"models.example:443")]
+    front = door(host_names=("models.example",))
+    for path, method in (("/v1/chat/completions", "POST"), ("/v1/models", "GET"), ("/health", "GET")):
+        assert asyncio.run(call(front, path, body=chat(), method=method, headers=evil))[0] == 421
+    assert not vllm.paths
+    assert asyncio.run(call(front, body=chat(), headers=ours))[0] == 200
+    assert asyncio.run(call(door(host="0.0.0.0"), body=chat(), headers=evil))[0] == 200
+
+
 def test_routes_of_vllm_that_the_api_does_not_have_are_closed(door, vllm):
     front = door()
     for path in ("/v1/completions", "/v1/responses", "/tokenize", "/invocations", "/docs", "/v1/load_lora_adapter"):

@@ -80,7 +80,8 @@ def visit(served, open_page):
         page = open_page("about:blank", *arguments, **options)
         page.set_default_timeout(TIMEOUT_MS)
         page.on("request", lambda request: note(request.url))
-        page.goto(served.address + query)
+        with page.expect_response(lambda response: response.url.endswith("/queue/join")):  # of the load event
+            page.goto(served.address + query)
         page.get_by_role("button", name="Ask", exact=True).wait_for()
         page.wait_for_function("document.querySelectorAll('.stage .stage-say').length === 1")
         return page
@@ -235,8 +236,9 @@ def test_a_drawn_region_is_asked_about(served, visit):
         "Brush": [(left + 2, middle), (right - 2, middle)],
     }
     for tool, path in paths.items():
-        page.get_by_role("button", name="New conversation").click()
-        page.locator(".stage-empty").wait_for()
+        if tool != "Box":
+            page.get_by_role("button", name="New conversation").click()
+            page.locator(".stage-empty").wait_for()
         add(page, png(sample.image))
         shown(page)
         page.get_by_role("button", name=tool, exact=True).click()
@@ -246,6 +248,106 @@ def test_a_drawn_region_is_asked_about(served, visit):
         ask(page, question.text)
         assert answers(page) == [question.answer]
     assert "[region 1]" in page.get_by_role("log").first.inner_text()
+
+
+def focused(page) -> str:
+    """What has the focus: the label or the text of a control, "svg" for the image."""
+    return page.evaluate(
+        "(({ tagName, ariaLabel, innerText }) => tagName === 'svg' ? 'svg' : ariaLabel || innerText)"
+        "(document.activeElement)"
+    )
+
+
+def tab_to(page, name: str) -> None:
+    for _ in range(40):
+        page.keyboard.press("Tab")
+        if focused(page) == name:
+            return
+    pytest.fail(f"Tab does not reach {name}")
+
+
+def press(page, *keys: str) -> None:
+    """Presses keys; "ArrowUp 3" three times."""
+    for key in keys:
+        name, _, times = key.partition(" ")
+        for _ in range(int(times or 1)):
+            page.keyboard.press(name)
+
+
+def outlines(page, count: int) -> list[str]:
+    page.wait_for_function("count => document.querySelectorAll('.stage-region').length === count", arg=count)
+    page.wait_for_function(
+        "count => document.querySelector('textarea').value.split('<mask>').length === count + 1", arg=count
+    )
+    return [part.get_attribute("d") for part in page.locator(".stage-region").all()]
+
+
+def test_regions_are_drawn_with_the_keyboard_alone(served, visit):
+    page = visit(PHONE)
+    add(page, png(Image.new("RGB", (200, 100), "teal")))  # a step is 4 pixels, from 100, 50
+    shown(page)
+    page.get_by_label("Add images").focus()
+    tab_to(page, "Box")
+    press(page, "Enter")
+    assert focused(page) == "Box"
+    tab_to(page, "svg")
+    said = page.locator(".stage-say")
+    assert said.inner_text().startswith("Box: arrow keys move the cross-hair")
+    assert "Enter sets a corner" in page.locator(".stage svg").get_attribute("aria-label")
+    press(page, "ArrowLeft 5", "Shift+ArrowUp 2", "Enter", "ArrowRight 30", "ArrowDown 5")
+    assert page.locator(".stage-cross").last.is_visible()
+    assert_fits(page)
+    press(page, "Enter")
+    assert outlines(page, 1) == ["M80 49.2H200V69.2H80Z"]
+    assert focused(page) == "svg"
+    assert said.inner_text() == "1 region in the question."
+
+    press(page, "Enter", "ArrowLeft", "Escape")
+    assert said.inner_text() == "Cancelled."
+    assert page.locator(".stage-draft").get_attribute("d") == ""
+    page.keyboard.press("Shift+Tab")
+    assert focused(page) == "Clear regions"
+
+    page.get_by_label("Add images").focus()
+    tab_to(page, "Outline")
+    press(page, "Space")
+    tab_to(page, "svg")
+    press(page, "Enter 2")
+    assert said.inner_text() == "An outline needs three points."
+    press(page, "ArrowLeft 5", "Enter", "ArrowUp 5", "Enter 2")
+    assert outlines(page, 2)[1] == "M196 69.2L176 69.2L176 49.2Z"
+
+    page.get_by_label("Add images").focus()
+    tab_to(page, "Brush")
+    press(page, "Enter")
+    tab_to(page, "svg")
+    press(page, "Space", "ArrowDown 2", "Space")
+    assert outlines(page, 3)[2] == "M176 49.2L176 53.2L176 57.2"
+    assert_accessible(page)
+
+    press(page, "Delete")
+    outlines(page, 2)
+    page.keyboard.press("Tab")
+    assert focused(page) != "svg"
+
+
+def test_an_image_is_removed_with_the_keyboard_until_it_was_asked_about(served, visit):
+    page = visit()
+    add(page, png(SAMPLE.image), png(OTHER.image))
+    shown(page, 2)
+    page.get_by_label("Add images").focus()
+    tab_to(page, "Remove image 2")
+    press(page, "Enter")
+    page.get_by_role("button", name="Remove image 1", exact=True).wait_for()
+    assert page.locator(".stage-strip img").count() == 1
+    assert focused(page) == "Add images"
+    ask(page, SAMPLE.questions[0].text)
+    assert answers(page) == [SAMPLE.questions[0].answer]
+    page.locator(".stage-remove").wait_for(state="detached")
+    add(page, png(OTHER.image))
+    page.get_by_role("button", name="Remove image 2", exact=True).click()
+    page.wait_for_function("document.querySelectorAll('.stage-strip img').length === 1")
+    assert page.get_by_role("button", name="Remove image 1", exact=True).count() == 0
 
 
 def test_a_token_is_explained_by_mouse_and_by_keyboard(served, visit):
@@ -391,6 +493,18 @@ def test_an_event_that_names_a_file_of_the_server_is_refused(served):
     answer = httpx.post(f"{served.address}/gradio_api/queue/join", json=event)
     assert answer.status_code == 400
     assert __file__ not in answer.text
+
+
+def test_an_event_that_does_not_exist_is_refused_with_a_sentence(served):
+    event = {"fn_index": 999, "session_hash": "s1", "data": []}
+    answer = httpx.post(f"{served.address}/gradio_api/queue/join", json=event)
+    assert (answer.status_code, answer.text) == (400, "the page has no such event; reload the page")
+
+
+def test_the_page_holds_no_address_in_memory(served):
+    page = httpx.get(served.address).text
+    assert "gradio_config" in page
+    assert " at 0x" not in page
 
 
 def test_the_address_of_a_file_is_no_image(served):

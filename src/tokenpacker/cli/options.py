@@ -43,6 +43,7 @@ def flag(name: str, help: str, panel: str | None = None) -> Any:
 Model = Annotated[str | None, value("MODEL", "Folder, hub id or name in `models`.", "carried")]
 ScaleFactor = Annotated[int | None, number("Pack S x S patches into a token.", "model's", metavar="S")]
 MaxImageTokens = Annotated[int | None, number("Most tokens of an image.", "no limit")]
+AllowHost = Annotated[list[str] | None, value("NAME", "Answer to this name, too; repeatable.", "localhost")]
 MaxTiles = Annotated[int | None, number("Most tiles, without thumbnail.", "model's")]
 MaxNewTokens = Annotated[int, number("Longest answer in tokens.")]
 Limit = Annotated[int | None, number("Random questions of each task.", "all")]

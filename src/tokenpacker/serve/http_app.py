@@ -25,7 +25,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tokenpacker import __version__
 from tokenpacker.serve.chat_requests import Completion, check_model, prepare, refusal
-from tokenpacker.serve.http_bodies import check_key, read_body
+from tokenpacker.serve.http_bodies import check_host, check_key, read_body
 from tokenpacker.serve.metrics import Metrics
 from tokenpacker.serve.openai_schema import (
     ChatCompletion,
@@ -53,6 +53,7 @@ DESCRIPTIONS = {
     408: "The body arrived too slowly.",
     413: "The body is too large.",
     415: "The body is not application/json.",
+    421: "The request names a host that this server is not called by.",
     429: "Too many requests are waiting; Retry-After says when to try again.",
     500: "The server failed.",
     503: "The server is shutting down.",
@@ -108,7 +109,7 @@ def build_app(engine: Engine, settings: ServeSettings) -> FastAPI:
 
 
 def _errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    return {status: {"model": ErrorAnswer, "description": DESCRIPTIONS[status]} for status in statuses}
+    return {status: {"model": ErrorAnswer, "description": DESCRIPTIONS[status]} for status in (*statuses, 421)}
 
 
 def _describe(app: FastAPI) -> dict[str, Any]:
@@ -147,7 +148,7 @@ async def _refuse_route(request: Request, error: Any) -> Response:
 
 
 class _Outermost:
-    """Checks the key, turns what goes wrong into an answer, counts, and writes one line for each request."""
+    """Checks host and key, turns what goes wrong into an answer, counts, and writes one line for each request."""
 
     def __init__(self, app: ASGIApp, service: Service):
         self.app, self.service = app, service
@@ -164,7 +165,7 @@ class _Outermost:
             await send(message)
 
         try:
-            self.service.check_key(scope)
+            self.service.check(scope)
             await self.app(scope, receive, note)
         except ClientDisconnect:
             pass
@@ -210,8 +211,9 @@ class Service:
         self.draining = False
         self.preparing = 0
 
-    def check_key(self, scope: Scope) -> None:
-        """Raises RequestError for a request without the key, to a route that needs it."""
+    def check(self, scope: Scope) -> None:
+        """Raises RequestError for a request to another host, or without the key to a route that needs it."""
+        check_host(scope, self.settings.names)
         if scope["path"] not in OPEN:
             check_key(scope, self.settings.api_key)
 

@@ -1,11 +1,13 @@
-"""What both servers check of an HTTP request before they read its JSON: its key, its type, its size and its pace."""
+"""What all servers check of a request before they read its JSON: its host, its key, its type, its size and its pace."""
 
 from __future__ import annotations
 
 import asyncio
 import hmac
+import re
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Collection, MutableMapping
+from ipaddress import ip_address
 from typing import Any
 
 from starlette.requests import ClientDisconnect
@@ -15,6 +17,27 @@ from tokenpacker.serve.openai_schema import RequestError
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a name or an address means this machine itself."""
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def check_host(scope: Message, names: Collection[str] | None) -> None:
+    """Raises RequestError for a request to another host than this machine itself or `names`. None allows all.
+
+    A website can give its own name the address of this machine (DNS rebinding). The browser of a visitor then sends its
+    requests here, with that name in Host.
+    """
+    host = re.sub(r":\d*$", "", _header(scope, b"host").decode("latin-1")).strip("[]").lower()
+    if names is None or not host or host in names or is_loopback(host):  # browsers always send one
+        return
+    rule = "this server is called as localhost; to call it by another name, start it with --allow-host NAME"
+    raise RequestError(rule, status=421, code="unknown_host")
 
 
 def check_key(scope: Message, key: str | None) -> None:

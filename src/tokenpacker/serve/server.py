@@ -10,11 +10,11 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from ipaddress import ip_address
 from threading import Timer
 from typing import TYPE_CHECKING, Any
 
 from tokenpacker.serve.chat_requests import ChatRules
+from tokenpacker.serve.http_bodies import is_loopback
 from tokenpacker.serve.questions import Engine
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ class ServeSettings(ChatRules):
         model: the name that requests give.
         engine: the engine's name, for messages.
         host: address or name to listen on.
+        host_names: further names by which clients may call the server.
         port: 0 takes a free one.
         api_key: what clients must send as `Authorization: Bearer KEY`; None lets everybody in.
         grace_s: seconds from the signal to end until the process has ended.
@@ -47,6 +48,7 @@ class ServeSettings(ChatRules):
     model: str
     engine: str = "embedded"
     host: str = "127.0.0.1"
+    host_names: tuple[str, ...] = ()
     port: int = DEFAULT_PORT
     api_key: str | None = None
     grace_s: float = 30.0
@@ -58,17 +60,19 @@ class ServeSettings(ChatRules):
             raise ValueError(f"port {self.port} does not exist; use 1 to 65535, or 0 for a free one")
         if self.grace_s <= 0:
             raise ValueError(f"grace_s={self.grace_s} must be positive; requests that run need time to finish")
-        for host in self.allowed_hosts:
+        for host in (*self.allowed_hosts, *self.host_names):
             if host != host.lower() or not host or host.endswith(".") or set(host) & set("/:@*?# "):
                 raise ValueError(f"{host!r} is no name of a host; write it as in images.example.com, one by one")
 
     @property
     def is_loopback(self) -> bool:
         """Whether only this machine can connect."""
-        try:
-            return ip_address(self.host).is_loopback
-        except ValueError:
-            return self.host == "localhost"
+        return is_loopback(self.host)
+
+    @property
+    def names(self) -> tuple[str, ...] | None:
+        """Names by which clients may call the server, beside those of this machine itself; None allows all."""
+        return (self.host.lower(), *self.host_names) if self.is_loopback or self.host_names else None
 
 
 def listen(settings: ServeSettings) -> socket.socket:

@@ -22,7 +22,7 @@ from transformers import AutoProcessor
 from tokenpacker.hf import TokenPackerProcessor
 from tokenpacker.serve.chat_requests import ChatRules, check_model, field_of, invalid, read_request, refusal, role_of
 from tokenpacker.serve.embedded.prepared_prompts import fill_template
-from tokenpacker.serve.http_bodies import Message, Receive, check_key, read_body
+from tokenpacker.serve.http_bodies import Message, Receive, check_host, check_key, read_body
 from tokenpacker.serve.openai_schema import ChatRequest, ImagePart, RequestError, read_json
 from tokenpacker.serve.picture_sources import PictureError, check_picture_file, read_address
 from tokenpacker.serve.questions import QueueFullError
@@ -72,6 +72,7 @@ class VLLMFrontDoor:
 
     async def _route(self, scope: Message, receive: Receive, send: Send) -> None:
         method, path = scope["method"], scope["path"].rstrip("/")
+        check_host(scope, self.settings.names)
         if path != HEALTH:
             check_key(scope, self.settings.api_key)
         if path == HEALTH and method == "HEAD":

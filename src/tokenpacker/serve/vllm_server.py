@@ -89,5 +89,5 @@ def settings_from_environment() -> ServeSettings:
     if written is None:
         raise ValueError(f"{RULES} is not set; start vLLM with `tokenpacker serve --engine vllm`")
     values = json.loads(written)
-    hosts, limits = tuple(values.pop("allowed_hosts")), Limits(**values.pop("limits"))
-    return ServeSettings(**values, allowed_hosts=hosts, limits=limits, api_key=os.environ.get(KEY))
+    values |= {name: tuple(values[name]) for name in ("allowed_hosts", "host_names")}
+    return ServeSettings(**values | {"limits": Limits(**values["limits"])}, api_key=os.environ.get(KEY))

@@ -13,7 +13,7 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # gradio reads it when it is i
 import gradio as gr
 
 from tokenpacker.serve.picture_sources import PictureError
-from tokenpacker.ui.page_actions import MARK, PageActions
+from tokenpacker.ui.page_actions import MARK, PageActions, check_idle
 from tokenpacker.ui.sessions import Budget, Session, restore
 from tokenpacker.ui.streaming import sentence
 
@@ -68,7 +68,8 @@ class ChatPage:
         self.actions = actions
         with gr.Blocks(title=f"tokenpacker: {name}", analytics_enabled=False) as self.blocks:
             gr.Markdown(f"# tokenpacker\n{escape(name)}: a slider decides how many tokens the model reads of an image")
-            self.session = gr.State(Session())
+            # the page is told of the callback; the one of gradio has an address in memory in its name
+            self.session = gr.State(Session(), delete_callback=bool)  # type: ignore[arg-type]
             with gr.Row():
                 with gr.Column(min_width=320):
                     self._add_image()
@@ -84,6 +85,7 @@ class ChatPage:
             js_on_load=(HERE / "stage.js").read_text(encoding="utf-8"),
             apply_default_css=False,
             pictures=[],
+            asked=0,
             limits={"body_bytes": limits.body_bytes, "image_bytes": limits.image_bytes},
         )
         self.token = gr.HTML(CHOOSE, elem_classes="token")
@@ -162,7 +164,7 @@ class ChatPage:
             "concurrency_id": "quick",
         }
         last = {**quick, "trigger_mode": "always_last"}
-        for name in ("upload", "turn", "mark", "clear"):
+        for name in ("upload", "turn", "remove", "mark", "unmark", "clear"):
             getattr(self.stage, name)(self._acting(getattr(self, f"on_{name}")), given, self.shown, **quick)
         self.stage.pick(self.on_pick, given, [self.token, self.note], **{**last, "concurrency_id": "explain"})
         for setting in self.settings:
@@ -178,7 +180,8 @@ class ChatPage:
         self.link.click(self.on_link, given, self.address, **quick).then(
             None, self.address, self.address, js=TO_ADDRESS
         )
-        self.blocks.load(self.on_load, None, [*everything, *self.settings, self.second], **quick)
+        self.restored = [*everything, *self.settings, self.second]
+        self.blocks.load(self.on_load, None, self.restored, **quick)
 
     # Events
 
@@ -203,7 +206,7 @@ class ChatPage:
             budgets = self._budgets(values)
             counts = [self.actions.count(session, budget) for budget in budgets]
             pictures: Any = {"pictures": [picture.preview for picture in session.pictures]} if new else {}
-            stage = gr.HTML(self.actions.stage(session, budgets[0]), **pictures)
+            stage = gr.HTML(self.actions.stage(session, budgets[0]), asked=session.num_asked, **pictures)
         except ValueError as error:
             note = note or sentence(error)
         counts += [""] * (2 - len(counts))
@@ -241,13 +244,24 @@ class ChatPage:
         """Another image is to be shown."""
         session.shown = min(max(0, int(data["image"])), len(session.pictures) - 1)
 
+    def on_remove(self, session: Session, data: dict[str, Any], question: str) -> tuple[str, str]:
+        """An image is to go, with its regions."""
+        return self.actions.remove(session, int(data["image"]), question), ""
+
     def on_mark(self, session: Session, data: dict[str, Any], question: str) -> tuple[str, str]:
         """A region was drawn. The question gets its mark."""
         self.actions.mark(session, **{name: data[name] for name in ("form", "points", "width", "data") if name in data})
         return f"{question.rstrip()} {MARK}".lstrip(), ""
 
+    def on_unmark(self, session: Session, data: dict[str, Any], question: str) -> tuple[str, str]:
+        """The last region of the question is to go, and so is its mark."""
+        if not session.regions:
+            raise PictureError("the question has no region; draw one")
+        return self.actions.unmark(session, question, [len(session.regions) - 1]), ""
+
     def on_clear(self, session: Session, data: dict[str, Any], question: str) -> tuple[str, str]:
         """The regions of the question are to go, and so are their marks."""
+        check_idle(session)
         session.regions = []
         return " ".join(question.replace(MARK, "").split()), ""
 
@@ -273,6 +287,9 @@ class ChatPage:
                 costs = [f"<p>{part.summary()}</p>" for part in growing] + [""] * (2 - len(growing))
                 yield [*rest, *chats, *costs, *asking]
                 rest[1] = gr.skip()
+            if not any(turn.answers):  # it was stopped
+                rest[1] = question
+            rest[2] = gr.HTML(asked=session.num_asked)
             yield [*rest, *[gr.skip()] * 4, *idle]
         except Exception as error:
             told = [*rest[:-1], _note(sentence(error))]
@@ -301,9 +318,11 @@ class ChatPage:
     def on_load(self, request: gr.Request) -> list[Any]:
         """The page was opened, perhaps by a link."""
         key = request.query_params.get("session")
-        kept = restore(key, self.actions.store) if key else None
-        start = [*self._start, False, *self._start]
+        if not key:  # the page is as it was made, and may have got an image meanwhile
+            return [gr.skip()] * len(self.restored)
+        kept = restore(key, self.actions.store)
         if kept is None:
-            return [*self._all(Session(), "", start, EXPIRED if key else ""), *start, gr.skip()]
+            start = [*self._start, False, *self._start]
+            return [*self._all(Session(), "", start, EXPIRED), *start, gr.skip()]
         session, (question, *values) = kept
         return [*self._all(session, question, values), *values, gr.Column(visible=values[2])]

@@ -10,11 +10,12 @@ import base64
 import json
 import re
 import secrets
+from collections.abc import Collection
 from typing import Any
 
 from starlette.requests import ClientDisconnect
 
-from tokenpacker.serve.http_bodies import read_body
+from tokenpacker.serve.http_bodies import check_host, read_body
 from tokenpacker.serve.limits import Limits
 from tokenpacker.serve.openai_schema import RequestError, read_json
 
@@ -40,14 +41,20 @@ class Gate:
     Args:
         limits: for the size and the pace of a request; at most `waiting` are read at once.
         password: `user:password`; None lets everybody in.
-        hosts: names by which a page without a password may be called; None allows all. A website that gives its own
-            name the address of this machine is refused by it.
+        hosts: names by which the page may be called beside those of this machine itself; None allows all.
+        events: numbers of the events that the page has; None allows all.
     """
 
-    def __init__(self, app: Any, limits: Limits, password: str | None = None, hosts: tuple[str, ...] | None = None):
-        self.app, self.limits, self._reading = app, limits, 0
+    def __init__(
+        self,
+        app: Any,
+        limits: Limits,
+        password: str | None = None,
+        hosts: Collection[str] | None = None,
+        events: Collection[int] | None = None,
+    ):
+        self.app, self.limits, self.hosts, self.events, self._reading = app, limits, hosts, events, 0
         self.password = None if password is None else b"Basic " + base64.b64encode(password.encode())
-        self.hosts = hosts if password is None else None
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Passes a request on, or refuses it."""
@@ -55,18 +62,15 @@ class Gate:
             if scope["type"] == "lifespan":
                 await self.app(scope, receive, send)
             return  # the page uses no websockets
-        refused = self._refusal(scope, dict(scope["headers"]))
-        if refused is not None:
-            await _answer(send, *refused)
-            return
-        if scope["method"] == "POST":
-            try:
+        try:
+            self._check(scope, dict(scope["headers"]))
+            if scope["method"] == "POST":
                 scope, receive = await self._read(scope, receive)
-            except RequestError as error:
-                await _answer(send, error.status, error.message)
-                return
-            except ClientDisconnect:
-                return
+        except RequestError as error:
+            await _answer(send, error.status, error.message)
+            return
+        except ClientDisconnect:
+            return
 
         async def with_headers(message: Any) -> None:
             if message["type"] == "http.response.start":
@@ -92,6 +96,8 @@ class Gate:
             value is None or isinstance(value, str | int | float) for value in data
         ):
             raise RequestError("the values of an event must be plain texts and numbers; reload the page")
+        if self.events is not None and content.get("fn_index") not in self.events:
+            raise RequestError("the page has no such event; reload the page")
         body = json.dumps(content).encode()
         headers = [
             (name, value) for name, value in scope["headers"] if name not in (b"content-length", b"transfer-encoding")
@@ -103,21 +109,19 @@ class Gate:
 
         return {**scope, "headers": [*headers, (b"content-length", str(len(body)).encode())]}, once
 
-    def _refusal(self, scope: Any, headers: dict[bytes, bytes]) -> tuple[int, str] | None:
+    def _check(self, scope: Any, headers: dict[bytes, bytes]) -> None:
+        """Raises RequestError for what is refused before its body is read."""
         allowed = OPEN.get("GET" if scope["method"] == "HEAD" else scope["method"])
         if self.password is not None and not secrets.compare_digest(headers.get(b"authorization", b""), self.password):
-            return 401, "a user name and a password are needed"
+            raise RequestError("a user name and a password are needed", status=401)
         if allowed is None or not allowed.fullmatch(scope["path"]) or ".." in scope["path"]:
-            return 404, "there is nothing here"
-        host = headers.get(b"host", b"")
-        if self.hosts is not None and re.sub(rb":\d+$", b"", host).decode("latin-1").lower() not in self.hosts:
-            return 403, f"open this page by one of the names {', '.join(self.hosts)}"
+            raise RequestError("there is nothing here", status=404)
+        check_host(scope, self.hosts)
         origin = headers.get(b"origin")
-        if origin is not None and origin.partition(b"://")[2] != host:
-            return 403, "requests of other pages are refused"
+        if origin is not None and origin.partition(b"://")[2] != headers.get(b"host", b""):
+            raise RequestError("requests of other pages are refused", status=403)
         if scope["method"] == "POST" and self._reading >= self.limits.waiting:
-            return 503, "the server is busy; try again"
-        return None
+            raise RequestError("the server is busy; try again", status=503)
 
 
 async def _answer(send: Any, status: int, text: str) -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import closing, suppress
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from html import escape
+from threading import BoundedSemaphore
 from typing import Any
 
 from PIL import Image
@@ -20,7 +21,7 @@ from tokenpacker.projectors import config_from_dict
 from tokenpacker.scenes import FinePrint, Regions
 from tokenpacker.serve.limits import Limits
 from tokenpacker.serve.picture_sources import PictureError, check_picture_file, read_address, read_pictures
-from tokenpacker.serve.questions import Engine
+from tokenpacker.serve.questions import Engine, Prepared
 from tokenpacker.ui.sessions import Budget, ByteStore, Picture, Region, Session, Turn
 from tokenpacker.ui.streaming import Growing, stream
 from tokenpacker.ui.token_view import Explainer, data_address, draw_grid, plan
@@ -30,6 +31,7 @@ MAX_TOKENS = 512  # of an answer
 MAX_REGIONS, MAX_POINTS = 32, 5000  # of a conversation; of a region
 MAX_PAINTED, MAX_LENGTH = 500_000_000, 5_000_000  # pixels of a stroke, overlaps included; length of a line
 MASK_SHARE = 4  # what masks of a conversation may cover, in pixels of its images
+PREPARING, PREPARING_S = 2, 20.0  # questions whose images and masks are held at once; seconds that others wait
 EXAMPLES = {"test": (3, 11), "regions": (0, 2)}  # of the test scenes
 
 
@@ -58,6 +60,12 @@ def _check_effort(places: Sequence[tuple[float, float]], form: str, width: float
         raise PictureError("this region is too long to be drawn; draw a shorter one, or a box")
 
 
+def check_idle(session: Session) -> None:
+    """Raises PictureError while an answer is under way."""
+    if session.asking is not False:
+        raise PictureError("an answer is under way; stop it, or wait")
+
+
 @dataclass(frozen=True, kw_only=True)
 class PageActions:
     """The actions of all sessions. They may be called from many threads.
@@ -71,6 +79,7 @@ class PageActions:
     processor: TokenPackerProcessor
     limits: Limits = field(default_factory=Limits)
     store: ByteStore = field(default_factory=ByteStore)
+    _preparing: BoundedSemaphore = field(init=False, default_factory=lambda: BoundedSemaphore(PREPARING))
 
     @cached_property
     def explainer(self) -> Explainer:
@@ -175,6 +184,33 @@ class PageActions:
         if form != "box" and covered > most:
             raise PictureError(f"the drawn regions of a conversation cover at most {most:,} pixels; draw boxes")
 
+    def remove(self, session: Session, number: int, text: str) -> str:
+        """Removes an image of the coming question, and its regions. Returns the text without their marks.
+
+        Raises:
+            ValueError: for an image that a question was asked about, and while an answer is under way.
+        """
+        check_idle(session)
+        if not session.num_asked <= number < len(session.pictures):
+            raise PictureError(f"image {number + 1} was asked about and stays; start a new conversation")
+        text = self.unmark(session, text, [place for place, part in enumerate(session.regions) if part.image == number])
+        session.regions = [replace(part, image=part.image - (part.image > number)) for part in session.regions]
+        del session.pictures[number]
+        session.shown = max(0, min(session.shown - (session.shown > number), len(session.pictures) - 1))
+        return text
+
+    def unmark(self, session: Session, text: str, numbers: Collection[int]) -> str:
+        """Removes regions of the coming question by their places. Returns the text without their marks.
+
+        Raises:
+            PictureError: while an answer is under way.
+        """
+        check_idle(session)
+        session.regions = [region for place, region in enumerate(session.regions) if place not in numbers]
+        start, *parts = text.split(MARK)
+        kept = start + "".join(part if place in numbers else MARK + part for place, part in enumerate(parts))
+        return " ".join(kept.split()) if numbers else text
+
     # What is shown
 
     def stage(self, session: Session, budget: Budget) -> dict[str, Any]:
@@ -194,7 +230,7 @@ class PageActions:
         plans = [plan(self.processor, picture, budget) for picture in session.pictures]
         tokens, full = sum(each.layout.num_tokens for each in plans), sum(each.num_full_tokens for each in plans)
         images = f"{len(plans)} images" if len(plans) > 1 else "the image"
-        return f"<p><b>{tokens:,}</b> tokens for {images}, not {full:,} as at one per patch</p>"
+        return f"<p><b>{tokens:,}</b> tokens for {images}, instead of {full:,} at one per patch</p>"
 
     def chat(self, session: Session, lane: int, more: Sequence[Turn] = ()) -> str:
         """HTML of the messages of a lane, 0 or 1, and of further turns. What people and models wrote is escaped."""
@@ -222,15 +258,15 @@ class PageActions:
             ValueError: for an empty question, one that is too long, and what the model cannot take.
             QueueFullError, ClosedError, TimeoutError: as `stream`.
         """
-        new = len(session.pictures) - sum(turn.num_images for turn in session.turns)
         self._check(session, text)
-        turn, all_growing = Turn(text, new, list(session.regions), []), list[Growing]()
+        turn = Turn(text, len(session.pictures) - session.num_asked, list(session.regions), [])
+        all_growing: list[Growing] = []
         session.asking = True
         try:
             for lane, budget in enumerate(budgets):
-                question = session.question(text, lane, budget, self.store, MAX_TOKENS)
+                prepare = partial(self._prepare, session, turn, lane, budget)
                 with closing(
-                    stream(self.engine, question, self.limits.request_s, lambda: session.asking is None)
+                    stream(self.engine, prepare, self.limits.request_s, lambda: session.asking is None)
                 ) as steps:
                     for growing in steps:
                         all_growing[lane:] = [growing]
@@ -239,14 +275,26 @@ class PageActions:
                 if session.asking is None:
                     break
         finally:
-            session.asking = False
             if any(turn.answers):
                 session.turns.append(turn)
-                session.regions = []
+                del session.regions[: len(turn.regions)]  # others may have been drawn meanwhile
+            session.asking = False
+
+    def _prepare(self, session: Session, turn: Turn, lane: int, budget: Budget) -> Prepared:
+        """The prompt of a question. Its images and masks, which may take 600 MB, are let go at the end.
+
+        Raises:
+            PictureError: if others hold theirs for too long.
+        """
+        if not self._preparing.acquire(timeout=PREPARING_S):
+            raise PictureError("the server is busy with the images of other questions; try again in a minute")
+        try:
+            return self.engine.prepare(session.question(turn, lane, budget, self.store, MAX_TOKENS))
+        finally:
+            self._preparing.release()
 
     def _check(self, session: Session, text: str) -> None:
-        if session.asking:
-            raise PictureError("an answer is under way; stop it, or wait")
+        check_idle(session)
         if not text.strip():
             raise PictureError("the question is empty; write one")
         if len(text) + sum(len(turn.question) for turn in session.turns) > self.limits.characters:

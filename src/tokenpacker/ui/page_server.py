@@ -27,7 +27,7 @@ def build_app(
     Args:
         name: of the model, as the page shows it.
         password: `user:password`; None lets everybody in.
-        hosts: names by which a page without a password may be called; None allows all.
+        hosts: names by which the page may be called beside those of this machine itself; None allows all.
     """
     import fastapi
     import gradio as gr
@@ -49,7 +49,7 @@ def build_app(
         theme=theme(),
         css=(HERE / "stage.css").read_text(encoding="utf-8"),
     )
-    return Gate(app, actions.limits, password, hosts)
+    return Gate(app, actions.limits, password, hosts, tuple(blocks.fns))
 
 
 def page_server(app: Gate, host: str, on_ready: Callable[[str], Any] = print) -> uvicorn.Server:

@@ -153,8 +153,13 @@ class Session:
     shown: int = 0
     asking: bool | None = False
 
-    def question(self, text: str, lane: int, budget: Budget, store: ByteStore, max_tokens: int) -> Question:
-        """The conversation so far and a new text, as a question.
+    @property
+    def num_asked(self) -> int:
+        """Images that a question was asked about: the first ones."""
+        return sum(turn.num_images for turn in self.turns)
+
+    def question(self, turn: Turn, lane: int, budget: Budget, store: ByteStore, max_tokens: int) -> Question:
+        """The conversation so far and a new turn, as a question.
 
         Args:
             lane: whose answers are continued, 0 or 1; before there was a second one, the first's are.
@@ -162,19 +167,19 @@ class Session:
         Raises:
             ValueError: for images and masks that are not kept any more or cannot be read.
         """
-        new = len(self.pictures) - sum(turn.num_images for turn in self.turns)
+        turns, pictures = [*self.turns, turn], self.pictures[: self.num_asked + turn.num_images]
         messages: list[dict[str, Any]] = []
-        for turn in (*self.turns, Turn(text, new, self.regions, [])):
-            content = [{"type": "image"}] * turn.num_images + [{"type": "text", "text": turn.question}]
+        for each in turns:
+            content = [{"type": "image"}] * each.num_images + [{"type": "text", "text": each.question}]
             messages.append({"role": "user", "content": content})
-            if turn.answers:
-                answer = turn.answers[min(lane, len(turn.answers) - 1)]
+            if each is not turn:
+                answer = each.answers[min(lane, len(each.answers) - 1)]
                 messages.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
-        regions = [region for turn in self.turns for region in turn.regions] + self.regions
+        regions = [region for each in turns for region in each.regions]
         return Question(
             messages=tuple(messages),
-            images=tuple(picture.load(store) for picture in self.pictures),
-            regions=tuple((part.image, part.to_processor(self.pictures[part.image], store)) for part in regions),
+            images=tuple(picture.load(store) for picture in pictures),
+            regions=tuple((part.image, part.to_processor(pictures[part.image], store)) for part in regions),
             scale_factor=budget[0],
             max_image_tokens=budget[1],
             sampling=Sampling(temperature=0, max_tokens=max_tokens),

@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from tokenpacker.serve.chat_requests import refusal
-from tokenpacker.serve.questions import Engine, Piece, Question, Usage
+from tokenpacker.serve.questions import Engine, Piece, Prepared, Usage
 
 POLL_S = 0.2  # between two looks whether the reader is still there and does not want to stop
 
@@ -36,16 +36,20 @@ class Growing:
         return f"{self.usage.prompt_tokens:,} tokens in the prompt; {first}{cached}; {self.num_tokens} in the answer"
 
 
-def stream(engine: Engine, question: Question, timeout_s: float, stopped: Callable[[], bool]) -> Generator[Growing]:
+def stream(
+    engine: Engine, prepare: Callable[[], Prepared], timeout_s: float, stopped: Callable[[], bool]
+) -> Generator[Growing]:
     """Yields the answer whenever it has grown, and some times a second. Leaving the iterator ends the answer.
 
+    Args:
+        prepare: makes the question; its errors are raised.
+
     Raises:
-        ValueError: for what the model cannot take.
         QueueFullError, ClosedError: as `Engine.submit`.
         TimeoutError: after `timeout_s` seconds.
     """
     start = time.monotonic()
-    prepared = engine.prepare(question)
+    prepared = prepare()
     growing = Growing(prepared.usage)
     news: queue.SimpleQueue[Piece | Exception] = queue.SimpleQueue()
     ticket = engine.submit(prepared, news.put)

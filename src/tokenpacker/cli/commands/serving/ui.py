@@ -7,7 +7,7 @@ import logging
 import os
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from tokenpacker.cli import options
 from tokenpacker.cli.arguments import in_range, refuse, require_free
@@ -20,13 +20,13 @@ from tokenpacker.cli.output import print_note, print_result
 from tokenpacker.places import check_apart
 
 HOST, PORT = "127.0.0.1", 7860
-LOCAL = ("localhost", "127.0.0.1", "[::1]")  # as browsers name this machine
 
 
 def ui(
     model: options.Model = None,
     host: Annotated[str, value("HOST", "Address to listen on.")] = HOST,
     port: Annotated[int, value("P", "0 takes a free one.", callback=in_range(0, 65535))] = PORT,
+    allow_host: options.AllowHost = None,
     auth_env: Annotated[str | None, value("VAR", "Variable that holds user:password.", "no password")] = None,
     static: Annotated[Path | None, value("DIR", "Write a page that needs no server, and leave.", "none")] = None,
     overwrite: Annotated[bool, flag("--overwrite", "Replace DIR, once the new page is complete.")] = False,
@@ -44,7 +44,8 @@ def ui(
         tokenpacker ui --static site
     """
     if static is not None:
-        own = {"--auth-env": auth_env, "--max-batch": max_batch, "--device": device, "--dtype": dtype}
+        own: dict[str, Any] = {"--allow-host": allow_host, "--auth-env": auth_env, "--max-batch": max_batch}
+        own |= {"--device": device, "--dtype": dtype}
         own |= {"--host": host if host != HOST else None, "--port": port if port != PORT else None}
         refuse(own, "belongs to the page with a server; leave it out with --static")
         _write_static(model, static, overwrite, as_json, verbose)
@@ -56,7 +57,8 @@ def ui(
     find_model(model)
     from tokenpacker.serve.server import ServeSettings, listen
 
-    settings = ServeSettings(model=served_name(model), host=host, port=port)
+    names = tuple(name.lower() for name in allow_host or ())
+    settings = ServeSettings(model=served_name(model), host=host, host_names=names, port=port)
     password = _read_password(auth_env)
     if password is None and not settings.is_loopback:
         print_note(f"warning: {host} is open to other machines and there is no password; set one with --auth-env")
@@ -71,8 +73,7 @@ def ui(
         engine = EmbeddedEngine(loaded, processor, max_batch_size=max_batch or 16, max_waiting=settings.limits.waiting)
         actions = PageActions(engine=engine, model=loaded, processor=processor, limits=settings.limits)
         try:
-            hosts = (*LOCAL, host.lower()) if settings.is_loopback else None
-            page = build_app(settings.model, actions, password, hosts)
+            page = build_app(settings.model, actions, password, settings.names)
             page_server(page, host, lambda address: _tell(settings.model, address, as_json)).run(sockets=[listener])
         finally:
             engine.close(0)

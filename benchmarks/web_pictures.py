@@ -1,4 +1,4 @@
-"""Makes the pictures of docs/web.md from a running page: `python tests/ui/web_pictures.py http://127.0.0.1:7860`.
+"""Makes the pictures of docs/web.md from a running page: `python -m benchmarks.web_pictures http://127.0.0.1:7860`.
 
 The page must have the model `tiny-regions`. Needs playwright and Chromium.
 """
@@ -13,7 +13,7 @@ from pathlib import Path
 from PIL import Image
 from playwright.sync_api import Page, sync_playwright
 
-PICTURES = Path(__file__).resolve().parents[2] / "docs" / "pictures"
+PICTURES = Path(__file__).resolve().parents[1] / "docs" / "pictures"
 SIZES = {
     "light": {"viewport": {"width": 1280, "height": 900}},
     "dark": {"viewport": {"width": 1280, "height": 900}, "color_scheme": "dark"},
@@ -30,7 +30,7 @@ def fill(page: Page, compare: bool) -> None:
         page.get_by_label("Compare with a second budget").check()
         page.get_by_label("number input for Second scale factor").fill("4")
         page.get_by_label("number input for Second scale factor").press("Tab")
-        page.get_by_text("not 725").nth(1).wait_for()
+        page.get_by_text("instead of 725").nth(1).wait_for()
     page.get_by_role("button", name="Ask", exact=True).click()
     page.get_by_text("first token after").nth(1 if compare else 0).wait_for()
     page.get_by_role("button", name="Ask", exact=True).wait_for()
