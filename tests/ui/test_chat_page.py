@@ -80,7 +80,7 @@ def visit(served, open_page):
         page = open_page("about:blank", *arguments, **options)
         page.set_default_timeout(TIMEOUT_MS)
         page.on("request", lambda request: note(request.url))
-        with page.expect_response(lambda response: response.url.endswith("/queue/join")):  # of the load event
+        with page.expect_response(lambda response: "/queue/join" in response.url):  # of the load event
             page.goto(served.address + query)
         page.get_by_role("button", name="Ask", exact=True).wait_for()
         page.wait_for_function("document.querySelectorAll('.stage .stage-say').length === 1")
