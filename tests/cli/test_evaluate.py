@@ -120,10 +120,10 @@ def test_own_questions_are_scored_and_their_problems_told(run, mine, tiny_model_
     result = run("evaluate", "--tasks", mine, "--model", tiny_model_dir, "--metric", "contains")
     assert result.exit_code == 0, result.output
     assert result.stdout.startswith(
-        "mine own: accuracy 0.0 (95 % interval 0.0 to 0.0), 3 questions, 1 of them not asked"
+        "mine own: accuracy 0.0 (95 % interval 0.0 to 65.8), 3 questions, 1 of them not asked"
     )
     first, second = result.stderr.splitlines()[:2]
-    assert first == "mine: 1 problems (1 missing image), kept in the score; --skip-broken leaves them out"
+    assert first == "mine: 1 problem (1 missing image), kept in the score; --skip-broken leaves them out"
     assert second.startswith("  3: the image ")
 
 

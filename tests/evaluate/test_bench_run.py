@@ -222,6 +222,7 @@ def test_a_killed_run_goes_on_and_answers_each_question_once(own_file, tiny_mode
     parts = [
         part.from_pretrained(tiny_model_dir) for part in (TokenPackerForConditionalGeneration, TokenPackerProcessor)
     ]
+    notes: list[str] = []
     outcomes = [
         run_benches(
             [short(find_bench(str(source)))],
@@ -231,9 +232,12 @@ def test_a_killed_run_goes_on_and_answers_each_question_once(own_file, tiny_mode
             RunSettings(**SETTINGS),
             batch_size=2,
             progress=False,
+            on_note=notes.append,
         )
         for out in ("out", "whole")
     ]
+    answered = len(before.splitlines())
+    assert notes == [f"mine own: {answered} questions have answers from before, {7 - answered} are left"]
     assert path.read_bytes().startswith(before)
     assert rows_of() == rows_of(out="whole")
     first, second = (outcome.results[0] | {"seconds": 0} for outcome in outcomes)
@@ -354,6 +358,8 @@ def test_what_cannot_be_asked_stays_in_the_denominator_unless_it_is_left_out(
     bad = rows["5"]
     assert (bad["answer"], bad["score"]) == (None, 0.0)
     assert "bad.png" in bad["problem"]
+    found = {"kind": "could not be asked", "where": "5", "text": bad["problem"]}  # which the page lists, too
+    assert result["not_asked"] == [found]
     assert result["problems"] == sum(row["problem"] is not None for row in rows.values()) == (1 if skip else 3)
     assert len(rows) == result["questions"] == (2 if skip else 5)
     assert len(max(seen, key=len)) == counted

@@ -20,6 +20,7 @@ from tokenpacker.evaluate.answer_rows import AnswerRow, Plan
 from tokenpacker.evaluate.bench_folder import RunFolder, RunSettings, kept_rows
 from tokenpacker.evaluate.bench_question import BenchQuestion
 from tokenpacker.evaluate.bench_tasks import Bench
+from tokenpacker.evaluate.layouts import Problem
 from tokenpacker.evaluate.metrics import Row
 from tokenpacker.progress import Progress
 from tokenpacker.whole_lines import WholeLines
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 SCORE_SHARE = 20  # the running score is computed anew once this many times the time that it took has passed
 SECOND = 1.0
+SHOWN = 3  # questions of a task and plan that could not be asked
 
 
 @dataclass
@@ -40,12 +42,10 @@ class BenchOutcome:
     Args:
         results: as in results.json, of each task and plan that has answers.
         stopped: whether Ctrl-C ended it, so that the last result is that of a part.
-        notes: what could not be written, and the remedy.
     """
 
     results: list[dict[str, Any]] = field(default_factory=list)
     stopped: bool = False
-    notes: list[str] = field(default_factory=list)
 
 
 def run_benches(
@@ -60,6 +60,7 @@ def run_benches(
     progress: bool = True,
     report: bool = True,
     on_result: Callable[[dict[str, Any]], None] = lambda result: None,
+    on_note: Callable[[str], None] = lambda note: None,
 ) -> BenchOutcome:
     """Answers all questions that have no answer in `out`, and writes results, page and submissions there.
 
@@ -73,6 +74,8 @@ def run_benches(
         overwrite: starts anew in a folder of another run.
         report: whether the page is written.
         on_result: gets each result as soon as it is there.
+        on_note: gets a line about answers of an earlier call, questions that could not be asked, and files that could
+            not be written.
 
     Raises:
         ValueError: if `out` holds something else or another process writes it, for a limit below 1, and for questions
@@ -96,18 +99,23 @@ def run_benches(
         before = folder.seconds()
         for (bench, questions), plan in product(zip(benches, drawn, strict=True), plans):
             one = TaskRun(bench, questions, plan, folder.answers(bench.name, plan.name), settings.skip_broken)
+            if one.rows:
+                left = len(questions) - len(one.rows)
+                on_note(f"{one.title}: {len(one.rows):,} questions have answers from before, {left:,} are left")
             start = time.perf_counter() - (before.get((bench.name, plan.name), 0.0) if one.rows else 0.0)
             outcome.stopped = not one.answer_rest(Asker(model, processor, **asdict(plan)), batch_size, progress)
             if one.rows:
                 outcome.results.append(one.result(time.perf_counter() - start))
                 folder.write_results(outcome.results)
                 on_result(outcome.results[-1])
+                for problem in outcome.results[-1]["not_asked"][:SHOWN]:
+                    on_note(f"{one.title}, question {problem['where']}: {problem['text']}")
             if outcome.stopped:
                 return outcome
             try:
                 folder.write_submission(bench, plan, questions, one.answers)
             except ModuleNotFoundError as error:
-                outcome.notes.append(str(error))
+                on_note(str(error))
         if report:
             folder.write_report()
     return outcome
@@ -128,6 +136,11 @@ class TaskRun:
         self.rows, self.end = kept_rows(path, self.by_id)
 
     @property
+    def title(self) -> str:
+        """What reports call it."""
+        return f"{self.bench.name} {self.plan.name}"
+
+    @property
     def answers(self) -> dict[str, str]:
         """The answers by the ids of their questions."""
         return {name: row.answer for name, row in self.rows.items() if row.answer is not None}
@@ -135,9 +148,8 @@ class TaskRun:
     def answer_rest(self, asker: Asker, batch_size: int, progress: bool) -> bool:
         """Asks all questions that have no row, and writes each batch of rows at once. False if Ctrl-C ended it."""
         rest = [question for question in self.questions if question.id not in self.rows]
-        title = f"{self.bench.name} {self.plan.name}"
         score = RunningScore(self.bench, [self._scored(row) for row in self.rows.values() if self._counts(row)])
-        shown = Progress(title, len(self.questions), done=len(self.rows), shown=progress and bool(rest))
+        shown = Progress(self.title, len(self.questions), done=len(self.rows), shown=progress and bool(rest))
         with WholeLines(self.path, self.end) as file, shown:
             try:
                 for rows in self._answered(asker, rest, batch_size):
@@ -230,6 +242,11 @@ class TaskRun:
             "questions": len(self.questions),
             "answered": len(self.answers),
             "problems": sum(row.problem is not None for row in self.rows.values()),
+            "not_asked": [
+                asdict(Problem("could not be asked", row.id, row.problem))
+                for row in self.rows.values()
+                if row.problem and not self.by_id[row.id].is_broken
+            ],
             "image_tokens": sum(tokens) / len(tokens) if tokens else 0.0,
             "seconds": round(seconds, 3),
         }

@@ -29,9 +29,12 @@ def test_two_images_give_all_or_nothing():
     assert interval(EXACT, rows_of([1.0, 0.0], ["one.png", "one.png"])) == (50.0, 50.0)  # one image: always both
 
 
-def test_equal_answers_leave_no_doubt():
-    assert interval(EXACT, rows_of([1.0] * 9)) == (100.0, 100.0)
-    assert interval(EXACT, rows_of([0.0] * 9)) == (0.0, 0.0)
+def test_equal_answers_leave_the_doubt_of_few_images():
+    # Wilson: 9 of 9 is at least 9 / (9 + 1.96 ** 2) = 70.09 %.
+    assert interval(EXACT, rows_of([1.0] * 9)) == pytest.approx((70.09, 100.0), abs=0.01)
+    assert interval(EXACT, rows_of([0.0] * 9)) == pytest.approx((0.0, 29.91), abs=0.01)
+    three = rows_of([1.0] * 9, ["a.png", "b.png", "c.png"] * 3)  # three images are no nine
+    assert interval(EXACT, three)[0] == pytest.approx(100 * 3 / (3 + 1.959964**2))
 
 
 def test_an_interval_is_that_of_the_binomial_distribution():

@@ -185,7 +185,7 @@ def _print_problems(bench: Bench, skip_broken: bool) -> None:
         return
     kinds = ", ".join(f"{count:,} {kind}" for kind, count in Counter(problem.kind for problem in problems).items())
     fate = "left out of the score" if skip_broken else "kept in the score; --skip-broken leaves them out"
-    print_note(f"{bench.name}: {len(problems):,} problems ({kinds}), {fate}")
+    print_note(f"{bench.name}: {len(problems):,} problem{'s' if len(problems) > 1 else ''} ({kinds}), {fate}")
     for problem in problems[:SHOWN]:
         print_note(f"  {problem.where}: {problem.text}")
     if len(problems) > SHOWN:
@@ -224,11 +224,10 @@ def _run_benches(
             overwrite=overwrite,
             report=out is not None,
             on_result=lambda result: None if as_json else typer.echo(summary(result)),
+            on_note=print_note,
         )
     if as_json:
         print_json({"results": outcome.results, "out": out and str(out), "stopped": outcome.stopped})
-    for note in outcome.notes:
-        print_note(f"note: {note}")
     if outcome.stopped:
         goes_on = "the same command goes on" if out else "with --out FOLDER, the same command would go on"
         print_note(f"stopped; {goes_on}")

@@ -11,7 +11,7 @@ from typing import Literal
 
 from tokenpacker.evaluate.bench_question import BenchQuestion
 
-ProblemKind = Literal["malformed row", "duplicate id", "missing image"]
+ProblemKind = Literal["malformed row", "duplicate id", "missing image", "could not be asked"]
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 
 from tokenpacker.evaluate.metrics.metric import Metric, Row
+from tokenpacker.evaluate.score import Score
 
 DRAWS = 1000
 PERCENTILES = (2.5, 97.5)  # of a 95 % interval
@@ -24,13 +25,21 @@ Headline = Callable[[np.ndarray], float]
 
 
 def interval(metric: Metric, rows: Sequence[Row], draws: int = DRAWS, seed: int = 0) -> tuple[float, float]:
-    """The 95 % interval of a metric's headline, (low, high). With one image both are the headline itself.
+    """The 95 % interval of a metric's headline, (low, high).
+
+    Where all answers are right, or all wrong, no draw differs; it is Wilson's interval then, of as many questions as
+    there are images.
 
     Raises:
         ValueError: without rows.
     """
     images = _images(rows)
     headline = _headline(metric, rows, images)
+    count = int(images.max()) + 1
+    if headline(np.ones(count)) in (0.0, 100.0) and len({row.score for row in rows} | {0.0, 1.0}) == 2:
+        right = count if rows[0].score else 0
+        low, high = Score(count, right).interval
+        return 100 * low, 100 * high
     return _percentiles([headline(weights) for weights in _weights(images, draws, seed)])
 
 

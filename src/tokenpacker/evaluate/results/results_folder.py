@@ -72,6 +72,7 @@ class ResultEntry(BaseModel):
     questions: int
     answered: int
     problems: int
+    not_asked: list[ProblemEntry] = []  # beside the problems of the data
     image_tokens: FiniteFloat | None = None
     seconds: FiniteFloat | None = None
 

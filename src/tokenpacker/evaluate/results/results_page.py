@@ -29,7 +29,14 @@ from tokenpacker.evaluate.results.page_parts import (
     one_of_each_image,
     write_page,
 )
-from tokenpacker.evaluate.results.results_folder import AskedTask, ResultEntry, ResultsFolder, TaskEntry, ask_again
+from tokenpacker.evaluate.results.results_folder import (
+    AskedTask,
+    ProblemEntry,
+    ResultEntry,
+    ResultsFolder,
+    TaskEntry,
+    ask_again,
+)
 
 REPORT, CURVE, CURVE_TABLE = "report.html", "curve.png", "curve.md"
 MAX_PROBLEMS = 50  # of a task
@@ -60,6 +67,7 @@ class TaskSection:
 
     task: TaskEntry
     results: Sequence[ResultEntry]
+    problems: Sequence[ProblemEntry]
     metric: str
     figure: tuple[str, str, str] | None  # for light and dark pages, and in words
     splits: Sequence[str]
@@ -105,6 +113,7 @@ def _section(folder: ResultsFolder, task: TaskEntry, pictures: Pictures) -> Task
     return TaskSection(
         task=task,
         results=results,
+        problems=_problems(task, results),
         metric=asked.metric.description if asked.metric else "",
         figure=_figure(folder, task.name),
         splits=list(names) if len(names) > 1 else [],
@@ -114,6 +123,12 @@ def _section(folder: ResultsFolder, task: TaskEntry, pictures: Pictures) -> Task
         examples_are=title,
         examples=examples,
     )
+
+
+def _problems(task: TaskEntry, results: Sequence[ResultEntry]) -> list[ProblemEntry]:
+    """Of the data, and of the questions that a plan could not ask, each once."""
+    found = {problem.where: problem for result in results for problem in result.not_asked}
+    return [*task.problems, *found.values()]
 
 
 def _figure(folder: ResultsFolder, task: str) -> tuple[str, str, str] | None:
