@@ -147,7 +147,7 @@ def test_each_scale_factor_and_each_budget_is_a_run(run, run_json, mine, tiny_mo
 def test_our_tasks_go_into_a_folder_too(run, tiny_model_dir, tmp_path):
     result = run("evaluate", "--tasks", "small", "--model", tiny_model_dir, "--out", tmp_path / "out")
     assert result.exit_code == 0, result.output
-    assert result.stdout.startswith("small own: accuracy 0.0 (95 % interval 0.0 to 0.0), 4 questions")
+    assert result.stdout.startswith("small own: accuracy 0.0 (95 % interval 0.0 to 65.8), 4 questions")
     assert len((tmp_path / "out" / "answers" / "small" / "own.jsonl").read_text().splitlines()) == 4
 
 
@@ -158,7 +158,7 @@ def test_ctrl_c_with_a_folder_goes_on_with_the_same_command(run, mine, tiny_mode
         result = run(*arguments, *more)
         assert result.exit_code == 130
         assert result.stdout.startswith(
-            "mine own: accuracy 0.0 (95 % interval 0.0 to 0.0), 1 of 3 questions, 1 of them"
+            "mine own: accuracy 0.0 (95 % interval 0.0 to 79.3), 1 of 3 questions, 1 of them"
         )
         assert result.stderr.splitlines()[-1].startswith(f"stopped; {text}")
 

@@ -77,7 +77,7 @@ def test_limits_of_a_conversation_are_told(actions):
     with pytest.raises(ValueError, match="at most 2 images"):
         actions.add(session, [address(8, 8)] * 3)
     with pytest.raises(ValueError, match="5,000 pixels"):
-        actions.add(session, [address(50, 50), address(60, 60)])
+        actions.add(session, [address(80, 80)])
     assert session.pictures == []
     everything = {" ": "empty", "x" * 41: "at most 40 characters"}
     for text, words in everything.items():
@@ -355,6 +355,19 @@ def test_an_image_beyond_every_limit_is_told_the_limit_of_the_page(drawing):
     content = "data:image/png;base64," + base64.b64encode(file).decode()
     with pytest.raises(ValueError, match=r"^the image has more than the 40,000,000 pixels allowed; shrink it$"):
         actions.add(session, [content])
+
+
+def test_of_several_files_the_good_ones_are_added_and_the_others_named(drawing):
+    actions, session = drawing
+    broken = "data:image/png;base64," + base64.b64encode(b"no image").decode()
+    note = actions.add(session, [address(40, 40), broken, address(50, 60)])
+    assert [(picture.width, picture.height) for picture in session.pictures[1:]] == [(40, 40), (60, 50)]
+    assert session.shown == 2
+    assert note.startswith("File 2 of 3 is left out: ")
+    assert note.count(".") == 1
+    with pytest.raises(ValueError, match="image"):
+        actions.add(session, [broken, broken])
+    assert len(session.pictures) == 3
 
 
 def test_sentences_end_with_one_full_stop(drawing):

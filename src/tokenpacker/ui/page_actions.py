@@ -116,30 +116,44 @@ class PageActions:
     # Images and regions
 
     def add(self, session: Session, addresses: Sequence[str]) -> str:
-        """Adds images in data addresses, all or none. Returns what the reader should know, or "".
+        """Adds images in data addresses. Of several, those that can be used are added, and the others are named.
+
+        Returns:
+            What the reader should know, or "".
 
         Raises:
-            ValueError: for files that are no images, and beyond the limits.
+            ValueError: if none can be used, and for too many.
         """
         if len(session.pictures) + len(addresses) > self.limits.images:
             raise PictureError(f"a conversation has at most {self.limits.images} images; start a new one")
-        pixels = sum(picture.width * picture.height for picture in session.pictures)
-        added, note = [], ""
-        for address in addresses:
-            (image,) = read_pictures([address], (), self.limits)
-            pixels += image.width * image.height
-            if pixels > self.limits.request_pixels:
-                raise PictureError(
-                    f"the images of a conversation have at most {self.limits.request_pixels:,} pixels; shrink them"
-                )
-            content = read_address(address, (), self.limits)
-            with open_image(content) as (_, file):
-                if getattr(file, "is_animated", False):
-                    note = "Of an animated image the first frame is used."
-            added.append(self._keep(image, content))
-        session.pictures += added
-        session.shown = len(session.pictures) - 1
-        return note
+        notes, errors = [], []
+        for number, address in enumerate(addresses, start=1):
+            try:
+                picture, is_animated = self._picture(session, address)
+            except ValueError as error:
+                errors.append(error)
+                notes.append(f"File {number} of {len(addresses)} is left out: {str(error).rstrip('.')}.")
+                continue
+            session.pictures.append(picture)
+            session.shown = len(session.pictures) - 1
+            if is_animated:
+                notes.append("Of an animated image the first frame is used.")
+        if len(errors) == len(addresses) and errors:
+            raise errors[0]
+        return " ".join(dict.fromkeys(notes))
+
+    def _picture(self, session: Session, address: str) -> tuple[Picture, bool]:
+        """A picture that has a place in the conversation, and whether it is animated."""
+        (image,) = read_pictures([address], (), self.limits)
+        pixels = sum(picture.width * picture.height for picture in session.pictures) + image.width * image.height
+        if pixels > self.limits.request_pixels:
+            raise PictureError(
+                f"the images of a conversation have at most {self.limits.request_pixels:,} pixels; shrink them"
+            )
+        content = read_address(address, (), self.limits)
+        with open_image(content) as (_, file):
+            is_animated = bool(getattr(file, "is_animated", False))
+        return self._keep(image, content), is_animated
 
     def _keep(self, image: Image.Image, content: bytes) -> Picture:
         return Picture(self.store.put(content), image.width, image.height, data_address(image))

@@ -59,9 +59,10 @@ def test_the_page_holds_everything_and_loads_nothing(report):
 
 def test_each_plan_has_its_score_interval_and_counts(report):
     text = text_of(report.read_text(encoding="utf-8"))
-    assert "s2 scale factor 2 400.0 95.0" in text  # 1 of 20 wrong
-    assert "s4 scale factor 4 90.0 70.0" in text
-    assert "max120 at most 120 tokens an image 120.0 75.0" in text
+    interval = r"[\d.]+ to [\d.]+"
+    assert re.search(rf"s2 95\.0 {interval} 400\.0 20 0 [\d.]+ scale factor 2", text)  # 1 of 20 wrong
+    assert re.search(rf"s4 70\.0 {interval} 90\.0 20 0 [\d.]+ scale factor 4", text)
+    assert re.search(rf"max120 75\.0 {interval} 120\.0 20 0 [\d.]+ at most 120 tokens an image", text)
     assert "accuracy/number 100.0 90.0 90.0 80.0 70.0" in text  # by split, most tokens first
     lines = curve_table(ResultsFolder(report.parent)).splitlines()
     assert lines[2].startswith("| signs, accuracy | scale factor 2 | 400.0 | 95.0 | ")
@@ -181,7 +182,7 @@ def test_broken_questions_are_counted_and_listed_but_no_example(tmp_path, signs,
     said = answers(signs, 0) | {"sign-0": (None, 0.0)}
     page = write_report(one_plan(tmp_path, signs, said, problems=problems).write()).read_text(encoding="utf-8")
     text = text_of(page)
-    assert re.search(r"95\.0 [\d.]+ to [\d.]+ 20 1 1\.5", text)  # questions, broken ones, seconds
+    assert re.search(r"95\.0 [\d.]+ to [\d.]+ [\d.]+ 20 1 1\.5", text)  # questions, broken ones, seconds
     assert "malformed row, line 49: no question 10 more are in run.json" in text
     assert "<article" not in page
 
