@@ -16,7 +16,7 @@ import pytest
 from batch_files import Files, echo, read, request, texts
 from tokenpacker.batch import Reply, run_batch
 from tokenpacker.batch.in_order import AHEAD, in_order
-from tokenpacker.whole_lines import only_writer
+from tokenpacker.whole_files import only_writer
 
 # A second try of failed rows, with an engine that takes a moment for each row.
 RETRY = """
@@ -323,7 +323,7 @@ def test_a_full_disk_ends_the_run_with_the_remedy_and_it_goes_on(files, monkeypa
         def __exit__(self, *error):
             self.file.close()
 
-    monkeypatch.setattr("tokenpacker.whole_lines.open", lambda *args: Full(open(*args)), raising=False)  # noqa: SIM115
+    monkeypatch.setattr("tokenpacker.whole_files.open", lambda *args: Full(open(*args)), raising=False)  # noqa: SIM115
     with pytest.raises(OSError, match=r"No space left on device; the rows written so far are kept.*out\.jsonl"):
         files.run()
     monkeypatch.undo()

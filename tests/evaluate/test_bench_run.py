@@ -47,7 +47,7 @@ from tokenpacker.evaluate.bench_run import run_benches
 from tokenpacker.evaluate.bench_tasks import find_bench
 from tokenpacker.evaluate.bench_folder import RunSettings
 from tokenpacker.hf import TokenPackerForConditionalGeneration, TokenPackerProcessor
-from tokenpacker.whole_lines import WholeLines
+from tokenpacker.whole_files import WholeLines
 source, model, out = sys.argv[1:]
 append, calls = WholeLines.append, []
 def dying(self, lines):
@@ -316,7 +316,7 @@ def test_a_run_that_was_killed_when_it_began_can_be_called_again(run, own_file, 
             run(bench, overwrite=True)
     run(bench, overwrite=True)
     (tmp_path / "new").mkdir()
-    (tmp_path / "new" / "run.partial").write_text("{")
+    (tmp_path / "new" / "run.part").write_text("{")
     run(bench, out="new")
     assert rows_of() == rows_of(out="new")
 

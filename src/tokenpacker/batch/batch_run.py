@@ -29,7 +29,7 @@ from tokenpacker.batch.in_order import in_order
 from tokenpacker.batch.ray_workers import ray_outputs
 from tokenpacker.batch.request_bodies import prepared_body
 from tokenpacker.progress import Progress
-from tokenpacker.whole_lines import WholeLines, only_writer
+from tokenpacker.whole_files import WholeLines, only_writer
 
 SHOWN = 5  # kinds of failures in a summary for people
 

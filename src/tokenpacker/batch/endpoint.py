@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 import httpx
 
 from tokenpacker.batch.batch_rows import Reply, RowError
-from tokenpacker.whole_lines import GO_ON
+from tokenpacker.whole_files import GO_ON
 
 CONNECT_S = 10.0
 NOTE_S = 30.0  # between two notes

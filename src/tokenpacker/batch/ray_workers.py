@@ -27,7 +27,7 @@ from tokenpacker.batch.batch_rows import (
     to_line,
 )
 from tokenpacker.batch.in_order import in_order
-from tokenpacker.whole_lines import GO_ON
+from tokenpacker.whole_files import GO_ON
 
 BLOCK_ROWS = 16  # of one task
 LOSSES = 5  # workers that rows may cost, before they and not the machines are to blame

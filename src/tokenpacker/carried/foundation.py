@@ -39,13 +39,13 @@ from tokenpacker.train.run_folder import (
     CHECKPOINTS,
     CONFIG,
     HISTORY,
-    locked,
     mark_whole,
+    only_training,
     remove_leftovers,
     whole_checkpoints,
-    write_whole,
 )
 from tokenpacker.train.trainer import PartTrainer, training_arguments
+from tokenpacker.whole_files import write_whole
 
 ENCODER, LANGUAGE = "encoder", "language"  # folders of a foundation
 RESULT, TOKENIZER = "result", "tokenizer"  # folders of a part; the result is there once it is finished
@@ -142,7 +142,7 @@ def train_phase(config: RunConfig, model: nn.Module, steps: Dataset[Any], phase_
     Raises:
         ValueError: if another process trains into the folder.
     """
-    with locked(phase_dir):
+    with only_training(phase_dir):
         if not (phase_dir / CONFIG).is_file():
             begun_before = (phase_dir / CHECKPOINTS).is_dir() and get_last_checkpoint(str(phase_dir / CHECKPOINTS))
             if begun_before:  # by version 0.1.0, which did not mark the checkpoints of a foundation

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
 from tokenpacker.places import check_apart
+from tokenpacker.whole_files import locked
 
 SHARD_BYTES = 4 * 1024**3
 FULL_BYTES = 1024**2  # a disk with less room is full
@@ -57,7 +57,8 @@ def new_folder(
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.parent / f".{path.name}.partial"
     try:
-        with _only_writer(path):
+        taken = f"another process is writing {path}; wait for it, or choose another folder"
+        with locked(path.parent / f".{path.name}.lock", taken):
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir()
             try:
@@ -98,21 +99,6 @@ def _check_room(path: Path, needed_bytes: int) -> None:
             f"{disk} has room for {free / 1e6:,.0f} MB but {needed / 1e6:,.0f} MB are needed; free some, or choose"
             " another disk"
         )
-
-
-@contextlib.contextmanager
-def _only_writer(path: Path) -> Iterator[None]:
-    """Keeps other processes from writing this folder. The system ends the lock with its process."""
-    lock = FileLock(path.parent / f".{path.name}.lock", timeout=0)
-    try:
-        lock.acquire()
-    except Timeout:
-        raise ValueError(f"another process is writing {path}; wait for it, or choose another folder") from None
-    try:
-        yield
-    finally:
-        Path(lock.lock_file).unlink(missing_ok=True)
-        lock.release()
 
 
 def _swap(partial: Path, path: Path, overwrite: bool) -> None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from tokenpacker.evaluate.answer_rows import AnswerRow, Plan
 from tokenpacker.evaluate.bench_question import BenchQuestion
 from tokenpacker.evaluate.bench_tasks import Bench, draw
-from tokenpacker.whole_lines import only_writer
+from tokenpacker.whole_files import only_writer, write_whole
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -120,7 +120,7 @@ class RunFolder:
             ValueError: for a folder of something else, and without `overwrite` for one of another run.
         """
         found = sorted(path.name for path in self.path.iterdir() if not path.name.startswith("."))
-        if found in ([], ["run.partial"]):  # of a run that was killed when it began
+        if found in ([], ["run.part"]):  # of a run that was killed when it began
             return True
         if RUN not in found:
             raise ValueError(f"{self.path} holds {found[0]}, and no results of evaluate; choose another folder")
@@ -234,7 +234,4 @@ def _difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
 
 
 def _write_json(path: Path, content: object) -> None:
-    """Writes a file anew; a reader finds the old one or the new one, whole."""
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", "utf-8", "backslashreplace")
-    partial.replace(path)
+    write_whole(path, json.dumps(content, ensure_ascii=False, indent=1) + "\n")

@@ -23,7 +23,7 @@ from tokenpacker.evaluate.bench_tasks import Bench
 from tokenpacker.evaluate.layouts import Problem
 from tokenpacker.evaluate.metrics import Row
 from tokenpacker.progress import Progress
-from tokenpacker.whole_lines import WholeLines
+from tokenpacker.whole_files import WholeLines
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, ProcessorMixin

@@ -19,7 +19,7 @@ import torch
 from transformers import TrainerCallback
 
 from tokenpacker.progress import Progress
-from tokenpacker.train.run_folder import write_whole
+from tokenpacker.whole_files import write_whole
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 ECHO_SECONDS = 1.0  # a scheduler signals the launcher and its processes, and the launcher repeats it to them

@@ -25,7 +25,7 @@ from tokenpacker.train.assemble import ModelBuilder, fingerprint, starts_raw, wh
 from tokenpacker.train.config import TrainingConfig
 from tokenpacker.train.evaluating import EvaluatingTrainer
 from tokenpacker.train.finish import finish
-from tokenpacker.train.run_folder import RunFolder, locked, position_in, step_of
+from tokenpacker.train.run_folder import RunFolder, only_training, position_in, step_of
 from tokenpacker.train.task_scores import TaskScore, check_tasks
 from tokenpacker.train.trainer import PartTrainer, training_arguments, warmup_steps
 
@@ -52,7 +52,7 @@ def train(config: TrainingConfig, output: Path) -> Path | None:
         return _finished_before(folder, leads)
     builder = check(config)
     arguments = training_arguments(config, output, num_workers=config.data.num_workers)
-    with locked(output) if leads else nullcontext():
+    with only_training(output) if leads else nullcontext():
         opened = _open(folder, builder, arguments, leads)
         if opened is None:
             return _finished_before(folder, leads)

@@ -22,13 +22,13 @@ from pickle import UnpicklingError
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from transformers import TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from tokenpacker.train.config import TrainingConfig, from_dict
+from tokenpacker.whole_files import locked, write_whole
 
 CONFIG, DATA, START, TASKS = "config.json", "data.json", "start.json", "tasks.json"
 HISTORY, STOPWATCH = "history.json", "seconds.json"
@@ -165,22 +165,16 @@ class RunFolder:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Keeps other processes from training into a folder. The system releases the lock of a process that dies.
+def only_training(folder: Path) -> Iterator[None]:
+    """Keeps other processes from training into a folder.
 
     Raises:
-        ValueError: if another process holds it.
+        ValueError: if another process does.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / LOCK)
-    try:
-        lock.acquire(timeout=LOCK_SECONDS)
-    except Timeout:
-        raise ValueError(f"another process trains into {folder}; wait for its end, or choose another folder") from None
-    try:
+    taken = f"another process trains into {folder}; wait for its end, or choose another folder"
+    with locked(folder / LOCK, taken, seconds=LOCK_SECONDS, keep=True):
         yield
-    finally:
-        lock.release()
 
 
 def whole_checkpoints(folder: Path) -> list[Path]:
@@ -235,13 +229,6 @@ def mark_whole(folder: Path) -> None:
     _sync(*folder.rglob("*"), folder)
     (folder / COMPLETE).touch()
     _sync(folder / COMPLETE, folder, folder.parent)
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Writes a file so that a kill leaves the old one or the new one, never a half."""
-    part = path.with_suffix(".part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)
 
 
 def _sync(*paths: Path) -> None:

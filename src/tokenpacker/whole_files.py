@@ -1,4 +1,4 @@
-"""Files of rows that a killed run goes on with: whole lines only, one process at a time."""
+"""Files that a kill leaves whole: one process writes at a time, whole lines or whole files."""
 
 from __future__ import annotations
 
@@ -15,8 +15,35 @@ SYNC_SECONDS = 5.0  # between two calls of fsync; only a power cut can lose rows
 
 
 @contextlib.contextmanager
+def locked(file: Path, taken: str, *, seconds: float = 0, keep: bool = False) -> Iterator[None]:
+    """Holds the lock that a file stands for. The system releases that of a process that dies.
+
+    Args:
+        file: is made, and removed at the end.
+        taken: message of the error.
+        seconds: how long to wait for another process.
+        keep: leaves the file where it is.
+
+    Raises:
+        ValueError: if another process holds the lock.
+    """
+    lock = FileLock(file, timeout=seconds)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise ValueError(taken) from None
+    try:
+        yield
+    finally:
+        if not keep:
+            with contextlib.suppress(OSError):  # Windows keeps a file that is open
+                file.unlink(missing_ok=True)
+        lock.release()
+
+
+@contextlib.contextmanager
 def only_writer(path: Path) -> Iterator[None]:
-    """Keeps other processes from writing the same output. The system releases the lock of a process that dies.
+    """Keeps other processes from writing the same output.
 
     Raises:
         ValueError: if another process writes it, or it cannot be written.
@@ -26,17 +53,16 @@ def only_writer(path: Path) -> Iterator[None]:
     if path.exists() and not (path.is_file() and os.access(path, os.W_OK)):
         raise ValueError(f"{path} is not a file that can be written; choose another output")
     written = path.resolve()  # of which there is one, however many links lead to it
-    lock = FileLock(written.parent / f".{written.name}.lock", timeout=0)
-    try:
-        lock.acquire()
-    except Timeout:
-        raise ValueError(f"another process is writing {path}; wait for its end, or choose another output") from None
-    try:
+    taken = f"another process is writing {path}; wait for its end, or choose another output"
+    with locked(written.parent / f".{written.name}.lock", taken):
         yield
-    finally:
-        with contextlib.suppress(OSError):  # Windows keeps a file that is open
-            Path(lock.lock_file).unlink(missing_ok=True)
-        lock.release()
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Writes a file in UTF-8 so that a kill leaves the old one or the new one. Half characters become escapes."""
+    part = path.with_suffix(".part")
+    part.write_text(text, encoding="utf-8", errors="backslashreplace")
+    part.replace(path)
 
 
 class WholeLines:
