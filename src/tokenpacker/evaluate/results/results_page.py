@@ -132,7 +132,8 @@ def _problems(task: TaskEntry, results: Sequence[ResultEntry]) -> list[ProblemEn
 
 
 def _figure(folder: ResultsFolder, task: str) -> tuple[str, str, str] | None:
-    if not (entries := scored(folder, task)):
+    """None for a single score, which the table has."""
+    if len(entries := scored(folder, task)) < 2:
         return None
     light, dark = (figure_address(draw_curve(folder, task, colors)) for colors in (LIGHT, DARK))
     points = ", ".join(f"{number(entry.score)} with {number(entry.image_tokens)} ({entry.plan})" for entry in entries)
