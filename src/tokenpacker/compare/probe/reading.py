@@ -1,0 +1,131 @@
+"""One run of the probe: a projector and a reader learn to answer the questions of pictures from packed tokens.
+
+Shapes: N pictures of a batch, T packed tokens, D width of the reader, Q questions of a picture, K most answers of one.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tokenpacker.compare.probe.contract import NO_ANSWER
+from tokenpacker.compare.probe.encoders import Encoded
+from tokenpacker.projectors import Projector, ProjectorConfig, build
+
+DIM, HEADS, LAYERS = 128, 4, 2
+LEARNING_RATE, WEIGHT_DECAY, WARM_UP, BATCH = 1e-3, 0.01, 50, 16
+MAX_GRAD_NORM = 1.0
+TEST_BATCH = 32
+CURVE = (1 / 8, 1 / 4, 3 / 8, 1 / 2, 3 / 4)  # shares of the steps after which the test pictures are asked, too
+
+
+class Reader(nn.Module):
+    """A transformer decoder whose queries, one for each question, read packed tokens."""
+
+    def __init__(self, num_tokens: int, num_classes: Sequence[int]):
+        super().__init__()
+        self.places = nn.Parameter(0.02 * torch.randn(num_tokens, DIM))
+        self.queries = nn.Parameter(0.02 * torch.randn(len(num_classes), DIM))
+        self.norm = nn.LayerNorm(DIM)
+        layer = nn.TransformerDecoderLayer(
+            DIM, HEADS, 4 * DIM, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
+        )
+        self.decoder = nn.TransformerDecoder(layer, LAYERS, nn.LayerNorm(DIM))
+        self.head = nn.Linear(DIM, max(num_classes))
+        exists = torch.arange(max(num_classes)) < torch.tensor(num_classes)[:, None]  # (Q, K)
+        self.register_buffer("no_class", ~exists, persistent=False)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Logits (N, Q, K) from packed tokens (N, T, D); -inf for classes that a question does not have."""
+        memory = self.norm(tokens) + self.places
+        answers = self.decoder(self.queries.expand(len(tokens), -1, -1), memory)  # (N, Q, D)
+        return self.head(answers).masked_fill(self.no_class, -math.inf)
+
+
+def read(
+    config: ProjectorConfig,
+    num_classes: Sequence[int],
+    train: Encoded,
+    test: Encoded,
+    *,
+    steps: int,
+    seed: int,
+    seen: Callable[[int, float], None] = lambda step, loss: None,
+) -> dict[str, Any]:
+    """Trains and tests, and returns what was measured, JSON-ready.
+
+    Args:
+        seen: is called after each step, with its number and loss.
+
+    Returns:
+        `accuracy`, the share of the test's questions that are answered right; `curve`, [step, accuracy] on the way;
+        `loss`, the mean of the last 20; `step_ms`, the median of a step; `seconds` of everything; `parameters` of the
+        projector; and `tokens`.
+    """
+    start = time.perf_counter()
+    with torch.random.fork_rng([]):
+        torch.manual_seed(seed)
+        projector = build(config)
+        reader = Reader(config.num_tokens(train.patch_grid), num_classes)
+    parameters = [*projector.parameters(), *reader.parameters()]
+    optimizer = torch.optim.AdamW(parameters, LEARNING_RATE, weight_decay=WEIGHT_DECAY)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate(step, steps))
+    asked = {round(share * steps) for share in CURVE} - {0, steps}
+    losses, times, curve = [], [], []
+    for step, rows in enumerate(order_of(len(train), steps, seed), 1):
+        began = time.perf_counter()
+        features, targets = train.batch(rows)
+        loss = F.cross_entropy(reader(projector(features)).flatten(0, 1), targets.flatten(), ignore_index=NO_ANSWER)
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, MAX_GRAD_NORM)
+        optimizer.step()
+        schedule.step()
+        losses.append(loss.item())
+        times.append(time.perf_counter() - began)
+        if step in asked:
+            curve.append([step, accuracy(projector, reader, test)])
+        seen(step, losses[-1])
+    curve.append([steps, accuracy(projector, reader, test)])
+    return {
+        "accuracy": curve[-1][1],
+        "curve": curve,
+        "loss": statistics.mean(losses[-20:]),
+        "step_ms": 1000 * statistics.median(times),
+        "seconds": time.perf_counter() - start,
+        "parameters": sum(weight.numel() for weight in projector.parameters()),
+        "tokens": config.num_tokens(train.patch_grid),
+    }
+
+
+def learning_rate(step: int, steps: int) -> float:
+    """The share of the learning rate at a step: a linear warm-up, then half a cosine down to 0."""
+    warm_up = min(WARM_UP, steps // 4)
+    if step < warm_up:
+        return (1 + (WARM_UP - 1) * step / warm_up) / WARM_UP
+    return (1 + math.cos(math.pi * (step - warm_up) / (steps - warm_up))) / 2
+
+
+def order_of(num_pictures: int, steps: int, seed: int) -> list[Tensor]:
+    """The pictures of each step (N,). Every picture is seen once before one is seen again."""
+    order = torch.Generator().manual_seed(seed)
+    rounds = -(-steps * BATCH // num_pictures)
+    rows = torch.cat([torch.randperm(num_pictures, generator=order) for _ in range(rounds)])
+    return list(rows[: steps * BATCH].split(BATCH))
+
+
+@torch.inference_mode()
+def accuracy(projector: Projector, reader: Reader, pictures: Encoded) -> float:
+    """Share of the questions with an answer that are answered right."""
+    right = 0
+    for rows in torch.arange(len(pictures)).split(TEST_BATCH):
+        features, targets = pictures.batch(rows)
+        right += int((reader(projector(features)).argmax(dim=-1) == targets).sum())
+    return right / int((pictures.targets != NO_ANSWER).sum())
