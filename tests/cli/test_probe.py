@@ -87,7 +87,8 @@ def test_ctrl_c_says_what_is_kept(run, started, tmp_path, monkeypatch):
         ),
         (("--tokens", "36;9"), "--tokens '36;9' must be whole numbers of at least 1"),
         (("--seeds", "1,1"), "seeds=[1, 1] must name at least one, and each once"),
-        (("--encoder", "clip"), "invalid value for '--encoder'"),
+        (("--encoder", "clip"), "encoder 'clip' is unknown; use one of craft"),
+        (("--questions", "maps"), "questions 'maps' is unknown; use one of letters"),
     ],
 )
 def test_mistakes_are_told_before_anything_is_made(one_line_error, started, tmp_path, options, words):

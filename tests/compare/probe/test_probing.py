@@ -20,7 +20,13 @@ def results(folder) -> list[dict]:
     return [{name: value for name, value in row.items() if name not in TIMES} for row in read_rows(folder / RESULTS)]
 
 
-def test_a_probe_that_was_interrupted_goes_on_to_the_same_rows(small_probe, tmp_path, monkeypatch, capsys):
+@pytest.fixture
+def no_report(monkeypatch):
+    """Draws no figures, which take longer than the runs."""
+    monkeypatch.setattr(probing, "write_report", lambda *arguments: None)
+
+
+def test_a_probe_that_was_interrupted_goes_on_to_the_same_rows(small_probe, tmp_path, monkeypatch, capsys, no_report):
     asked = small_probe(projectors=PROJECTORS, tokens=(25, 1))
     probe(asked, tmp_path / "whole", jobs=1)
     real, calls = probing.read, []
@@ -65,7 +71,7 @@ def test_a_skipped_projector_is_named_with_its_reason(small_probe, tmp_path, cap
     ]
 
 
-def test_runs_side_by_side_have_the_same_results(small_probe, tmp_path):
+def test_runs_side_by_side_have_the_same_results(small_probe, tmp_path, no_report):
     asked = small_probe(projectors=("average-pool", "mlp"), steps=(2,))
     probe(asked, tmp_path / "one", jobs=1)
     probe(asked, tmp_path / "two", jobs=2)

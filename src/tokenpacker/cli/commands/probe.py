@@ -26,7 +26,8 @@ def probe(
     pictures: Annotated[
         Literal["test", "dev"], value("SPLIT", "Who is asked: test, or dev to choose settings.")
     ] = "test",
-    encoder: Annotated[Literal["craft"], value("NAME", "The frozen encoder.")] = "craft",
+    questions: Annotated[str, value("NAME", "The pictures and what is asked of them.")] = "letters",
+    encoder: Annotated[str, value("NAME", "The frozen encoder.")] = "craft",
     weights: Annotated[
         Path | None, value("FILE", "Weights of the encoder.", "the package's", exists=True, dir_okay=False)
     ] = None,
@@ -56,7 +57,8 @@ def probe(
 
     kept = f"what is finished stands in {output}: call it again and it goes on"
     with keeping(kept, UNFINISHED), sigterm_as_ctrl_c():
-        asked = Probe(encoder=encoder, weights=weights, projectors=chosen, split=pictures, quick=quick, **numbers)
+        parts = {"questions": questions, "encoder": encoder, "weights": weights}
+        asked = Probe(**parts, projectors=chosen, split=pictures, quick=quick, **numbers)  # type: ignore[arg-type]
         probing.probe(asked, output, jobs=jobs, command=shlex.join(["tokenpacker", *sys.argv[1:]]))
     result = json.loads((output / probe_report.JSON_FILE).read_text(encoding="utf-8"))
     print_result(as_json, result, (output / probe_report.TABLE_FILE).read_text(encoding="utf-8").removesuffix("\n"))
