@@ -60,7 +60,7 @@ def _draw(title: str, panels: Sequence[Panel], path: Path, counts: Sequence[int]
     lines = max(sum(high[start : start + names]) for start in range(0, len(high), names))
     heights = PANEL[1] * rows + TOP, lines * LINE / 72
     figure = Figure((width, sum(heights)), dpi=DPI, layout="constrained")
-    charts, legend = figure.subfigures(2, 1, height_ratios=heights)
+    charts, legend = figure.subfigures(2, 1, squeeze=False, height_ratios=heights).flat
     grid = charts.subplots(rows, cols, squeeze=False, sharey=True)
     for axes in grid.flat[len(panels) :]:
         axes.set_visible(False)
