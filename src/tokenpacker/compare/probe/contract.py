@@ -24,8 +24,14 @@ NO_ANSWER = -1  # a target that is neither learned nor counted
 SIZE = 192  # of a picture, in pixels per side
 
 # name -> module and class, imported when they are asked for
-QUESTIONS = {"letters": ("tokenpacker.compare.probe.letters", "Letters")}
-ENCODERS = {"craft": ("tokenpacker.compare.probe.encoders", "Craft")}
+QUESTIONS = {
+    "letters": ("tokenpacker.compare.probe.letters", "Letters"),
+    "photos": ("tokenpacker.compare.probe.photo_scenes", "Photos"),
+}
+ENCODERS = {
+    "craft": ("tokenpacker.compare.probe.encoders", "Craft"),
+    "own-vit": ("tokenpacker.compare.probe.own_vit", "OwnViT"),
+}
 
 
 class Questions(Protocol):
@@ -37,8 +43,11 @@ class Questions(Protocol):
     digest: str
     """Of all that decides the pictures and answers, such as the files of fonts."""
 
-    def __init__(self) -> None:
-        """Finds the material. Raises ValueError or ImportError with the remedy if it is missing."""
+    def __init__(self, folder: Path | None = None) -> None:
+        """Finds the material in a folder; None takes what is installed on this machine.
+
+        Raises ValueError or ImportError with the remedy if it is missing.
+        """
 
     def draw(self, split: Split, number: int) -> tuple[Image.Image, npt.NDArray[np.int64]]:
         """A picture (SIZE x SIZE, RGB) and its answers (Q,), `NO_ANSWER` where a question does not apply.
@@ -65,9 +74,12 @@ class Encoder(Protocol):
         """M levels, each (P, L, channels); the channels may differ."""
 
 
-def find_questions(name: str) -> Questions:
-    """A set of pictures. Raises ValueError for an unknown name, or if its material is missing."""
-    return _find(name, QUESTIONS, "questions")()
+def find_questions(name: str, folder: Path | None = None) -> Questions:
+    """A set of pictures, of the material in a folder or on this machine.
+
+    Raises ValueError for an unknown name, or if its material is missing.
+    """
+    return _find(name, QUESTIONS, "questions")(folder)
 
 
 def find_encoder(name: str, weights: Path | None = None) -> Encoder:

@@ -30,13 +30,17 @@ UNFIT = ("italic", "oblique", "symbol", "math", "thin")  # in the name of a font
 
 
 class Letters:
-    """Pictures in the fonts of this machine."""
+    """Pictures in the fonts of this machine.
+
+    Args:
+        folder: holds the fonts, at any depth; None takes those that are installed.
+    """
 
     name = "letters"
     num_classes = (len(CHARACTERS),) * (ROWS * COLS)
 
-    def __init__(self) -> None:
-        self.fonts = split_fonts(_installed_fonts())
+    def __init__(self, folder: Path | None = None) -> None:
+        self.fonts = split_fonts(_installed_fonts() if folder is None else folder.rglob("*.[ot]tf"))
 
     @cached_property
     def digest(self) -> str:
