@@ -1,4 +1,4 @@
-"""Projectors as a command line names them: a registered name, with settings behind it, as in `resampler:num_heads=2`."""
+"""Projectors as a command line names them, with settings behind them."""
 
 from __future__ import annotations
 

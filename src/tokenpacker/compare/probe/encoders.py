@@ -33,7 +33,6 @@ BLOCKS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512))  #
 DEPTHS = (12, 19, 29, 39)  # the ReLU layers behind conv2_2, 3_2, 4_2 and 5_2
 PACKAGE, WEIGHTS = "easyocr_en_models", "models/craft_mlt_25k.pth"
 WHITENING_PICTURES, WHITENING_EPS, BATCH = 64, 1e-3, 8
-PARTS = ("features", "targets")
 
 
 class Craft:
@@ -146,26 +145,39 @@ def encode(questions: Questions, encoder: Encoder, counts: Mapping[Split, int], 
     The whitening is fitted to the first pictures of the training. The name of a file has a digest of all that decides
     its content.
     """
-    key = digest_of([questions.digest, encoder.digest, WIDTH, WHITENING_PICTURES, WHITENING_EPS])
     folder.mkdir(parents=True, exist_ok=True)
     fitted: list[Whitening] = []
     encoded: dict[Split, Encoded] = {}
     for split, count in counts.items():
-        features, targets = (
-            folder / f"{questions.name}-{encoder.name}-{key}-{split}-{count}-{part}.npy" for part in PARTS
-        )
-        if not (features.is_file() and targets.is_file()):
-            fitted = fitted or _fit(questions, encoder, min(counts["train"], WHITENING_PICTURES))
-            _write(questions, encoder, fitted, split, count, (features, targets))
+        features, targets = files = _files(questions, encoder, split, count, folder)
+        if not _exist(files):
+            fitted = fitted or _fit(questions, encoder)
+            _write(questions, encoder, fitted, split, count, files)
         start = encoder.query_level % encoder.num_levels * WIDTH
         query = slice(start, start + WIDTH)
         encoded[split] = Encoded(features, torch.from_numpy(np.load(targets)), encoder.patch_grid, query)
     return encoded
 
 
-def _fit(questions: Questions, encoder: Encoder, count: int) -> list[Whitening]:
-    pictures = [questions.draw("train", number)[0] for number in range(count)]
-    batches = [encoder.levels(pictures[start : start + BATCH]) for start in range(0, count, BATCH)]
+def missing(questions: Questions, encoder: Encoder, counts: Mapping[Split, int], folder: Path) -> int:
+    """How many pictures `encode` would have to encode."""
+    files = {split: _files(questions, encoder, split, count, folder) for split, count in counts.items()}
+    return sum(count for split, count in counts.items() if not _exist(files[split]))
+
+
+def _files(questions: Questions, encoder: Encoder, split: Split, count: int, folder: Path) -> tuple[Path, Path]:
+    key = digest_of([questions.digest, encoder.digest, WIDTH, WHITENING_PICTURES, WHITENING_EPS])
+    start = f"{questions.name}-{encoder.name}-{key}-{split}-{count}"
+    return folder / f"{start}-features.npy", folder / f"{start}-targets.npy"
+
+
+def _exist(files: tuple[Path, Path]) -> bool:
+    return all(file.is_file() for file in files)
+
+
+def _fit(questions: Questions, encoder: Encoder) -> list[Whitening]:
+    pictures = [questions.draw("train", number)[0] for number in range(WHITENING_PICTURES)]
+    batches = [encoder.levels(pictures[start : start + BATCH]) for start in range(0, len(pictures), BATCH)]
     return [Whitening(torch.cat(level)) for level in zip(*batches, strict=True)]
 
 

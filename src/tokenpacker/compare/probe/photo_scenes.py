@@ -87,6 +87,14 @@ SORTS = {  # of questions -> how many questions, how many answers
 }
 
 
+def _places() -> npt.NDArray[np.float64]:
+    """Where each question looks: a cell, or the whole scene."""
+    rows, cols = np.divmod(np.arange(NUM_CELLS), CELLS)
+    cells = (np.stack([rows, cols], axis=1) + 0.5) / CELLS
+    everywhere = {name: np.full((questions, 2), np.nan) for name, (questions, _) in SORTS.items()}
+    return np.concatenate([cells if name in ("kind", "color") else nowhere for name, nowhere in everywhere.items()])
+
+
 class Photos:
     """Scenes of cut-outs.
 

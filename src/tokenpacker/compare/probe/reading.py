@@ -17,7 +17,8 @@ from torch.nn import functional as F
 
 from tokenpacker.compare.probe.contract import NO_ANSWER
 from tokenpacker.compare.probe.encoders import Encoded
-from tokenpacker.projectors import Projector, ProjectorConfig, build
+from tokenpacker.features import VisionFeatures
+from tokenpacker.projectors import ProjectorConfig, build
 
 DIM, HEADS, LAYERS = 128, 4, 2
 LEARNING_RATE, WEIGHT_DECAY, WARM_UP, BATCH = 1e-3, 0.01, 50, 16
@@ -49,6 +50,46 @@ class Reader(nn.Module):
         return self.head(answers).masked_fill(self.no_class, -math.inf)
 
 
+class Learner:
+    """A projector and a reader that learn together; the same seed gives the same initial weights.
+
+    Args:
+        steps: of the whole training, which the learning rate depends on.
+    """
+
+    def __init__(
+        self, config: ProjectorConfig, patch_grid: tuple[int, int], num_classes: Sequence[int], steps: int, seed: int
+    ):
+        with torch.random.fork_rng([]):
+            torch.manual_seed(seed)
+            self.projector = build(config)
+            self.reader = Reader(config.num_tokens(patch_grid), num_classes)
+        self.parameters = [*self.projector.parameters(), *self.reader.parameters()]
+        self.optimizer = torch.optim.AdamW(self.parameters, LEARNING_RATE, weight_decay=WEIGHT_DECAY, fused=True)
+        rate = torch.optim.lr_scheduler.LambdaLR
+        self.schedule = rate(self.optimizer, lambda step: learning_rate(step, steps))
+
+    def learn(self, features: VisionFeatures, targets: Tensor) -> float:
+        """One step with N pictures, whose targets are (N, Q). Returns the loss before it."""
+        logits = self.reader(self.projector(features))  # (N, Q, K)
+        loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=NO_ANSWER)
+        self.optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.parameters, MAX_GRAD_NORM)
+        self.optimizer.step()
+        self.schedule.step()
+        return loss.item()
+
+    @torch.inference_mode()
+    def accuracy(self, pictures: Encoded) -> float:
+        """Share of the questions with an answer that are answered right."""
+        right = 0
+        for rows in torch.arange(len(pictures)).split(TEST_BATCH):
+            features, targets = pictures.batch(rows)
+            right += int((self.reader(self.projector(features)).argmax(dim=-1) == targets).sum())
+        return right / int((pictures.targets != NO_ANSWER).sum())
+
+
 def read(
     config: ProjectorConfig,
     num_classes: Sequence[int],
@@ -57,51 +98,36 @@ def read(
     *,
     steps: int,
     seed: int,
-    seen: Callable[[int, float], None] = lambda step, loss: None,
+    seen: Callable[[int], None] = lambda step: None,
 ) -> dict[str, Any]:
     """Trains and tests, and returns what was measured, JSON-ready.
 
     Args:
-        seen: is called after each step, with its number and loss.
+        seen: is called after each step, with its number.
 
     Returns:
         `accuracy`, the share of the test's questions that are answered right; `curve`, [step, accuracy] on the way;
         `loss`, the mean of the last 20; `step_ms`, the median of a step; `seconds` of everything; `parameters` of the
-        projector; and `tokens`.
+        projector.
     """
     start = time.perf_counter()
-    with torch.random.fork_rng([]):
-        torch.manual_seed(seed)
-        projector = build(config)
-        reader = Reader(config.num_tokens(train.patch_grid), num_classes)
-    parameters = [*projector.parameters(), *reader.parameters()]
-    optimizer = torch.optim.AdamW(parameters, LEARNING_RATE, weight_decay=WEIGHT_DECAY)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate(step, steps))
-    asked = {round(share * steps) for share in CURVE} - {0, steps}
+    learner = Learner(config, train.patch_grid, num_classes, steps, seed)
+    asked = {round(share * steps) for share in CURVE} | {steps}
     losses, times, curve = [], [], []
     for step, rows in enumerate(order_of(len(train), steps, seed), 1):
         began = time.perf_counter()
-        features, targets = train.batch(rows)
-        loss = F.cross_entropy(reader(projector(features)).flatten(0, 1), targets.flatten(), ignore_index=NO_ANSWER)
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(parameters, MAX_GRAD_NORM)
-        optimizer.step()
-        schedule.step()
-        losses.append(loss.item())
+        losses.append(learner.learn(*train.batch(rows)))
         times.append(time.perf_counter() - began)
         if step in asked:
-            curve.append([step, accuracy(projector, reader, test)])
-        seen(step, losses[-1])
-    curve.append([steps, accuracy(projector, reader, test)])
+            curve.append([step, learner.accuracy(test)])
+        seen(step)
     return {
         "accuracy": curve[-1][1],
         "curve": curve,
         "loss": statistics.mean(losses[-20:]),
         "step_ms": 1000 * statistics.median(times),
         "seconds": time.perf_counter() - start,
-        "parameters": sum(weight.numel() for weight in projector.parameters()),
-        "tokens": config.num_tokens(train.patch_grid),
+        "parameters": sum(weight.numel() for weight in learner.projector.parameters()),
     }
 
 
@@ -119,13 +145,3 @@ def order_of(num_pictures: int, steps: int, seed: int) -> list[Tensor]:
     rounds = -(-steps * BATCH // num_pictures)
     rows = torch.cat([torch.randperm(num_pictures, generator=order) for _ in range(rounds)])
     return list(rows[: steps * BATCH].split(BATCH))
-
-
-@torch.inference_mode()
-def accuracy(projector: Projector, reader: Reader, pictures: Encoded) -> float:
-    """Share of the questions with an answer that are answered right."""
-    right = 0
-    for rows in torch.arange(len(pictures)).split(TEST_BATCH):
-        features, targets = pictures.batch(rows)
-        right += int((reader(projector(features)).argmax(dim=-1) == targets).sum())
-    return right / int((pictures.targets != NO_ANSWER).sum())
