@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -67,6 +69,12 @@ def test_each_patch_has_its_place_in_every_level(weights, photos):
     for one, other in zip(before, after, strict=True):
         assert one.shape == (1, 24 * 24, 128)
         assert (one - other).norm(dim=-1).argmax() == 24 * row + col
+
+
+def test_the_command_prints_the_file_that_the_encoder_takes(photos, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(own_vit, "find_questions", lambda name, folder=None: photos)
+    own_vit.main([str(tmp_path), "--stamps", str(photos.folder), "--steps", "1"])
+    assert OwnViT(Path(capsys.readouterr().out.strip())).digest
 
 
 def test_levels_differ(weights, photos):

@@ -43,11 +43,8 @@ class Questions(Protocol):
     digest: str
     """Of all that decides the pictures and answers, such as the files of fonts."""
 
-    def __init__(self, folder: Path | None = None) -> None:
-        """Finds the material in a folder; None takes what is installed on this machine.
-
-        Raises ValueError or ImportError with the remedy if it is missing.
-        """
+    def __init__(self) -> None:
+        """Finds the material. Raises ValueError or ImportError with the remedy if it is missing."""
 
     def draw(self, split: Split, number: int) -> tuple[Image.Image, npt.NDArray[np.int64]]:
         """A picture (SIZE x SIZE, RGB) and its answers (Q,), `NO_ANSWER` where a question does not apply.
@@ -75,11 +72,12 @@ class Encoder(Protocol):
 
 
 def find_questions(name: str, folder: Path | None = None) -> Questions:
-    """A set of pictures, of the material in a folder or on this machine.
+    """A set of pictures; a folder is for those that take their material from one.
 
     Raises ValueError for an unknown name, or if its material is missing.
     """
-    return _find(name, QUESTIONS, "questions")(folder)
+    found = _find(name, QUESTIONS, "questions")
+    return found() if folder is None else found(folder)
 
 
 def find_encoder(name: str, weights: Path | None = None) -> Encoder:

@@ -30,17 +30,13 @@ UNFIT = ("italic", "oblique", "symbol", "math", "thin")  # in the name of a font
 
 
 class Letters:
-    """Pictures in the fonts of this machine.
-
-    Args:
-        folder: holds the fonts, at any depth; None takes those that are installed.
-    """
+    """Pictures in the fonts of this machine."""
 
     name = "letters"
     num_classes = (len(CHARACTERS),) * (ROWS * COLS)
 
-    def __init__(self, folder: Path | None = None) -> None:
-        self.fonts = split_fonts(_installed_fonts() if folder is None else folder.rglob("*.[ot]tf"))
+    def __init__(self) -> None:
+        self.fonts = split_fonts(_installed_fonts())
 
     @cached_property
     def digest(self) -> str:

@@ -4,11 +4,17 @@ Most patches of a picture are hidden. The network sees the others and predicts t
 normalized within each patch. An example is a piece of a picture, enlarged to its size. The network is transformers'
 ViTMAE.
 
+    python -m tokenpacker.compare.probe.own_vit own-vit --stamps stamps
+
+trains it on letters and photos, in some minutes, and prints the file of weights. Without --stamps it learns from
+letters alone.
+
 Shapes: P pictures, L = 24*24 patches, C = 128 channels.
 """
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import math
 import random
@@ -24,7 +30,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import ViTMAEConfig, ViTMAEForPreTraining, ViTMAEModel
 
-from tokenpacker.compare.probe.contract import SIZE, Questions
+from tokenpacker.compare.probe.contract import SIZE, Questions, find_questions
 from tokenpacker.compare.results import digest_of
 from tokenpacker.progress import Progress
 
@@ -62,7 +68,10 @@ class OwnViT:
 
     def __init__(self, weights: Path | None = None) -> None:
         if weights is None or not weights.is_file():
-            raise ValueError(f"the encoder own-vit needs the file that its training wrote, not {weights}")
+            raise ValueError(
+                f"the encoder own-vit needs the file of its weights, not {weights}; train it with python -m"
+                " tokenpacker.compare.probe.own_vit FOLDER, and give the file that it prints"
+            )
         self.weights = weights
 
     @cached_property
@@ -148,3 +157,18 @@ def _pixels(pictures: Sequence[Image.Image]) -> Tensor:
     """Normalized pixels (P, 3, SIZE, SIZE)."""
     bytes_ = torch.from_numpy(np.stack([np.asarray(picture) for picture in pictures]))
     return ((bytes_.float() / 255 - MEAN) / STD).permute(0, 3, 1, 2)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point of `python -m tokenpacker.compare.probe.own_vit`."""
+    parser = argparse.ArgumentParser(prog="tokenpacker.compare.probe.own_vit", description="Trains own-vit.")
+    parser.add_argument("folder", type=Path, help="where the weights go")
+    parser.add_argument("--stamps", type=Path, help="folder of Tux Paint's stamps: learns from photos, too")
+    parser.add_argument("--steps", type=int, default=STEPS, help="of training (default: %(default)s)")
+    options = parser.parse_args(arguments)
+    photos = [] if options.stamps is None else [find_questions("photos", options.stamps)]
+    print(pretrain([find_questions("letters"), *photos], options.folder, steps=options.steps))
+
+
+if __name__ == "__main__":
+    main()

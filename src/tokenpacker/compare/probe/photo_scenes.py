@@ -88,11 +88,9 @@ SORTS = {  # of questions -> how many questions, how many answers
 
 
 def _places() -> npt.NDArray[np.float64]:
-    """Where each question looks: a cell, or the whole scene."""
-    rows, cols = np.divmod(np.arange(NUM_CELLS), CELLS)
-    cells = (np.stack([rows, cols], axis=1) + 0.5) / CELLS
-    everywhere = {name: np.full((questions, 2), np.nan) for name, (questions, _) in SORTS.items()}
-    return np.concatenate([cells if name in ("kind", "color") else nowhere for name, nowhere in everywhere.items()])
+    """Where the questions look: the centers of the cells, or nowhere, by sort."""
+    cells = (np.indices((CELLS, CELLS)).reshape(2, -1).T + 0.5) / CELLS
+    return np.concatenate([cells, np.full((len(KINDS), 2), np.nan), cells, np.full((1, 2), np.nan)])
 
 
 class Photos:
