@@ -26,7 +26,11 @@ def probe(
     pictures: Annotated[
         Literal["test", "dev"], value("SPLIT", "Who is asked: test, or dev to choose settings.")
     ] = "test",
-    encoder: Annotated[Literal["craft"], value("NAME", "The frozen encoder.")] = "craft",
+    questions: Annotated[Literal["letters", "photos"], value("NAME", "What the pictures show.")] = "letters",
+    stamps: Annotated[
+        Path | None, value("FOLDER", "Tux Paint's, for photos.", "the installed ones", exists=True, file_okay=False)
+    ] = None,
+    encoder: Annotated[Literal["craft", "own-vit"], value("NAME", "The frozen encoder.")] = "craft",
     weights: Annotated[
         Path | None, value("FILE", "Weights of the encoder.", "the package's", exists=True, dir_okay=False)
     ] = None,
@@ -56,7 +60,8 @@ def probe(
 
     kept = f"what is finished stands in {output}: call it again and it goes on"
     with keeping(kept, UNFINISHED), sigterm_as_ctrl_c():
-        asked = Probe(encoder=encoder, weights=weights, projectors=chosen, split=pictures, quick=quick, **numbers)
+        sources = {"questions": questions, "stamps": stamps, "encoder": encoder, "weights": weights}
+        asked = Probe(**sources, projectors=chosen, split=pictures, quick=quick, **numbers)
         probing.probe(asked, output, jobs=jobs, command=shlex.join(["tokenpacker", *sys.argv[1:]]))
     result = json.loads((output / probe_report.JSON_FILE).read_text(encoding="utf-8"))
     print_result(as_json, result, (output / probe_report.TABLE_FILE).read_text(encoding="utf-8").removesuffix("\n"))

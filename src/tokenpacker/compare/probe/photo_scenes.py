@@ -36,7 +36,7 @@ VERSION = 1  # raised when the same cut-outs give other pictures or answers
 INSTALLED = Path("/usr/share/tuxpaint/stamps")
 HOW_TO_GET = (
     "on Debian and Ubuntu: apt-get install tuxpaint-stamps-default; or, without root, apt-get download"
-    " tuxpaint-stamps-default && dpkg -x tuxpaint-stamps-default_*.deb stamps, and give the folder stamps"
+    " tuxpaint-stamps-default && dpkg -x tuxpaint-stamps-default_*.deb stamps, and give that folder (--stamps stamps)"
 )
 CELLS = 4  # of a scene, on each side
 NUM_CELLS, CELL = CELLS**2, SIZE // CELLS

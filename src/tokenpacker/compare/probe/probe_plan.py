@@ -50,6 +50,7 @@ class Probe:
 
     Args:
         questions: the name of a set of pictures in `contract.QUESTIONS`.
+        stamps: folder of the photos' cut-outs; None takes the installed package's.
         encoder: a name in `contract.ENCODERS`.
         weights: file of the encoder's weights; None takes the installed ones.
         projectors: registered names; empty takes all. A name may have settings: `resampler:num_heads=2`.
@@ -64,6 +65,7 @@ class Probe:
     """
 
     questions: str = "letters"
+    stamps: Path | None = None
     encoder: str = "craft"
     weights: Path | None = None
     projectors: tuple[str, ...] = ()
@@ -78,12 +80,14 @@ class Probe:
             values = getattr(self, name)
             if not values or len(set(values)) < len(values):
                 raise ValueError(f"{name}={list(values)} must name at least one, and each once")
+        if self.stamps is not None and self.questions != "photos":
+            raise ValueError(f"--stamps is for --questions photos, and not for {self.questions}")
         _ = self.material, self.runs  # which check the rest
 
     @cached_property
     def material(self) -> Questions:
         """The set of pictures."""
-        return find_questions(self.questions)
+        return find_questions(self.questions, self.stamps)
 
     @cached_property
     def frozen(self) -> Encoder:
