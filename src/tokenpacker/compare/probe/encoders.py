@@ -9,6 +9,7 @@ Shapes: P pictures, (h, w) patch grid, L = h*w, M levels, C channels of a whiten
 from __future__ import annotations
 
 import hashlib
+import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -65,10 +66,13 @@ class Craft:
                 layers += [nn.Conv2d(width, size, 3, padding=1), nn.BatchNorm2d(size), nn.ReLU(inplace=True)]
                 width = size
         network = nn.Sequential(*layers)
-        saved = torch.load(self.weights, map_location="cpu", weights_only=True)
-        names = [name.split(".", 3) for name in saved]  # module.basenet.slice1.0.weight; slice5 is CRAFT's own
-        by_layer = {name[3]: saved[".".join(name)] for name in names if name[2][:-1] == "slice" and name[2] != "slice5"}
-        network.load_state_dict({name: by_layer[name] for name in network.state_dict()})
+        try:
+            saved = torch.load(self.weights, map_location="cpu", weights_only=True)
+            names = [name.split(".", 3) for name in saved if ".basenet.slice" in name]  # module.basenet.slice1.0.weight
+            by_layer = {name[3]: saved[".".join(name)] for name in names if name[2] != "slice5"}  # which is CRAFT's own
+            network.load_state_dict({name: by_layer[name] for name in network.state_dict()})
+        except (pickle.UnpicklingError, KeyError, RuntimeError, TypeError, EOFError):
+            raise ValueError(f"{self.weights} does not hold CRAFT's weights; take {WEIGHTS} of {PACKAGE}") from None
         return network.eval()
 
     @torch.inference_mode()

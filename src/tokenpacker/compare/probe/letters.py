@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
 
@@ -30,13 +30,21 @@ UNFIT = ("italic", "oblique", "symbol", "math", "thin")  # in the name of a font
 
 
 class Letters:
-    """Pictures in the fonts of this machine."""
+    """Pictures of letters.
+
+    Args:
+        fonts: files for each split; None takes those of this machine.
+
+    Raises:
+        ValueError: if the machine has too few.
+        ImportError: without matplotlib, which finds them.
+    """
 
     name = "letters"
     num_classes = (len(CHARACTERS),) * (ROWS * COLS)
 
-    def __init__(self) -> None:
-        self.fonts = split_fonts(_installed_fonts())
+    def __init__(self, fonts: Mapping[Split, Sequence[Path]] | None = None) -> None:
+        self.fonts = split_fonts(_installed_fonts()) if fonts is None else fonts
 
     @cached_property
     def digest(self) -> str:
@@ -85,7 +93,7 @@ def split_fonts(files: Iterable[Path]) -> Mapping[Split, tuple[Path, ...]]:
             families.setdefault(family, []).append(path)
     if len(families) < FEWEST_FAMILIES:
         raise ValueError(
-            f"{len(families)} font families with Latin letters are installed, and the letters need {FEWEST_FAMILIES};"
+            f"the letters need {FEWEST_FAMILIES} font families with Latin letters, and {len(families)} were found;"
             " install more, on Debian: apt-get install fonts-dejavu fonts-freefont-ttf fonts-lato fonts-liberation2"
             " fonts-noto-core fonts-open-sans fonts-roboto"
         )

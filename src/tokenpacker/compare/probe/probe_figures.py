@@ -55,7 +55,9 @@ def _draw(title: str, panels: Sequence[Panel], path: Path, counts: Sequence[int]
     labels |= {FULL: f"{FULL}, all tokens"} if FULL in labels else {}
     longest = max(len(line) for label in labels.values() for line in label.split("\n"))
     columns = max(1, int(72 * width / LETTER) // (longest + 8))
-    lines = -(-len(labels) // columns) * max(label.count("\n") + 1 for label in labels.values())
+    high = [label.count("\n") + 1 for label in labels.values()]
+    names = -(-len(high) // columns)  # of a column
+    lines = max(sum(high[start : start + names]) for start in range(0, len(high), names))
     heights = PANEL[1] * rows + TOP, lines * LINE / 72
     figure = Figure((width, sum(heights)), dpi=DPI, layout="constrained")
     charts, legend = figure.subfigures(2, 1, height_ratios=heights)
@@ -68,7 +70,9 @@ def _draw(title: str, panels: Sequence[Panel], path: Path, counts: Sequence[int]
         if counts:
             _show_counts(axes, counts)
         else:
-            axes.set_xlim(left=0)
+            _show_steps(axes)
+    low, high = grid[0][0].get_ylim()  # of all panels
+    grid[0][0].set_yticks([tick for tick in grid[0][0].get_yticks() if max(0, low) <= tick <= min(100, high)])
     charts.suptitle(title, fontsize=13)
     charts.supylabel("accuracy, %", fontsize=FONT)
     over = "tokens of a picture (logarithmic)" if counts else "training steps"
@@ -103,6 +107,15 @@ def _show_counts(axes: Axes, counts: Sequence[int]) -> None:
     axes.minorticks_off()
     axes.set_xlim(counts[0] / 1.4, counts[-1] * 1.4)
     axes.set_xticks(list(counts), [f"{count:,}" for count in counts])
+
+
+def _show_steps(axes: Axes) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    last = axes.get_xlim()[1]
+    ticks = [tick for tick in MaxNLocator(5).tick_values(0, last) if tick <= last]
+    axes.set_xlim(0, last)
+    axes.set_xticks(ticks, [f"{tick:,.0f}" for tick in ticks])
 
 
 def _mark(label: str, color: str, shape: str) -> Line2D:
