@@ -10,7 +10,7 @@ variants      a projector's name with settings, as a command line has it
 everything    all runs that have no row yet, times and report
 intervals     means over seeds with confidence intervals
 figure        compare.png
-documents     tables between marks in documents
+marked_tables tables between marks in documents
 report        rows -> compare.json, compare.md, compare.png, and the tables in documents
 probe         the minutes' test of projectors alone, without a language model
 """

@@ -17,9 +17,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from tokenpacker.compare.documents import BEGIN, put_tables
 from tokenpacker.compare.figure import Point, draw_figure
 from tokenpacker.compare.intervals import Mean
+from tokenpacker.compare.marked_tables import BEGIN, put_tables
 from tokenpacker.compare.results import RESULTS, RUN, SPEED, Row, latest, of_one_protocol, read_rows
 from tokenpacker.compare.runs import STAGES
 from tokenpacker.compare.tiles import HD, ONE_TILE

@@ -20,7 +20,7 @@ QUICK_STEPS, QUICK_SEEDS = "20", "0"
 def probe(
     output: Annotated[Path | None, value("FOLDER", "Where everything goes.", "probe, or probe-quick")] = None,
     projectors: Annotated[str, value("NAME,...", "With settings: resampler:num_heads=2.", "all")] = "",
-    tokens: Annotated[str, value("T,...", "Packed tokens of the 576 of a picture.")] = "36,9",
+    tokens: Annotated[str, value("T,...", "Packed tokens of the 576 of a picture.")] = "36",
     steps: Annotated[str | None, value("N,...", "Steps of training.", "400")] = None,
     seeds: Annotated[str | None, value("N,...", "Seeds of weights and picture order.", "0,1,2")] = None,
     pictures: Annotated[

@@ -69,7 +69,7 @@ class Probe:
     encoder: str = "craft"
     weights: Path | None = None
     projectors: tuple[str, ...] = ()
-    tokens: tuple[int, ...] = (36, 9)
+    tokens: tuple[int, ...] = (36,)
     steps: tuple[int, ...] = (400,)
     seeds: tuple[int, ...] = (0, 1, 2)
     split: Split = "test"

@@ -17,8 +17,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from tokenpacker.compare.documents import BEGIN, put_tables
 from tokenpacker.compare.intervals import Mean
+from tokenpacker.compare.marked_tables import BEGIN, put_tables
 from tokenpacker.compare.probe.probe_figures import draw_over_steps, draw_over_tokens
 from tokenpacker.compare.results import RESULTS, RUN, Row, latest, of_one_protocol, read_rows
 from tokenpacker.speed.machine import machine_text

@@ -5,10 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import multiprocessing
-import os
-import signal
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -24,7 +21,7 @@ from tokenpacker.compare.probe.encoders import BATCH, Encoded, encode, missing
 from tokenpacker.compare.probe.probe_plan import Probe, ProbeRun, blank_features
 from tokenpacker.compare.probe.probe_report import SKIPPED, write_report
 from tokenpacker.compare.probe.reading import BATCH as STEP_BATCH
-from tokenpacker.compare.probe.reading import CURVE, Learner, read
+from tokenpacker.compare.probe.reading import CURVE, Learner, begin_process, read
 from tokenpacker.compare.results import RESULTS, RUN, Row, append_row, latest, read_rows
 from tokenpacker.progress import Progress
 from tokenpacker.speed.machine import describe_machine, usable_cores
@@ -105,7 +102,10 @@ def _results(
         return
     context = multiprocessing.get_context("spawn")
     threads = max(1, usable_cores() // jobs)
-    with ProcessPoolExecutor(jobs, context, initializer=_begin, initargs=(threads,)) as pool, _ended_by_interrupt(pool):
+    with (
+        ProcessPoolExecutor(jobs, context, initializer=begin_process, initargs=(threads,)) as pool,
+        _ended_by_interrupt(pool),
+    ):
         left = iter(todo)
         running: dict[Future[dict[str, Any]], ProbeRun] = {}
         while True:
@@ -118,20 +118,6 @@ def _results(
                 shown.update(shown.done + run.steps)
                 yield run, future.result()
             shown.update(shown.done)
-
-
-def _begin(threads: int) -> None:
-    """In a process of runs: it leaves Ctrl-C to the one that started it, and ends with it."""
-    torch.set_num_threads(threads)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None, "it is not the first process"
-    parent.join()
-    os._exit(1)
 
 
 @contextlib.contextmanager

@@ -6,7 +6,11 @@ Shapes: N pictures of a batch, T packed tokens, D width of the reader, Q questio
 from __future__ import annotations
 
 import math
+import multiprocessing
+import os
+import signal
 import statistics
+import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -145,3 +149,17 @@ def order_of(num_pictures: int, steps: int, seed: int) -> list[Tensor]:
     rounds = -(-steps * BATCH // num_pictures)
     rows = torch.cat([torch.randperm(num_pictures, generator=order) for _ in range(rounds)])
     return list(rows[: steps * BATCH].split(BATCH))
+
+
+def begin_process(threads: int) -> None:
+    """Prepares a process of runs: it leaves Ctrl-C to the process that started it, and ends when that one does."""
+    torch.set_num_threads(threads)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "it is not the first process"
+    parent.join()
+    os._exit(1)
