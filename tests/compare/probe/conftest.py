@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tokenpacker.compare.probe import probe_plan
-from tokenpacker.compare.probe.contract import NO_ANSWER, SIZE, Split
+from tokenpacker.compare.probe.contract import NO_ANSWER, SIZE, Split, grid_centers
 from tokenpacker.compare.probe.probe_plan import Probe
 
 COLORS = ((200, 0, 0), (0, 200, 0), (0, 0, 200))
@@ -22,6 +22,7 @@ class Squares:
     """Four squares in one of three colors each; the last question asks whether the first square is red."""
 
     name, num_classes = "squares", (3, 3, 3, 3, 2)
+    places = np.concatenate([grid_centers(2, 2), [[np.nan, np.nan]]])
 
     def __init__(self, digest: str = "squares") -> None:
         self.digest = digest

@@ -34,12 +34,20 @@ ENCODERS = {
 }
 
 
+def grid_centers(rows: int, cols: int) -> npt.NDArray[np.float64]:
+    """The centers (rows*cols, 2) of a grid's cells, row by row, down and right, from 0 to 1."""
+    down, right = np.indices((rows, cols)).reshape(2, -1) + 0.5
+    return np.stack([down / rows, right / cols], axis=1)
+
+
 class Questions(Protocol):
     """A set of pictures with questions. No two splits share what a projector could learn by heart."""
 
     name: str
     num_classes: tuple[int, ...]
     """Q numbers: how many answers each question has."""
+    places: npt.NDArray[np.float64]
+    """(Q, 2): where each question looks, down and right, from 0 to 1; NaN if it is about the whole picture."""
     digest: str
     """Of all that decides the pictures and answers, such as the files of fonts."""
 

@@ -29,7 +29,7 @@ import numpy.typing as npt
 import PIL
 from PIL import Image, ImageDraw, ImageOps
 
-from tokenpacker.compare.probe.contract import NO_ANSWER, SIZE, Split
+from tokenpacker.compare.probe.contract import NO_ANSWER, SIZE, Split, grid_centers
 from tokenpacker.compare.results import digest_of
 
 VERSION = 1  # raised when the same cut-outs give other pictures or answers
@@ -87,12 +87,6 @@ SORTS = {  # of questions -> how many questions, how many answers
 }
 
 
-def _places() -> npt.NDArray[np.float64]:
-    """Where the questions look: the centers of the cells, or nowhere, by sort."""
-    cells = (np.indices((CELLS, CELLS)).reshape(2, -1).T + 0.5) / CELLS
-    return np.concatenate([cells, np.full((len(KINDS), 2), np.nan), cells, np.full((1, 2), np.nan)])
-
-
 class Photos:
     """Scenes of cut-outs.
 
@@ -105,6 +99,12 @@ class Photos:
 
     name = "photos"
     num_classes = tuple(answers for questions, answers in SORTS.values() for _ in range(questions))
+    places = np.concatenate(
+        [
+            grid_centers(CELLS, CELLS) if sort in ("kind", "color") else np.full((questions, 2), np.nan)
+            for sort, (questions, _) in SORTS.items()
+        ]
+    )
 
     def __init__(self, folder: Path | None = None) -> None:
         self.folder = INSTALLED if folder is None else folder
