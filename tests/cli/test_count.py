@@ -101,7 +101,7 @@ def test_a_rotated_photograph_is_counted_upright(run_json, tmp_path, image_of):
         ((), "there is nothing to count; give image files, or --size HxW"),
         (("--size", "640"), "--size: '640' is no size; write HEIGHTxWIDTH in pixels, for example 480x640"),
         (("--size", "0x5"), "--size: '0x5' is no size; write HEIGHTxWIDTH in pixels, for example 480x640"),
-        (("--size", "5x5", "--scale-factor", "0"), "--scale-factor 0 must be at least 1"),
+        (("--size", "5x5", "--scale-factor", "0"), "--scale-factor 0 must be at least 1, or auto"),
         (("--size", "5x5", "--scale-factor", "99"), "scale_factor=99 exceeds patch_grid=24x24; use at most 24"),
         (("--size", "5x5", "--max-tiles", "0"), "--max-tiles 0 must be at least 1"),
         (("--size", "5x5", "--model", "x"), "--paper and --model exclude each other; leave one out"),
