@@ -146,3 +146,18 @@ def test_counting_needs_no_weights(run_json, tiny_model_dir, tmp_path):
         if not name.endswith(".safetensors"):
             (tmp_path / name).write_bytes((tiny_model_dir / name).read_bytes())
     assert run_json("count", "--size", "32x32", "--model", tmp_path)["tokens"] == 17
+
+
+def test_auto_counts_what_the_processor_uses(run_json, picture):
+    from tokenpacker.hf import TokenPackerProcessor, carried_model_path
+
+    processor = TokenPackerProcessor.from_pretrained(carried_model_path())
+    used = processor(Image.open(picture), "<image>", scale_factor="auto", max_image_tokens=20, add_special_tokens=False)
+    counted = run_json("count", picture, "--scale-factor", "auto", "--max-image-tokens", 20)
+    assert counted["tokens"] == len(used["input_ids"][0]) <= 20
+
+
+def test_auto_needs_pixels_and_a_router(one_line_error, picture, tiny_model_dir):
+    assert "--size has no pixels, by which" in one_line_error("count", "--size", "9x9", "--scale-factor", "auto")
+    for model in ("--paper",), ("--model", tiny_model_dir):
+        assert "has no router" in one_line_error("count", picture, *model, "--scale-factor", "auto")
