@@ -221,5 +221,5 @@ def _choices(tiles: Sequence[TileLoss]) -> tuple[list[tuple[float, ...]], Array,
         ends = [len(tiles), *(places[number] for number in chosen), 0]
         for sums, to in ((costs, tokens), (increases, lost)):
             to.append(sum(sums[end, k] - sums[ends[k + 1], k] for k, end in enumerate(ends[:-1])))
-        found.append(tuple(float(limits[number]) for number in chosen))
+        found.append(tuple(round(float(limits[number]), 6) for number in chosen))
     return found, np.array(tokens), np.array(lost)

@@ -146,7 +146,8 @@ def draw_tokens(packed: PackedImage, chosen: int | None = None) -> Image.Image:
         _frame(draw, chosen_frame, 3)
     if packed.layout.tile_grid.has_thumbnail:
         top, _, _, right = thumbnail_frame.box(packed.tile_box(len(packed.views) - 1))
-        more = f"thumbnail: {packed.layout.tile_tokens[-1]} tokens more"
+        count = packed.layout.tile_tokens[-1]
+        more = f"thumbnail: {count} token{'' if count == 1 else 's'} more"
         draw.text((right + 12, top), more, FAINT_INK, font(SMALL))
     return panel
 
