@@ -23,6 +23,7 @@ def details_of(image: torch.Tensor, grid: TileGrid, side: int = 8) -> list[float
 def test_less_detail_means_a_larger_scale_factor_and_thumbnails_have_their_own_thresholds():
     assert ROUTER.choose([0.3, 0.2, 0.15, 0.05, 0.05], COSTS) == [2, 2, 4, 12, 4]
     assert ROUTER.choose([0.05], COSTS) == [12]  # one tile alone is no thumbnail
+    assert ROUTER.choose([0.3, 0.0], COSTS) == [2, 12]  # a thumbnail of nothing
 
 
 def test_detail_is_the_mean_difference_of_neighbours():

@@ -1,9 +1,8 @@
 """`scale_factor="auto"`: the scale factor of each tile by its pixels alone, before any model runs.
 
-The detail of a tile is the mean absolute difference of neighbouring pixels, with padding as flat. Tiles with less
-detail than a fitted threshold get a larger scale factor, hence fewer tokens; a tile that shows nothing gets
-the largest. The idea of fitting the thresholds to the loss that a coarser tile costs is that of ViR (InternVL3.5,
-arXiv:2508.18265), which trains a classifier of patches for it; here a threshold per scale factor does.
+The detail of a tile is the mean absolute difference of neighbouring pixels, with padding as flat. Tiles with less detail
+than a fitted threshold get a larger scale factor, hence fewer tokens; a tile that shows nothing gets the largest. To fit
+them to the loss that a coarser tile costs is the idea of ViR (InternVL3.5, arXiv:2508.18265), which trains a classifier.
 
 Shapes: N tiles of one image, (h, w) tile size.
 """
@@ -80,27 +79,23 @@ class Router:
         """The scale factor of tiles that show nothing."""
         return self.scale_factors[-1]
 
-    def thresholds(self, num_tiles: int) -> list[tuple[float, ...]]:
+    def _thresholds(self, num_tiles: int) -> list[tuple[float, ...]]:
         """The thresholds of each tile of an image; of several tiles, the last is the thumbnail."""
         return [self.detail] * (num_tiles - 1) + [self.thumbnail_detail if num_tiles > 1 else self.detail]
 
     def reasons(self, details: Sequence[float], chosen: Sequence[int]) -> tuple[str, ...]:
         """Why each tile got its scale factor: its detail, and the threshold next to it or the budget."""
         told = []
-        for detail, limits, factor in zip(details, self.thresholds(len(details)), chosen, strict=True):
-            level = sum(detail < limit for limit in limits)
-            if factor != self.scale_factors[level]:
-                told.append(f"detail {detail:.4f}, and the budget")
-            else:
-                told.append(
-                    f"detail {detail:.4f} " + (f"< {limits[level - 1]:.4f}" if level else f">= {limits[0]:.4f}")
-                )
+        for detail, limits, factor in zip(details, self._thresholds(len(details)), chosen, strict=True):
+            level = _level(detail, limits)
+            rule = f" < {limits[level - 1]:.4f}" if level and detail else f" >= {limits[0]:.4f}" if detail else ""
+            told.append(f"detail {detail:.4f}" + (rule if factor == self.scale_factors[level] else ", and the budget"))
         return tuple(told)
 
     def choose(self, details: Sequence[float], costs: Mapping[int, int], budget: int | None = None) -> list[int]:
-        """The scale factor of each tile.
+        """The scale factor of each tile; the coarsest for one without any detail.
 
-        Tiles get the next larger scale factor one by one, as long as the image costs more than the budget. The next
+        Under a budget, tiles get the next larger scale factor one by one, as long as the image costs more than the budget. The next
         one is always that whose detail is lowest in relation to the threshold of this larger scale factor.
 
         Args:
@@ -108,8 +103,8 @@ class Router:
             costs: tokens of a tile, its separator included, at each of the scale factors.
             budget: most tokens of the image, at least those of all tiles at the coarsest scale factor.
         """
-        thresholds = self.thresholds(len(details))
-        levels = [sum(detail < limit for limit in own) for detail, own in zip(details, thresholds, strict=True)]
+        thresholds = self._thresholds(len(details))
+        levels = [_level(detail, own) for detail, own in zip(details, thresholds, strict=True)]
 
         def excess(tile: int) -> tuple[float, float, int]:
             limit = thresholds[tile][levels[tile]]
@@ -124,6 +119,11 @@ class Router:
             assert finer, "the budget has room for all tiles at the coarsest scale factor"
             levels[min(finer, key=excess)] += 1
         return [self.scale_factors[level] for level in levels]
+
+
+def _level(detail: float, limits: Sequence[float]) -> int:
+    """Which of the scale factors the thresholds give a tile."""
+    return sum(detail < limit for limit in limits) if detail > 0 else len(limits)
 
 
 def own_router(content: Mapping[str, Any] | None) -> Router:

@@ -66,11 +66,14 @@ def fit(
         bound: most increase of the loss, as a share of that with all tiles at the finest.
 
     Raises:
-        ValueError: for scale factors that the projector cannot have or that do not rise, and for a bound too small.
+        ValueError: for scale factors that the projector cannot have or that do not rise, questions about regions, and a
+            bound too small.
     """
     base = 0.0
     tiles: list[TileLoss] = []
     for sample in samples:
+        if not sample.questions:
+            continue
         loss, own = tile_losses(model, processor, sample, scale_factors)
         base, tiles = base + loss, tiles + own
     return fit_router(base, tiles, scale_factors, bound)
@@ -121,6 +124,8 @@ def tile_losses(
 def _segments(processor: TokenPackerProcessor, questions: Sequence[Question]) -> tuple[list[int], list[Segment]]:
     """The ids before an image, and for each question those behind it with its answer, of which alone is learned."""
     tokenizer, mark = processor.tokenizer, processor.image_token_id
+    if any(question.regions for question in questions):
+        raise ValueError("a router is fitted to questions about whole images; leave those about regions out")
     asked = [[{"type": "image"}, {"type": "text", "text": question.text}] for question in questions]
     prompts = [
         processor.apply_chat_template(
@@ -198,9 +203,8 @@ def fit_router(base: float, tiles: Iterable[TileLoss], scale_factors: Sequence[i
     if not found:
         raise ValueError(f"bound={bound} is below what tiles without detail lose; give a larger one")
     _, place, small = min(found)
-    return Router(
-        scale_factors=tuple(scale_factors), detail=limits[place], thumbnail_detail=small_limits[small] or limits[place]
-    )
+    detail, thumbnail_detail = limits[place], small_limits[small] or limits[place]
+    return Router(scale_factors=tuple(scale_factors), detail=detail, thumbnail_detail=thumbnail_detail)
 
 
 def _choices(tiles: Sequence[TileLoss]) -> tuple[list[tuple[float, ...]], Array, Array]:
