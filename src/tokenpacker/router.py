@@ -1,8 +1,9 @@
 """`scale_factor="auto"`: the scale factor of each tile by its pixels alone, before any model runs.
 
-The detail of a tile is the mean absolute difference of neighbouring pixels, with padding as flat. Tiles with less detail
-than a fitted threshold get a larger scale factor, hence fewer tokens; a tile that shows nothing gets the largest. To fit
-them to the loss that a coarser tile costs is the idea of ViR (InternVL3.5, arXiv:2508.18265), which trains a classifier.
+The detail of a tile is the mean absolute difference of neighbouring pixels, with padding as flat. Tiles with less
+detail than a fitted threshold get a larger scale factor, hence fewer tokens; a tile that shows nothing gets the
+largest. To fit them to the loss that a coarser tile costs is the idea of ViR (InternVL3.5, arXiv:2508.18265), which
+trains a classifier.
 
 Shapes: N tiles of one image, (h, w) tile size.
 """
@@ -95,8 +96,8 @@ class Router:
     def choose(self, details: Sequence[float], costs: Mapping[int, int], budget: int | None = None) -> list[int]:
         """The scale factor of each tile; the coarsest for one without any detail.
 
-        Under a budget, tiles get the next larger scale factor one by one, as long as the image costs more than the budget. The next
-        one is always that whose detail is lowest in relation to the threshold of this larger scale factor.
+        As long as the image costs more than the budget, one tile gets the next larger scale factor: always that whose
+        detail is lowest in relation to the threshold of this larger scale factor.
 
         Args:
             details: of the tiles, as `tile_details` gives them.
