@@ -197,8 +197,9 @@ def test_a_run_logs_the_divergence_and_goes_on_bit_by_bit(elastic_config, packed
 def test_what_cannot_be_distilled_is_refused(elastic_config):
     with pytest.raises(ValueError, match="scale_distillation=1 needs two scale_factors"):
         replace(elastic_config, scale_distillation=1.0, scale_factors=(2, 2))
-    with pytest.raises(ValueError, match="compile"):
-        replace(elastic_config, scale_distillation=1.0, compile=True)
+    for other in ({"compile": True}, {"mixed_share": 0.5}):
+        with pytest.raises(ValueError, match=f"does not go with {next(iter(other))}"):
+            replace(elastic_config, scale_distillation=1.0, **other)
     data = replace(elastic_config.data, path=None, scenes=ScenesConfig(captions=0.5))
     with pytest.raises(ValueError, match=r"data\.scenes\.paced_at=2"):
         replace(elastic_config, scale_distillation=1.0, data=data, batch_size=1, device_batch_size=1)
