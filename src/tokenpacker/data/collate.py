@@ -51,19 +51,15 @@ def collate_packed(rows: Sequence[Sequence[Sample]], pad_token_id: int) -> dict[
         if problem is not None:
             raise ValueError(f"sample {sample.id} cannot be packed: {problem}")
     batch = _rows(rows, pad_token_id)
-    lengths = [[len(sample.input_ids) for sample in row] for row in rows]
-    return batch | segment_inputs(lengths, batch["input_ids"].shape[1])
-
-
-def segment_inputs(lengths: Sequence[Sequence[int]], width: int) -> dict[str, Any]:
-    """What keeps samples of these lengths in rows of this width apart, see `collate_packed`."""
+    shape = batch["input_ids"].shape
     segments: list[int] = []
-    for row in lengths:
-        padding = width - sum(row)
-        segments += [*row, padding] if padding else row
+    for row in rows:
+        lengths = [len(sample.input_ids) for sample in row]
+        padding = shape[1] - sum(lengths)
+        segments += [*lengths, padding] if padding else lengths
     bounds = torch.tensor([0, *segments]).cumsum(0).to(torch.int32)  # the kernels need 32 bits
-    return {
-        "position_ids": torch.cat([torch.arange(length) for length in segments]).view(-1, width),  # (B, S)
+    return batch | {
+        "position_ids": torch.cat([torch.arange(length) for length in segments]).view(shape),  # (B, S)
         "cu_seq_lens_q": bounds,
         "cu_seq_lens_k": bounds,
         "max_length_q": max(segments),
