@@ -94,21 +94,19 @@ def test_one_query_needs_no_mask_where_the_grid_is_whole():
 def test_the_recommended_settings_make_a_projector_of_every_scale_factor():
     projector = build({**RECOMMENDED_TOKEN_PACKER, **WIDTHS})
     assert [projector(features((12, 12)), scale).shape[1] for scale in (1, 2, 3, 5, 12)] == [144, 36, 16, 9, 1]
-    assert projector.config.beyond_the_paper == ["queries_per_side=2", "dense_query=True"]
+    assert projector.config.beyond_the_paper == "queries_per_side=2, dense_query=True"
 
 
 def test_a_config_from_before_the_options_is_the_papers():
     config = config_from_dict({"name": "token-packer", **WIDTHS, "scale_factor": 2})
-    assert (config.queries_per_side, config.dense_query, config.beyond_the_paper) == (1, False, [])
+    assert (config.queries_per_side, config.dense_query, config.beyond_the_paper) == (1, False, "")
 
 
 @pytest.mark.parametrize(
     ("options", "named"), [({"queries_per_side": 2}, "queries_per_side=2"), ({"dense_query": True}, "dense_query=True")]
 )
 def test_fold_refuses_an_option_by_name(options, named):
-    with pytest.raises(
-        ValueError, match=f"fold knows the paper's TokenPacker, not one with {named}; use the projector"
-    ):
+    with pytest.raises(ValueError, match=f"fold knows the paper's TokenPacker, not {named}; use the projector"):
         packer(**options).fold()
 
 

@@ -186,8 +186,7 @@ def _check_foldable(packer: TokenPacker) -> None:
         raise ValueError(f"fold takes a TokenPacker, not {type(packer).__name__}, whose equations may be others")
     if packer.config.beyond_the_paper:
         raise ValueError(
-            f"fold knows the paper's TokenPacker, not one with {', '.join(packer.config.beyond_the_paper)}; use the"
-            " projector itself"
+            f"fold knows the paper's TokenPacker, not {packer.config.beyond_the_paper}; use the projector itself"
         )
     with torch.device("meta"):
         parts, built = _parts(packer), _parts(TokenPacker(packer.config))

@@ -60,10 +60,10 @@ class TokenPackerProjectorConfig(ScaledConfig):
             )
 
     @property
-    def beyond_the_paper(self) -> list[str]:
-        """The settings that released weights do not have, such as `queries_per_side=2`."""
+    def beyond_the_paper(self) -> str:
+        """The settings that released weights do not have, such as `queries_per_side=2`; empty without any."""
         given = {"queries_per_side": self.queries_per_side, "dense_query": self.dense_query}
-        return [f"{name}={value}" for name, value in given.items() if value != getattr(type(self), name)]
+        return ", ".join(f"{name}={value}" for name, value in given.items() if value != getattr(type(self), name))
 
 
 class WindowAttention(nn.Module):
