@@ -93,6 +93,7 @@ def test_one_query_needs_no_mask_where_the_grid_is_whole():
 
 def test_the_recommended_settings_make_a_projector_of_every_scale_factor():
     projector = build({**RECOMMENDED_TOKEN_PACKER, **WIDTHS})
+    assert projector(features((12, 12), num_tiles=0)).shape == (0, 36, 24)
     assert [projector(features((12, 12)), scale).shape[1] for scale in (1, 2, 3, 5, 12)] == [144, 36, 16, 9, 1]
     assert projector.config.beyond_the_paper == "queries_per_side=2, dense_query=True"
 

@@ -91,8 +91,9 @@ class WindowAttention(nn.Module):
         `mask` (T, Q, W) is True where a query sees a patch; None if all see all.
         """
         weights = self.weights(queries, keys, mask)
-        attended = weights.flatten(0, 2) @ self._split_heads(self.value_proj(values))  # (N*T*H, Q, C/H)
-        return self.output_proj(attended.view(*weights.shape[:4], -1).transpose(2, 3).flatten(3))
+        values = self._split_heads(self.value_proj(values))  # (N*T*H, W, C/H)
+        attended = (weights.flatten(0, 2) @ values).view(*weights.shape[:4], values.shape[-1])  # (N, T, H, Q, C/H)
+        return self.output_proj(attended.transpose(2, 3).flatten(3))
 
     def weights(self, queries: Tensor, keys: Tensor, mask: Tensor | None) -> Tensor:
         """Returns (N, T, H, Q, W), the share of each patch of a window in each head of a query."""
