@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from tokenpacker.compare import report
-from tokenpacker.compare.report import BEGIN, END, Report, put_between_marks, write_report
+from tokenpacker.compare.marked_tables import BEGIN, END
+from tokenpacker.compare.report import Report, put_between_marks, write_report
 from tokenpacker.compare.results import append_row, of_one_protocol, read_rows
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -14,6 +14,7 @@ from tokenpacker.cli.commands.count import count
 from tokenpacker.cli.commands.data import data_app
 from tokenpacker.cli.commands.evaluate import evaluate
 from tokenpacker.cli.commands.models import models
+from tokenpacker.cli.commands.probe import probe
 from tokenpacker.cli.commands.serving.batch import batch
 from tokenpacker.cli.commands.serving.export import export
 from tokenpacker.cli.commands.serving.serve import serve
@@ -48,7 +49,7 @@ def _options(
 
 PANELS = {
     "Use a model": (ask, chat, count, show, models, convert, export, serve, batch, ui),
-    "Train and measure": (evaluate, speed, compare),
+    "Train and measure": (evaluate, speed, compare, probe),
 }
 for _panel, _commands in PANELS.items():
     for _command in _commands:

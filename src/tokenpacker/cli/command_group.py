@@ -24,6 +24,7 @@ OTHER_NAMES = {
     "export": "executorch graph int8 onnx openvino quantise quantize transformers.js web",
     "get": "download fetch prepare pull",
     "models": "checkpoints download info list ls names zoo",
+    "probe": "craft letters linear-probe probing read",
     "recipes": "configs list ls",
     "regions": "convert coco make masks refcoco",
     "serve": "api deploy endpoint host http openai server vllm",

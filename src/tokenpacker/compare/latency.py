@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from tokenpacker.compare.results import SPEED, Row
-from tokenpacker.compare.runs import Comparison, Run, digest_of, make_row
+from tokenpacker.compare.results import SPEED, Row, digest_of
+from tokenpacker.compare.runs import Comparison, Run, make_row
 from tokenpacker.compare.tiles import HD, ONE_TILE
 from tokenpacker.speed.machine import best_device
 from tokenpacker.speed.memory import random_model, require_memory

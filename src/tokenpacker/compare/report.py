@@ -19,6 +19,7 @@ from typing import Any
 
 from tokenpacker.compare.figure import Point, draw_figure
 from tokenpacker.compare.intervals import Mean
+from tokenpacker.compare.marked_tables import BEGIN, put_tables
 from tokenpacker.compare.results import RESULTS, RUN, SPEED, Row, latest, of_one_protocol, read_rows
 from tokenpacker.compare.runs import STAGES
 from tokenpacker.compare.tiles import HD, ONE_TILE
@@ -26,7 +27,6 @@ from tokenpacker.speed.machine import machine_text
 from tokenpacker.speed.tables import UNKNOWN, markdown, milliseconds, number
 
 JSON_FILE, TABLE_FILE, FIGURE_FILE = "compare.json", "compare.md", "compare.png"
-BEGIN, END = "<!-- {}:begin -->", "<!-- {}:end -->"
 MARK, DIFFERENCES, LOSSES = "compare", "{}-differences", "{}-losses"  # marks of the tables in documents
 REFERENCE, FULL = "token-packer", "mlp"  # the projectors from which differences are taken
 QUICK_NOTE = "**Quick run: too few steps and questions to compare anything. It shows that everything runs.**"
@@ -255,15 +255,7 @@ def put_between_marks(text: str, report: Report, mark: str = MARK) -> str:
         DIFFERENCES.format(mark): report.differences(),
         LOSSES.format(mark): report.differences(FULL),
     }
-    marked = [name for name in tables if text.count(BEGIN.format(name)) == text.count(END.format(name)) == 1]
-    if not marked:
-        begin, end = BEGIN.format(mark), END.format(mark)
-        raise ValueError(f"the document must have {begin} and {end} once each; write them where the table belongs")
-    for name in marked:
-        begin, end = BEGIN.format(name), END.format(name)
-        place = text.index(begin) + len(begin)
-        text = f"{text[:place]}\n{tables[name]}\n{text[text.index(end) :]}"
-    return text
+    return put_tables(text, tables)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

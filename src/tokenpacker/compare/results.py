@@ -5,6 +5,7 @@ Rows of several machines may be concatenated in any order. The last row of a fin
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -14,6 +15,11 @@ RESULTS = "results.jsonl"
 RUN, SPEED = "run", "speed"  # kinds of rows
 
 Row = dict[str, Any]
+
+
+def digest_of(content: Any) -> str:
+    """A short digest of JSON content."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def read_rows(path: Path) -> list[Row]:

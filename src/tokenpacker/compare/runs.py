@@ -7,8 +7,6 @@ settings is never taken for this run.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from functools import cached_property
@@ -16,9 +14,10 @@ from typing import Any
 
 from tokenpacker import projectors
 from tokenpacker.carried.recipes import find_recipe
-from tokenpacker.compare.results import Row
+from tokenpacker.compare.results import Row, digest_of
 from tokenpacker.compare.tiles import ASKED
-from tokenpacker.projectors import ProjectorConfig, config_from_dict
+from tokenpacker.compare.variants import parse_variant, variant_config
+from tokenpacker.projectors import ProjectorConfig
 from tokenpacker.speed.machine import best_device, describe_machine
 from tokenpacker.speed.model_sizes import settings_at
 from tokenpacker.train.assemble import model_config
@@ -31,7 +30,6 @@ VERSION = (
     3  # raised when a run computes something else with the same config; 1 had fresh weights of 0.02 at every width
 )
 PACE = 2  # the scale factor whose token count decides the pictures per step; smaller scale factors decide themselves
-ANY_WIDTH = 128  # of a config that is only asked for its fields and its token count
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,12 +96,12 @@ class Comparison:
                 raise ValueError(f"{name}={list(values)} must name at least one, and each once")
         known = projectors.available()
         for variant in self.projectors:
-            name, settings = _parse(variant)
+            name, settings = parse_variant(variant)
             if name not in known:
                 raise ValueError(f"projector {name!r} is unknown; use some of {', '.join(known)}")
             if "scale_factor" in settings:
                 raise ValueError(f"projector {variant!r}: scale factors are asked of all alike; use --scale-factors")
-            _config({"name": name, **settings})
+            variant_config({"name": name, **settings})
         if self.limit is not None and self.limit < 1:
             raise ValueError(f"limit={self.limit} must be at least 1; leave it out to ask every question")
         for stage, data in zip(self._templates, self.data, strict=True):
@@ -197,8 +195,8 @@ class Comparison:
 
     def _settings(self, variant: str, scale_factor: int) -> dict[str, Any]:
         """A projector's settings at a scale factor: the recipe's number of heads, all else as in its paper."""
-        name, own = _parse(variant)
-        config = _config({"name": name})
+        name, own = parse_variant(variant)
+        config = variant_config({"name": name})
         settings = {"name": name} | settings_at(config, self.patch_grid, scale_factor)
         heads = self._templates[0].model.projector.get("num_heads")
         if heads is not None and hasattr(config, "num_heads"):
@@ -208,30 +206,11 @@ class Comparison:
     def _honoured(self, variant: str) -> list[int]:
         """The scale factors of a projector's runs: 1 alone for one that keeps every token."""
         depends = self._settings(variant, 1) != self._settings(variant, 2)
-        if not depends and _config(self._settings(variant, 1)).token_grid(self.patch_grid) == self.patch_grid:
+        if not depends and variant_config(self._settings(variant, 1)).token_grid(self.patch_grid) == self.patch_grid:
             return [1]
         for scale_factor in self.scale_factors:
-            _config(self._settings(variant, scale_factor)).token_grid(self.patch_grid, scale_factor)
+            variant_config(self._settings(variant, scale_factor)).token_grid(self.patch_grid, scale_factor)
         return list(self.scale_factors)
-
-
-def _parse(variant: str) -> tuple[str, dict[str, Any]]:
-    """A projector's name and its settings; a value that is not JSON is text."""
-    name, *settings = variant.split(":")
-    parsed: dict[str, Any] = {}
-    for setting in settings:
-        key, equals, value = setting.partition("=")
-        if not (key and equals and value):
-            raise ValueError(f"projector {variant!r}: {setting!r} must be KEY=VALUE, as in resampler:num_heads=2")
-        try:
-            parsed[key] = json.loads(value)
-        except ValueError:
-            parsed[key] = value
-    return name, parsed
-
-
-def _config(settings: dict[str, Any]) -> ProjectorConfig:
-    return config_from_dict({"vision_dim": ANY_WIDTH, "language_dim": ANY_WIDTH, **settings})
 
 
 def _decisive(config: TrainingConfig) -> dict[str, Any]:
@@ -249,11 +228,6 @@ def _decisive(config: TrainingConfig) -> dict[str, Any]:
 def _without_what_is_off(content: dict[str, Any]) -> dict[str, Any]:
     parts = {key: _without_what_is_off(value) if isinstance(value, dict) else value for key, value in content.items()}
     return {key: value for key, value in parts.items() if value or (value == 0 and value is not False)}
-
-
-def digest_of(content: Any) -> str:
-    """A short digest of JSON content."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def make_row(kind: str, comparison: Comparison, fingerprint: str, command: str, content: Row) -> Row:

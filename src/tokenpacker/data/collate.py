@@ -51,15 +51,19 @@ def collate_packed(rows: Sequence[Sequence[Sample]], pad_token_id: int) -> dict[
         if problem is not None:
             raise ValueError(f"sample {sample.id} cannot be packed: {problem}")
     batch = _rows(rows, pad_token_id)
-    shape = batch["input_ids"].shape
+    lengths = [[len(sample.input_ids) for sample in row] for row in rows]
+    return batch | segment_inputs(lengths, batch["input_ids"].shape[1])
+
+
+def segment_inputs(lengths: Sequence[Sequence[int]], width: int) -> dict[str, Any]:
+    """What keeps samples of these lengths in rows of this width apart, see `collate_packed`."""
     segments: list[int] = []
-    for row in rows:
-        lengths = [len(sample.input_ids) for sample in row]
-        padding = shape[1] - sum(lengths)
-        segments += [*lengths, padding] if padding else lengths
+    for row in lengths:
+        padding = width - sum(row)
+        segments += [*row, padding] if padding else row
     bounds = torch.tensor([0, *segments]).cumsum(0).to(torch.int32)  # the kernels need 32 bits
-    return batch | {
-        "position_ids": torch.cat([torch.arange(length) for length in segments]).view(shape),  # (B, S)
+    return {
+        "position_ids": torch.cat([torch.arange(length) for length in segments]).view(-1, width),  # (B, S)
         "cu_seq_lens_q": bounds,
         "cu_seq_lens_k": bounds,
         "max_length_q": max(segments),
@@ -100,7 +104,7 @@ def _rows(rows: Sequence[Sequence[Sample]], pad_token_id: int) -> dict[str, Any]
             for key, tensor in batch.items():
                 tensor[number, start:end] = getattr(sample, key)
             start = end
-    return batch | _tiles(samples) | _regions(samples)
+    return batch | _tiles(samples) | _scale_factors(samples) | _regions(samples)
 
 
 def _tiles(samples: Sequence[Sample]) -> dict[str, Any]:
@@ -122,6 +126,12 @@ def _tiles(samples: Sequence[Sample]) -> dict[str, Any]:
 def _digest(tile: Tensor) -> bytes:
     data = tile.contiguous().view(torch.uint8).numpy()
     return hashlib.blake2b(data.data, digest_size=DIGEST_BYTES).digest()
+
+
+def _scale_factors(samples: Sequence[Sample]) -> dict[str, Any]:
+    """`scale_factors` (N,) of tiles that drew their own; empty if all have that of the step."""
+    found = [sample.scale_factors for sample in samples if sample.scale_factors is not None]
+    return {"scale_factors": torch.cat(found)} if found else {}
 
 
 def _regions(samples: Sequence[Sample]) -> dict[str, Any]:

@@ -220,6 +220,9 @@ class TrainingConfig(RunConfig):
         train: parts to train; the others are frozen. `regions` is the region encoder; a model without one gets one.
         lora: trains low-rank updates of the language model in place of its weights.
         scale_factors: each step draws one of them. Empty takes the projector's own.
+        mixed_share: share of the steps in which each tile draws one of them for itself, as `scale_factor="auto"` mixes.
+        scale_distillation: weight with which answers at a larger scale factor learn from those at a smaller one; 0
+            costs nothing. See `scale_distillation.py`.
         epochs: passes over the data, unless `max_steps` is given.
         eval_every: steps between evaluations; another one follows the last step. None evaluates nothing.
     """
@@ -231,6 +234,8 @@ class TrainingConfig(RunConfig):
     evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)
     lora: LoraConfig | None = None
     scale_factors: tuple[int, ...] = ()
+    mixed_share: Share = 0.0
+    scale_distillation: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     epochs: PositiveFloat = 1.0
     liger: bool = False
 
@@ -240,12 +245,36 @@ class TrainingConfig(RunConfig):
             raise ValueError("train is empty and lora is null, so nothing would be trained; name a part in train")
         if self.lora is not None and "language_model" in self.train:
             raise ValueError("lora replaces the training of language_model; take it out of train")
+        if self.mixed_share and (len(set(self.scale_factors)) < 2 or self.compile):
+            raise ValueError(
+                f"mixed_share={self.mixed_share} needs two scale_factors or more, and compile=false, as a compiled"
+                " model has one scale factor for all tiles"
+            )
+        if self.scale_distillation:
+            self._check_distillation()
         if self.eval_every is None and self.evaluation != EvaluationConfig():
             raise ValueError("evaluation has settings, but eval_every is missing; give it with --set eval_every=100")
         if self.eval_every is not None and not self.evaluation.measured:
             raise ValueError(
                 f"eval_every={self.eval_every} has nothing to measure; give evaluation.held_out_share,"
                 " evaluation.held_out or evaluation.tasks"
+            )
+
+    def _check_distillation(self) -> None:
+        asked = f"scale_distillation={self.scale_distillation:g}"
+        if len(set(self.scale_factors)) < 2:
+            raise ValueError(
+                f"{asked} needs two scale_factors or more, for a teacher and a student; give for example"
+                " scale_factors=[2,3,4]"
+            )
+        for name in ("compile", "mixed_share"):
+            if getattr(self, name):
+                raise ValueError(f"{asked} does not go with {name}={getattr(self, name)}; leave one of them out")
+        scenes, least = self.data.scenes, min(self.scale_factors)
+        if scenes is not None and (scenes.paced_at is None or scenes.paced_at > least):
+            raise ValueError(
+                f"{asked} shows a step's pictures at the smallest scale factor, too; set data.scenes.paced_at={least},"
+                " so that they have room"
             )
 
 

@@ -15,6 +15,7 @@ from tokenpacker.hf.model import TokenPackerForConditionalGeneration
 from tokenpacker.train.assemble import ModelBuilder, parts_of
 from tokenpacker.train.config import PARTS, TrainingConfig
 from tokenpacker.train.run import check, tasks_of
+from tokenpacker.train.scale_distillation import ScaleDistillation
 
 FLOAT32, SIXTEEN_BITS, FOUR_BITS = 4.0, 2.0, 0.5625  # bytes per weight; NF4 has half a byte, and 4 bytes for each 64
 TRAINED_BYTES = 4 * FLOAT32  # per trained weight: itself, its gradient and AdamW's two moments
@@ -53,6 +54,7 @@ class Preview:
 def preview(config: TrainingConfig) -> Preview:
     """The preview of a run; the data are read if the config names them. Raises ValueError if it cannot be run."""
     builder = check(config, with_data=config.data.path is not None or config.data.scenes is not None)
+    ScaleDistillation.of_run(config, builder.config)  # for its errors
     with torch.device("meta"):
         model = TokenPackerForConditionalGeneration(builder.config)
     parameters = {}

@@ -26,6 +26,7 @@ from tokenpacker.train.config import TrainingConfig
 from tokenpacker.train.evaluating import EvaluatingTrainer
 from tokenpacker.train.finish import finish
 from tokenpacker.train.run_folder import RunFolder, only_training, position_in, step_of
+from tokenpacker.train.scale_distillation import ScaleDistillation
 from tokenpacker.train.task_scores import TaskScore, check_tasks
 from tokenpacker.train.trainer import PartTrainer, training_arguments, warmup_steps
 
@@ -57,6 +58,7 @@ def train(config: TrainingConfig, output: Path) -> Path | None:
         if opened is None:
             return _finished_before(folder, leads)
         source, checkpoint, note = opened
+        distillation = ScaleDistillation.of_run(config, builder.config)
         if leads and starts_raw(config):
             warnings.warn(
                 "THE PROJECTOR IS NEW and is trained together with the language model; to begin with the one of stage"
@@ -79,6 +81,7 @@ def train(config: TrainingConfig, output: Path) -> Path | None:
             "processor": builder.processor if config.lora is None else None,
             # `only_learned` computes logits at labelled positions alone, whose number is no shape to compile for.
             "forward_options": {"use_cache": False, "only_learned": not config.compile},
+            "distillation": distillation,
         }
         if config.eval_every is None:
             trainer = PartTrainer(config, model, source.batches, arguments, **options)
@@ -150,6 +153,8 @@ def _note(config: TrainingConfig, done: int, before: Source, now: Source) -> str
     lengths = {warmup_steps(schedule, source.num_steps) for source in (before, now)}
     if schedule.min_learning_rate_share < 1 or len(lengths) > 1:
         found.append("learning rates")
+    if config.scale_distillation:
+        found.append("teachers and their weights")
     if not same_beginning(before, now, done):
         found.append("samples")
     if config.eval_every is not None and done == before.num_steps and done % config.eval_every:

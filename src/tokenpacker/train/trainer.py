@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 from transformers.integrations import TensorBoardCallback
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
@@ -52,6 +52,7 @@ from tokenpacker.train.run_folder import (
     step_of,
     whole_checkpoints,
 )
+from tokenpacker.train.scale_distillation import DistillingTrainer, ScaleDistillation
 
 BESIDE_ADAPTER = "beside_adapter.safetensors"  # in a LoRA checkpoint: trained weights outside of the adapter
 NOT_FINITE = "not_finite.json"
@@ -124,7 +125,7 @@ def warmup_steps(config: OptimizerConfig, num_steps: int) -> int:
     return math.ceil(config.warmup_share * num_steps)
 
 
-class PartTrainer(Trainer):
+class PartTrainer(DistillingTrainer):
     """A Trainer that trains one model from one dataset of batches, and continues where it was interrupted.
 
     Args:
@@ -134,6 +135,7 @@ class PartTrainer(Trainer):
         arguments: see `training_arguments`.
         processor: is saved with each checkpoint, which is then a model to start from.
         forward_options: arguments of the model's `forward` that are the same for each batch.
+        distillation: adds the divergence from the answers at a smaller scale factor to the loss.
         callbacks: further ones.
     """
 
@@ -148,6 +150,7 @@ class PartTrainer(Trainer):
         *,
         processor: Any = None,
         forward_options: Mapping[str, Any] | None = None,
+        distillation: ScaleDistillation | None = None,
         callbacks: Sequence[TrainerCallback] = (),
     ) -> None:
         output = Path(arguments.output_dir).parent
@@ -160,6 +163,7 @@ class PartTrainer(Trainer):
             model=model, args=arguments, train_dataset=batches, data_collator=only_item, callbacks=[*own, *callbacks]
         )
         self.run_config, self.processor, self.forward_options = config, processor, dict(forward_options or {})
+        self.distillation = distillation
         self.ids_of_step: list[str] = []
         self.position: dict[str, Any] | None = None
         self.is_sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
