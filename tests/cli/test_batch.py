@@ -92,7 +92,7 @@ def test_options_that_do_not_fit_are_one_line(one_line_error, requests, tmp_path
 @pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="Windows has not all signals")
 def test_a_run_with_the_carried_model_survives_all_signals(requests, tmp_path):
-    source = requests(*(about(f"row-{number}", f"{QUESTIONS[0]} {number}") for number in range(150)))
+    source = requests(*(about(f"row-{number}", f"{QUESTIONS[0]} {number}") for number in range(80)))
 
     def command(target: str, *more: str) -> list[str]:
         words = ["batch", source, str(tmp_path / target), "--images", str(tmp_path), "--concurrency", "2", *more]
@@ -115,11 +115,11 @@ def test_a_run_with_the_carried_model_survives_all_signals(requests, tmp_path):
                 f"stopped; the rows in {tmp_path / 'out.jsonl'} are kept, and the same command goes on"
             )
     kept = rows_of("out.jsonl")
-    assert 40 <= kept < 150
+    assert 40 <= kept < 80
     finished = subprocess.run(command("out.jsonl", "--json"), capture_output=True, text=True, check=True)
     assert json.loads(finished.stdout)["kept"] == kept
     subprocess.run(command("whole.jsonl"), check=True, capture_output=True)
     rows, whole = read(tmp_path / "out.jsonl"), read(tmp_path / "whole.jsonl")
     assert texts(rows) == texts(whole)
     assert [row["id"] for row in rows] == [row["id"] for row in whole]
-    assert [row["custom_id"] for row in rows] == [f"row-{number}" for number in range(150)]
+    assert [row["custom_id"] for row in rows] == [f"row-{number}" for number in range(80)]

@@ -1,13 +1,15 @@
-"""One export of the carried model for all tests that read it: tracing takes seconds."""
+"""One export of the carried model for all tests that read it: tracing takes many seconds."""
 
 from __future__ import annotations
 
 import contextlib
 import io
+import os
 import warnings
 from importlib.util import find_spec
 
 import pytest
+from filelock import FileLock
 
 from tokenpacker.hf import TokenPackerForConditionalGeneration, TokenPackerProcessor, carried_model_path
 from tokenpacker.hf.versions import HAS_EXPORTERS
@@ -44,9 +46,13 @@ def export():
 
 @pytest.fixture(scope="session")
 def onnx_folder(carried, export, tmp_path_factory):
-    """The carried model as ONNX, at all its scale factors."""
-    folder = tmp_path_factory.mktemp("export") / "tiny-onnx"
-    export(*carried, folder, to="onnx", scale_factors=FACTORS)
+    """The carried model as ONNX, at all its scale factors; one process of pytest-xdist makes it, and all read it."""
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    folder = shared / "tiny-onnx"
+    with FileLock(shared / "tiny-onnx.lock"):
+        if not folder.exists():  # it appears when it is complete
+            export(*carried, folder, to="onnx", scale_factors=FACTORS)
     return folder
 
 

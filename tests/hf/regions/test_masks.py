@@ -5,12 +5,12 @@ import time
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from tokenpacker.hf.regions.masks import read_mask, split_regions, to_mask
+from tokenpacker.hf.regions.masks import SHARE_TOLERANCE, read_mask, split_regions, to_mask
 from tokenpacker.images import ImageError
 
 SIZE = (6, 8)  # height, width
@@ -149,6 +149,7 @@ def inside_by_even_odd(x, y, outline):
 @given(st.lists(st.tuples(st.floats(-3, 11), st.floats(-3, 9)), min_size=3, max_size=7))
 def test_a_polygon_marks_the_pixels_whose_centre_is_inside_by_the_even_odd_rule(points):
     outline = [value for point in points for value in point]
+    assume(not all(-SHARE_TOLERANCE <= value <= 1 + SHARE_TOLERANCE for value in outline))  # refused, as shares
     expected = np.array([[inside_by_even_odd(x + 0.5, y + 0.5, outline) for x in range(8)] for y in range(6)])
     if expected.any():
         assert np.array_equal(to_mask([outline], SIZE), expected)
