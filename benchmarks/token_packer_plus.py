@@ -1,6 +1,7 @@
-"""TokenPacker with options, each off by default: with all of them off it is `TokenPacker`, weight by weight.
+"""TokenPacker with more options, each off by default: with all of them off it is `TokenPacker`, weight by weight.
 
 They stand outside the package because their measurement, in `docs/comparison.md`, gives no reason to have them there.
+`dense_query`, which was measured beside them, is an option of `TokenPacker` itself.
 
 Shapes: as in `token_packer.py`; K patches per window with its margin, one more with the global token.
 """
@@ -18,7 +19,6 @@ from tokenpacker.features import VisionFeatures
 from tokenpacker.projectors.token_packer import (
     TokenPacker,
     TokenPackerProjectorConfig,
-    coarse_query,
     extension,
     window_mask,
     windows,
@@ -32,8 +32,6 @@ class TokenPackerPlusConfig(TokenPackerProjectorConfig):
     """Config of `TokenPackerPlus`.
 
     Args:
-        dense_query: the query reads all levels, interpolated and concatenated, beside its own; and what the attention
-            gives is added to it.
         window_position: keys and values know at which place of their window they lie.
         window_margin: patches that a window reaches beyond each of its sides.
         global_token: each window has one more key and value, the mean of its tile's.
@@ -42,7 +40,6 @@ class TokenPackerPlusConfig(TokenPackerProjectorConfig):
 
     name: ClassVar[str] = "token-packer-plus"
 
-    dense_query: bool = False
     window_position: bool = False
     window_margin: int = 0
     global_token: bool = False
@@ -50,6 +47,8 @@ class TokenPackerPlusConfig(TokenPackerProjectorConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.queries_per_side != 1:
+            raise ValueError(f"queries_per_side={self.queries_per_side}, but a wide window has one query; use 1")
         if not isinstance(self.window_margin, int) or self.window_margin < 0:
             raise ValueError(f"window_margin={self.window_margin!r} must be an integer of at least 0")
         if self.query_level is not None and self.query_level not in range(self.num_levels):
@@ -63,11 +62,8 @@ class TokenPackerPlus(TokenPacker):
 
     def __init__(self, config: TokenPackerPlusConfig):
         super().__init__(config)
-        dim = config.vision_dim
-        if config.dense_query:
-            self.dense_proj = nn.Linear(dim * config.num_levels, dim)
         if config.window_position:
-            self.window_position = nn.Parameter(torch.empty(dim, POSITIONS, POSITIONS))
+            self.window_position = nn.Parameter(torch.empty(config.vision_dim, POSITIONS, POSITIONS))
         self.init_weights()
 
     def init_weights(self) -> None:
@@ -82,17 +78,17 @@ class TokenPackerPlus(TokenPacker):
         scale = self.config.resolve_scale(features.patch_grid, scale_factor)
         queries, keys, mask = self._queries_and_keys(features, scale)
         values = self._surroundings(self.value_norm(self.value_mlp(features.levels)), features.patch_grid, scale)
-        attended = self.attention(queries, keys, values, mask)  # (N, T, C)
-        return self.output_mlp(attended + queries if self.config.dense_query else attended)
+        absorbed = self.attention(queries, keys, values, mask)[:, :, 0]  # (N, T, C)
+        return self.output_mlp(absorbed + queries[:, :, 0] if self.config.dense_query else absorbed)
 
     def _queries_and_keys(self, features: VisionFeatures, scale: int) -> tuple[Tensor, Tensor, Tensor | None]:
         grid, level = features.patch_grid, self.config.query_level
-        source = features.query if level is None else features.levels.chunk(self.config.num_levels, dim=-1)[level]
-        queries = self.query_proj(coarse_query(source, grid, scale))
-        if self.config.dense_query:
-            queries = queries + self.dense_proj(coarse_query(features.levels, grid, scale))
         keys = self._surroundings(self.key_norm(self.key_mlp(features.levels)), grid, scale)
-        return self.query_norm(queries), keys, self._surroundings_mask(grid, scale, keys.device)
+        mask = self._surroundings_mask(grid, scale, keys.device)  # (T, K)
+        if level is not None:
+            query = features.levels.chunk(self.config.num_levels, dim=-1)[level]
+            features = VisionFeatures(query, features.levels, grid)
+        return self._queries(features, scale), keys, None if mask is None else mask[:, None]
 
     def _surroundings(self, tokens: Tensor, patch_grid: tuple[int, int], scale: int) -> Tensor:
         """(N, L, C) -> (K, N, T, C): each window with its margin and positions, then the tile's mean."""

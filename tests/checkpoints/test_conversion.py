@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import subprocess
 import sys
 
@@ -218,6 +220,15 @@ def test_a_model_of_another_architecture_cannot_be_written_back(tiny_model_dir, 
     ):
         export_original(tiny_model_dir, tmp_path / "back")
     assert not (tmp_path / "back").exists()
+
+
+def test_settings_beyond_the_papers_cannot_be_written_back(tiny_model_dir, tmp_path):
+    config = json.loads((tiny_model_dir / "config.json").read_text())
+    config["multi_modal_projector_config"] |= {"queries_per_side": 2}
+    shutil.copytree(tiny_model_dir, tmp_path / "model")
+    (tmp_path / "model" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="projector beyond the paper is queries_per_side=2, must be None"):
+        export_original(tmp_path / "model", tmp_path / "back")
 
 
 @pytest.mark.slow

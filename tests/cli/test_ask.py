@@ -112,7 +112,7 @@ def test_pictures_that_cannot_be_used_are_named_with_a_remedy(one_line_error, as
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--scale-factor", "0"), "--scale-factor 0 must be at least 1"),
+        (("--scale-factor", "0"), "--scale-factor 0 must be at least 1, or auto"),
         (("--scale-factor", "99"), "scale_factor=99 exceeds patch_grid=8x8; use at most 8"),
         (("--max-image-tokens", "16"), "max_image_tokens=16 is too small: one tile costs 17 tokens"),
     ],

@@ -101,7 +101,7 @@ def test_a_rotated_photograph_is_counted_upright(run_json, tmp_path, image_of):
         ((), "there is nothing to count; give image files, or --size HxW"),
         (("--size", "640"), "--size: '640' is no size; write HEIGHTxWIDTH in pixels, for example 480x640"),
         (("--size", "0x5"), "--size: '0x5' is no size; write HEIGHTxWIDTH in pixels, for example 480x640"),
-        (("--size", "5x5", "--scale-factor", "0"), "--scale-factor 0 must be at least 1"),
+        (("--size", "5x5", "--scale-factor", "0"), "--scale-factor 0 must be at least 1, or auto"),
         (("--size", "5x5", "--scale-factor", "99"), "scale_factor=99 exceeds patch_grid=24x24; use at most 24"),
         (("--size", "5x5", "--max-tiles", "0"), "--max-tiles 0 must be at least 1"),
         (("--size", "5x5", "--model", "x"), "--paper and --model exclude each other; leave one out"),
@@ -146,3 +146,18 @@ def test_counting_needs_no_weights(run_json, tiny_model_dir, tmp_path):
         if not name.endswith(".safetensors"):
             (tmp_path / name).write_bytes((tiny_model_dir / name).read_bytes())
     assert run_json("count", "--size", "32x32", "--model", tmp_path)["tokens"] == 17
+
+
+def test_auto_counts_what_the_processor_uses(run_json, picture):
+    from tokenpacker.hf import TokenPackerProcessor, carried_model_path
+
+    processor = TokenPackerProcessor.from_pretrained(carried_model_path())
+    used = processor(Image.open(picture), "<image>", scale_factor="auto", max_image_tokens=20, add_special_tokens=False)
+    counted = run_json("count", picture, "--scale-factor", "auto", "--max-image-tokens", 20)
+    assert counted["tokens"] == len(used["input_ids"][0]) <= 20
+
+
+def test_auto_needs_pixels_and_a_router(one_line_error, picture, tiny_model_dir):
+    assert "--size has no pixels, by which" in one_line_error("count", "--size", "9x9", "--scale-factor", "auto")
+    for model in ("--paper",), ("--model", tiny_model_dir):
+        assert "has no router" in one_line_error("count", picture, *model, "--scale-factor", "auto")

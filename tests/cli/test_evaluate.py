@@ -178,7 +178,10 @@ def test_ctrl_c_with_a_folder_goes_on_with_the_same_command(run, mine, tiny_mode
         ),
         (("--tasks", "x.jsonl"), "the task x.jsonl is not there"),
         (("--tasks", "pope", "--data", "x", "--overwrite"), "--overwrite needs --out"),
-        (("--tasks", "small", "--scale-factor", "2,x"), "--scale-factor '2,x' must be whole numbers"),
+        (
+            ("--tasks", "small", "--scale-factor", "2,x"),
+            "--scale-factor x must be at least 1, or auto",
+        ),
         (("--tasks", "small", "--scale-factor", "2,99"), "scale_factor=99"),
         (("--compare", "a", "b", "--limit", "3"), "--limit has no effect with --compare; leave it out"),
         (("--compare", "a", "b", "--batch-size", "3"), "--batch-size has no effect with --compare; leave it out"),

@@ -53,6 +53,14 @@ def test_the_attention_of_a_token_at_the_edge_is_that_of_the_patches_that_exist(
     assert sum(map(sum, told["attention"])) == pytest.approx(1, abs=1e-3)
 
 
+def test_auto_says_which_tile_got_how_many_tokens_and_why(run_json, picture, tmp_path):
+    told = run_json("show", picture, "--out", tmp_path / "page.png", "--scale-factor", "auto")  # of the carried model
+    assert len(told["scale_factors"]) == len(told["reasons"]) == told["tiles"]
+    assert sum((12 // factor) ** 2 + 1 for factor in told["scale_factors"]) == told["tokens"]
+    assert all(reason.startswith("detail 0.") for reason in told["reasons"])
+    assert Image.open(tmp_path / "page.png").width > 1300  # a panel more
+
+
 def test_a_projector_without_attention_gets_a_page_without_it(run, make_tiny_model, tiny_processor, picture, tmp_path):
     from tokenpacker.hf import TokenPackerProcessor
 

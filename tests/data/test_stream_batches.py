@@ -68,7 +68,8 @@ def batches_of(stream, processor, config, start=None, *, num_batches=60, file=No
     data, seed = config.data, config.seed
     maker = SampleMaker(processor, "v1", data.max_length, max_tiles=data.max_tiles_per_batch)
     rejects = Rejects(file, share)
-    maker = BatchMaker(maker, rejects, packed=data.packed, scale_factors=config.scale_factors, seed=seed)
+    factors = {"scale_factors": config.scale_factors, "mixed_share": config.mixed_share}
+    maker = BatchMaker(maker, rejects, packed=data.packed, seed=seed, **factors)
     planner = Planner(
         rows=config.device_batch_size,
         max_length=data.max_length,
@@ -232,6 +233,24 @@ def test_batches_of_a_step_have_one_scale_factor(shards, processor, config):
     factors = [batches[index]["scale_factor"] for index in range(12)]
     assert factors[0::2] == factors[1::2]
     assert set(factors) == {2, 4}
+
+
+def test_tiles_of_a_mixed_step_draw_their_own_scale_factors(shards, processor, config):
+    maker = {"scale_factors": (2, 4), "mixed_share": 0.5}
+    batches = batches_of(open_shards(shards), processor, replace(config, **maker))
+    made = [batches[index] for index in range(12)]
+    assert {"scale_factors" in batch for batch in made[0::2]} == {True, False}
+    for first, second in zip(made[0::2], made[1::2], strict=True):
+        assert ("scale_factors" in first) == ("scale_factors" in second)  # of one step
+    for batch in made:
+        factors = batch.get("scale_factors", torch.full_like(batch["tile_index"], batch.get("scale_factor", 0)))
+        rows, cols = processor.patch_grid
+        packed = sum(-(-rows // factor) * -(-cols // factor) for factor in factors.tolist())
+        assert int((batch["input_ids"] == processor.image_token_id).sum()) == packed
+    mixed = [batch["scale_factors"] for batch in made if "scale_factors" in batch]
+    assert any(len(set(factors.tolist())) == 2 for factors in mixed)
+    again = batches_of(open_shards(shards), processor, replace(config, **maker))
+    assert all(torch.equal(again[index]["input_ids"], batch["input_ids"]) for index, batch in enumerate(made))
 
 
 class CountingShard:

@@ -82,7 +82,7 @@ def test_tokens_are_the_mean_of_what_the_processor_used(tiny_model, tiny_process
 
 def test_a_budget_bounds_every_image(tiny_model, tiny_processor, samples):
     asker = Asker(tiny_model, tiny_processor, max_image_tokens=60)
-    assert all(asker.layout((sample.image.height, sample.image.width)).num_tokens <= 60 for sample in samples)
+    assert all(asker.layout(sample.image).num_tokens <= 60 for sample in samples)
 
 
 def test_kinds_add_up_to_the_whole(tiny_model, tiny_processor, task):

@@ -53,6 +53,17 @@ def test_tiles_may_have_different_scale_factors(answerer, carried):
     assert list(answerer.generate(inputs, 16)) == answer_by_torch(model, inputs, answerer.end_ids)
 
 
+def test_auto_takes_the_graphs_of_the_routers_scale_factors(answerer, carried, monkeypatch):
+    model, messages = carried[0], about([SIGN.image], "how many words are there?")
+    with pytest.raises(ValueError, match=r"a tile's scale_factor=\d+ was not exported; use 2, 3, 4, or export it"):
+        answerer.prepare(messages, [SIGN.image], "auto")
+    router = {"scale_factors": [2, 4], "detail": [0.04], "thumbnail_detail": [9.0]}
+    monkeypatch.setattr(answerer.processor, "router", router)
+    inputs = answerer.prepare(messages, [SIGN.image], "auto")
+    assert set(inputs["scale_factors"].tolist()) == {2, 4}
+    assert list(answerer.generate(inputs, 16)) == answer_by_torch(model, inputs, answerer.end_ids)
+
+
 def test_several_threads_get_their_own_answers(answerer):
     samples = [FinePrint("test")[index] for index in range(4)]
     asked = [(about([sample.image], sample.questions[0].text), [sample.image]) for sample in samples]

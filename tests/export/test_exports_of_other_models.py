@@ -9,6 +9,7 @@ import pytest
 from tokenpacker.export import ExportedAnswerer, agreement, compare_answers
 from tokenpacker.export.agreement import answer_by_torch
 from tokenpacker.hf import TokenPackerProcessor
+from tokenpacker.projectors import RECOMMENDED_TOKEN_PACKER
 
 pytestmark = pytest.mark.slow
 
@@ -65,8 +66,9 @@ def test_int8_is_a_third_of_the_size_and_answers(carried, export, tmp_path, to):
     [
         {"vision": "siglip", "text": "qwen2", "tied": True, "projector_config": {"name": "mlp"}},
         {"projector_config": {"name": "resampler", "query_grid": [2, 2], "num_heads": 4}},
+        {"projector_config": {**RECOMMENDED_TOKEN_PACKER, "num_heads": 4}},
     ],
-    ids=["siglip-qwen2-mlp", "clip-llama-resampler"],
+    ids=["siglip-qwen2-mlp", "clip-llama-resampler", "clip-llama-token-packer-recommended"],
 )
 def test_other_towers_projectors_and_language_models_are_exported(
     make_tiny_model, tiny_tokenizer, export, tmp_path, image_of, parts

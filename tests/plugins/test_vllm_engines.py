@@ -42,6 +42,16 @@ def test_options_of_the_engine_hold_until_a_request_has_its_own(theirs, image_of
     assert ask(scale_factor=4) == ask()
 
 
+def test_auto_of_the_engine_and_of_a_request_gives_the_router_s_tiles(theirs, image_of):
+    half = image_of(192, 192)
+    half.paste("white", (0, 0, 192, 96))
+    engine = start(carried_model_path(), mm_processor_kwargs={"scale_factor": "auto"}, max_num_batched_tokens=512)
+    case = Case(QUESTION, [half], {})
+    assert answers(engine, [case]) == [theirs.answer(Case(QUESTION, [half], {"scale_factor": "auto"}))]
+    for options in ({"scale_factor": 4}, {"scale_factor": "auto", "max_image_tokens": 20}):
+        assert answers(engine, [Case(QUESTION, [half], options)]) == [theirs.answer(Case(QUESTION, [half], options))]
+
+
 @pytest.mark.parametrize(
     ("options", "message"), [({"scale_facto": 4}, "did you mean scale_factor"), ({"scale_factor": 50}, "patch_grid")]
 )

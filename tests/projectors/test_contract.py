@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tokenpacker import VisionFeatures
-from tokenpacker.projectors import available, build, config_from_dict, load, save
+from tokenpacker.projectors import RECOMMENDED_TOKEN_PACKER, available, build, config_from_dict, load, save
 
 WIDTHS = {"vision_dim": 16, "language_dim": 24, "num_levels": 3}
 GRID = (6, 6)
@@ -16,9 +16,10 @@ SEES_MORE_THAN_ITS_WINDOW = {"c-abstractor", "ldp-v2", "resampler"}  # by convol
 HONOUR_ONE_SCALE_FACTOR = {"mlp", "pixel-shuffle", "resampler"}
 
 
-@pytest.fixture(params=available())
+@pytest.fixture(params=[*available(), RECOMMENDED_TOKEN_PACKER], ids=str)
 def projector(request):
-    return build({"name": request.param, **WIDTHS})
+    settings = request.param if isinstance(request.param, dict) else {"name": request.param}
+    return build({**settings, **WIDTHS})
 
 
 def build_for(name, grid, scale):

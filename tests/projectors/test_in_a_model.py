@@ -5,19 +5,20 @@ import torch
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText
 
 from tokenpacker.hf import TokenPackerForConditionalGeneration, TokenPackerProcessor
-from tokenpacker.projectors import available
+from tokenpacker.projectors import RECOMMENDED_TOKEN_PACKER, available
 
 
-@pytest.fixture(params=available())
+@pytest.fixture(params=[*available(), RECOMMENDED_TOKEN_PACKER], ids=str)
 def model(request, tiny_model):
     config = tiny_model.config
-    fields = {"resampler": {"query_grid": [4, 4]}}  # the tiny tower's patch grid is 8 x 8
+    name, fields = request.param, {"resampler": {"query_grid": [4, 4]}}  # the tiny tower's patch grid is 8 x 8
+    settings = name if isinstance(name, dict) else {"name": name, **fields.get(name, {})}
     return TokenPackerForConditionalGeneration.from_parts(
         AutoModel.from_config(config.vision_config),
         AutoModelForCausalLM.from_config(config.text_config),
         vision_levels=[2, 3, 4, 5],
         image_token_id=config.image_token_id,
-        projector_config={"name": request.param, **fields.get(request.param, {})},
+        projector_config=settings,
     ).eval()
 
 

@@ -42,6 +42,22 @@ def test_scale_factors_are_drawn_per_step(tokenizer):
     assert {steps[index]["scale_factor"] for index in range(len(steps))} == {2, 3, 4}
 
 
+def test_tiles_of_a_mixed_step_draw_their_own_scale_factors(tokenizer):
+    mixed = [described(tokenizer, mixed_share=1.0)[index] for index in range(6)]
+    for step in mixed:
+        assert "scale_factor" not in step
+        assert len(step["scale_factors"]) == len(step["patch_labels"])
+        places = int((step["input_ids"] == tokenizer.convert_tokens_to_ids("<image>")).sum())
+        assert places == sum((12 // factor) ** 2 for factor in step["scale_factors"].tolist())
+    assert set(torch.cat([step["scale_factors"] for step in mixed]).tolist()) == {2, 3, 4}
+
+
+def test_without_a_share_nothing_is_mixed_and_steps_are_those_of_before(tokenizer):
+    plain, none = described(tokenizer)[2], described(tokenizer, mixed_share=0.0)[2]
+    assert plain["scale_factor"] == none["scale_factor"]
+    assert torch.equal(plain["input_ids"], none["input_ids"])
+
+
 def test_paced_alike_steps_show_the_same_pictures_at_every_scale_factor(tokenizer):
     def labels(scale_factor, paced_at):
         steps = described(tokenizer, scale_factors=(scale_factor,), paced_at=paced_at, easy_share=0.0)

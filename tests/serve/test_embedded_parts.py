@@ -219,3 +219,16 @@ def test_a_step_does_not_copy_the_cache():
     for _ in range(SPARE_COLUMNS):
         cache.update(torch.ones(2, 1, 1, 3), torch.ones(2, 1, 1, 3), 0)
     assert cache.layers[0].keys.data_ptr() == first
+
+
+def test_rows_that_find_the_cache_empty_take_the_memory_of_those_before():
+    cache, pointers = RowCache(1), set()
+    for length in (9, 5, 9):
+        new = DynamicCache()
+        new.update(torch.ones(2, 1, length, 3), torch.ones(2, 1, length, 3), 0)
+        cache.add(new)
+        cache.update(torch.ones(2, 1, 1, 3), torch.ones(2, 1, 1, 3), 0)
+        pointers.add(cache.layers[0].keys.untyped_storage().data_ptr())
+        cache.drop(0, 0)
+        cache.drop(0, length + 1)
+    assert len(pointers) == 1

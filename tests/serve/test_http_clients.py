@@ -75,6 +75,12 @@ def test_a_larger_scale_factor_or_a_budget_makes_fewer_image_tokens(ask, engine)
         assert usage.prompt_tokens_details.image_tokens == expected < 370
 
 
+def test_auto_gives_tiles_without_detail_one_token(ask, engine):
+    blank = Image.new("RGB", (192, 192), "white")
+    usage = ask(COLOR, data_url(blank), extra_body={"scale_factor": "auto"}).usage
+    assert usage.prompt_tokens_details.image_tokens == 20  # of ten tiles with their separators
+
+
 def test_the_stream_spells_the_same_answer_and_ends_with_its_usage(ask):
     whole = ask(COLOR, box("red"), box("blue"))
     chunks = list(ask(COLOR, box("red"), box("blue"), stream=True, stream_options={"include_usage": True}))

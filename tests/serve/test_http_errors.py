@@ -90,7 +90,8 @@ def refused(client, caplog):
         ),
         ({"messages": [{"role": "user", "content": 5}]}, "messages[0].content", "must be a valid string"),
         ({"messages": [{"role": "user"}]}, "messages[0].content", "messages[0].content is missing"),
-        ({"scale_factor": 0}, "scale_factor", "scale_factor must be greater than or equal to 1"),
+        ({"scale_factor": 0}, "scale_factor", "scale_factor must be a whole number of at least 1, or 'auto'"),
+        ({"scale_factor": "3"}, "scale_factor", "scale_factor must be a whole number of at least 1, or 'auto'"),
     ],
 )
 def test_a_wrong_field_is_named_in_a_sentence(refused, fields, param, message):
@@ -350,8 +351,9 @@ def test_defaults_of_the_server_hold_where_a_request_names_none():
     with client_of(scale_factor=3, max_image_tokens=50) as client:
         client.post(CHAT, json=question())
         client.post(CHAT, json=question(scale_factor=4))
+        client.post(CHAT, json=question(scale_factor="auto"))
         asked = client.app.state.service.engine.questions
-    assert [(one.scale_factor, one.max_image_tokens) for one in asked] == [(3, 50), (4, 50)]
+    assert [(one.scale_factor, one.max_image_tokens) for one in asked] == [(3, 50), (4, 50), ("auto", 50)]
 
 
 def test_the_roles_and_parts_of_a_conversation_reach_the_engine(client):

@@ -11,6 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from tokenpacker.checkpoints import convert
+from tokenpacker.hf import TokenPackerProcessor, carried_model_path
 from tokenpacker.train.assemble import assemble, load_processor, save_projector
 from tokenpacker.train.config import LoraConfig, ModelConfig, OptimizerConfig, TrainingConfig
 from tokenpacker.train.optimizer import part_groups, part_of
@@ -136,3 +137,8 @@ def test_another_tokenizer_gets_one_more_token(config, tmp_path, tiny_tokenizer)
     assert processor.tokenizer.pad_token_id not in (None, processor.tokenizer.eos_token_id)  # or no end were learned
     assert model.config.image_token_id == processor.image_token_id < model.get_input_embeddings().num_embeddings
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "lm").config.vocab_size == len(plain)
+
+
+def test_a_run_that_continues_from_a_model_drops_the_router_that_was_fitted_to_its_weights():
+    assert TokenPackerProcessor.from_pretrained(carried_model_path()).router is not None
+    assert load_processor(ModelConfig(start="tiny", chat_format="bare")).router is None

@@ -113,6 +113,7 @@ def test_a_file_changes_what_it_names(tmp_path, suffix):
         ("precision=float64", "precision='float64' must be 'float32' or 'bfloat16'"),
         ("batch_size=100", "device_batch_size=16 does not divide batch_size=100"),
         ("train=[]", "train is empty"),
+        ("mixed_share=0.5", "mixed_share=0.5 needs two scale_factors or more, and compile=false"),
         ("train=[head]", "train.0='head' must be 'vision_tower', 'projector', 'regions' or 'language_model'"),
         ("lora.rank=4", "lora replaces the training of language_model"),
         ("epochs=0", "epochs=0 must be greater than 0"),

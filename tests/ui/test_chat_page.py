@@ -210,6 +210,26 @@ def test_the_count_and_the_grid_follow_the_sliders_before_a_model_runs(served, v
     assert sum(served.engine.batch_sizes.values()) == runs
 
 
+def test_scale_factor_0_gives_each_tile_tokens_by_its_detail(served, visit):
+    page = visit()
+    add(page, png(SAMPLE.image))
+    shown(page)
+    page.get_by_label("number input for Scale factor").first.fill("0")
+    page.get_by_label("number input for Scale factor").first.press("Tab")
+    plan = served.actions.processor.plan_image(SAMPLE.image, scale_factor="auto")
+    wait_for_count(page, plan.layout.num_tokens)
+    drawn = "document.querySelector('.stage-tokens').getAttribute('d').split('M').length - 1"
+    assert page.evaluate(drawn) == sum(plan.layout.tile_tokens[:-1])
+    stage = page.locator("svg[role=application]")
+    assert "tiles of different numbers of tokens" in stage.get_attribute("aria-label")
+    stage.focus()
+    for _ in range(sum(cols for _, cols in plan.layout.token_grids[: plan.layout.tile_grid.cols])):
+        page.keyboard.press("ArrowRight")  # through the tiles of the first row
+    page.get_by_text(f"of tile {plan.layout.tile_grid.cols}, ").wait_for()
+    ask(page, SAMPLE.questions[0].text)
+    page.get_by_role("log", name="Conversation", exact=True).locator(".answer").wait_for()
+
+
 def test_two_budgets_answer_side_by_side(served, visit):
     page = visit()
     add(page, png(SAMPLE.image))

@@ -17,7 +17,8 @@ def packed(image: Image.Image, scale_factor: int = 2) -> PackedImage:
     size = (image.height, image.width)
     grid = choose_tile_grid(size, TILE)
     token_grid = (-(-PATCHES[0] // scale_factor), -(-PATCHES[1] // scale_factor))
-    return PackedImage(image, ImageLayout(grid, token_grid), slice_views(size, grid, TILE), TILE, PATCHES, scale_factor)
+    factors = (scale_factor,) * grid.num_tiles
+    return PackedImage(image, ImageLayout(grid, token_grid), slice_views(size, grid, TILE), TILE, PATCHES, factors)
 
 
 def even(side: int, heads: int = 2) -> np.ndarray:
@@ -28,7 +29,7 @@ def test_the_plan_of_a_processor_is_what_the_model_gets(tiny_processor, image_of
     plan = PackedImage.plan(tiny_processor, image_of(60, 90), scale_factor=4)
     inputs = tiny_processor(images=image_of(60, 90), text="<image>", scale_factor=4, return_tensors="pt")
     assert len(plan.views) == len(inputs["pixel_values"])
-    assert plan.window_size == (16, 16)
+    assert plan.window_size(0) == (16, 16)
     assert plan.num_full_tokens == len(plan.views) * 65
 
 

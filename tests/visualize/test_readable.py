@@ -62,7 +62,8 @@ def assert_readable(written) -> None:
 def test_a_packing_page_can_be_read(written, image_of, size, scale_factor, name):
     grid, side = choose_tile_grid(size, (32, 32)), -(-8 // scale_factor)
     layout = ImageLayout(grid, (side, side))
-    packed = PackedImage(image_of(*size), layout, slice_views(size, grid, (32, 32)), (32, 32), (8, 8), scale_factor)
+    factors = (scale_factor,) * grid.num_tiles
+    packed = PackedImage(image_of(*size), layout, slice_views(size, grid, (32, 32)), (32, 32), (8, 8), factors)
     weights = np.zeros((16, scale_factor, scale_factor))
     weights[:, 0, 0] = 1
     draw_page(packed, name, 0, weights)

@@ -126,6 +126,7 @@ def _check_exportable(
         "vision tower": (config.vision_config.model_type, "clip_vision_model"),
         "language model": (config.text_config.model_type, "llama"),
         "projector": (projector["name"], "token-packer"),
+        "projector beyond the paper": (getattr(config.projector, "beyond_the_paper", "") or None, None),
         "projector heads": (projector.get("num_heads"), RELEASED_HEADS),
         "vision_levels": (tuple(config.vision_levels), KEY_VALUE_LEVELS),
         "attention_bias": (bool(getattr(config.text_config, "attention_bias", False)), False),

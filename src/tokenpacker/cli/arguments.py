@@ -4,6 +4,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import Any, Literal
 
 import typer
 
@@ -72,6 +73,20 @@ def whole_numbers(option: str, text: str, least: int = 1) -> tuple[int, ...]:
     if not parts or not all(part.isdigit() and int(part) >= least for part in parts):
         raise ValueError(f"{option} {text!r} must be whole numbers of at least {least} with commas between, as in 2,4")
     return tuple(map(int, parts))
+
+
+def scale_factor(param: typer.CallbackParam, value: str | None) -> Any:
+    """A typer callback for `--scale-factor` of commands that see the images."""
+    return None if value is None else one_scale_factor(param.opts[0], value)
+
+
+def one_scale_factor(option: str, text: str) -> int | Literal["auto"]:
+    """A whole number of at least 1, or "auto". Raises ValueError for anything else."""
+    if text == "auto":
+        return "auto"
+    if not text.isdigit() or int(text) < 1:
+        raise ValueError(f"{option} {text} must be at least 1, or auto")
+    return int(text)
 
 
 def image_size(option: str, text: str) -> tuple[int, int]:

@@ -28,7 +28,7 @@ def load_model(
     device: str | None = None,
     dtype: str | None = None,
     *,
-    scale_factor: int | None = None,
+    scale_factor: int | str | None = None,
     max_image_tokens: int | None = None,
 ) -> tuple[TokenPackerForConditionalGeneration, TokenPackerProcessor]:
     """Model and processor of `--model`, ready to answer.
@@ -53,7 +53,7 @@ def load_model(
         raise ValueError(f"model {folder} has no weights ({' or '.join(WEIGHT_FILES)}); {REMEDY}")
     geometry = Geometry.of_model(folder)
     if scale_factor is not None or max_image_tokens is not None:
-        geometry.layout((1, 1), scale_factor, max_image_tokens)
+        geometry.check(scale_factor, max_image_tokens)
     placement = placement_of(device, dtype)
     with quiet(verbose):
         from safetensors import SafetensorError

@@ -63,6 +63,7 @@ class Geometry:
     Args:
         tile_size: (height, width) of a tile in pixels.
         patch_grid: (rows, cols) of patches in a tile.
+        router: of `scale_factor="auto"`; None for a model without one.
     """
 
     tile_size: tuple[int, int]
@@ -71,6 +72,7 @@ class Geometry:
     image_mode: str = "slice"
     max_tiles: int = 9
     grid_list: GridList = "all"
+    router: dict[str, Any] | None = None
 
     @classmethod
     def paper(cls, grid_list: GridList = "all") -> Geometry:
@@ -96,14 +98,22 @@ class Geometry:
                 image_mode=images["image_mode"],
                 max_tiles=images["max_tiles"],
                 grid_list=images.get("grid_list", "all"),  # folders of version 0.1.0 do not say
+                router=config.get("router"),
             )
         except (KeyError, IndexError, TypeError) as error:
             raise ValueError(f"{path} is damaged ({error!r}); fetch the model anew") from None
 
+    def check(self, scale_factor: int | str | None, max_image_tokens: int | None) -> None:
+        """Raises ValueError for limits that no image can meet, and for "auto" without a router."""
+        from tokenpacker.router import AUTO, own_router
+
+        sure = own_router(self.router).coarsest if scale_factor == AUTO else scale_factor
+        self.layout((1, 1), sure, max_image_tokens)
+
     def layout(
         self,
         image_size: tuple[int, int],
-        scale_factor: int | None = None,
+        scale_factor: Any = None,
         max_image_tokens: int | None = None,
         max_tiles: int | None = None,
     ) -> ImageLayout:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from tokenpacker.cli.arguments import device_name, in_range, picture_file
+from tokenpacker.cli.arguments import device_name, in_range, picture_file, scale_factor
 
 LOADING, MORE = "Device and loading", "More"  # panels
 
@@ -42,6 +42,9 @@ def flag(name: str, help: str, panel: str | None = None) -> Any:
 
 Model = Annotated[str | None, value("MODEL", "Folder, hub id or name in `models`.", "carried")]
 ScaleFactor = Annotated[int | None, number("Pack S x S patches into a token.", "model's", metavar="S")]
+AutoScaleFactor = Annotated[  # a number where it is one: the callback changes the text
+    str | None, value("S|auto", "Pack S x S patches; auto: by detail.", "model's", callback=scale_factor)
+]
 MaxImageTokens = Annotated[int | None, number("Most tokens of an image.", "no limit")]
 AllowHost = Annotated[list[str] | None, value("NAME", "Answer to this name, too; repeatable.", "localhost")]
 MaxTiles = Annotated[int | None, number("Most tiles, without thumbnail.", "model's")]

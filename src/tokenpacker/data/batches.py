@@ -25,7 +25,7 @@ from tokenpacker.data.plan import NOTHING_USABLE, Batch, Planner, Row, RunPlan
 from tokenpacker.data.records import Records
 from tokenpacker.data.rejects import Rejects
 from tokenpacker.data.rows import Record, RecordError
-from tokenpacker.data.samples import Length, Sample, SampleMaker
+from tokenpacker.data.samples import Length, Mixed, Sample, SampleMaker
 from tokenpacker.data.streams import Position, Stream
 from tokenpacker.sequence import IGNORED
 
@@ -43,14 +43,22 @@ class BatchMaker:
     Args:
         packed: several samples share a row.
         scale_factors: one is drawn for each optimizer step; empty takes the projector's own.
-        seed: of the draw.
+        mixed_share: share of the steps in which each tile draws its own.
+        seed: of the draws.
     """
 
     def __init__(
-        self, maker: SampleMaker, rejects: Rejects, *, packed: bool, scale_factors: Sequence[int] = (), seed: int = 0
+        self,
+        maker: SampleMaker,
+        rejects: Rejects,
+        *,
+        packed: bool,
+        scale_factors: Sequence[int] = (),
+        mixed_share: float = 0.0,
+        seed: int = 0,
     ) -> None:
         self.maker, self.rejects, self.packed = maker, rejects, packed
-        self.scale_factors, self.seed = scale_factors, seed
+        self.scale_factors, self.mixed_share, self.seed = scale_factors, mixed_share, seed
         tokenizer = maker.processor.tokenizer
         self.pad_token_id = tokenizer.pad_token_id
         self.idle = _idle_sample(tokenizer.bos_token_id or tokenizer.pad_token_id, maker)
@@ -65,21 +73,25 @@ class BatchMaker:
 
         Args:
             read: gives the record of a number in `batch`, or raises RecordError.
-            step: optimizer step of the batch. All batches of a step have the same scale factor.
+            step: optimizer step of the batch. All batches of a step have the same scale factor, or all mix them.
         """
-        scale_factor = None
+        scale_factor: int | Mixed | None = None
+        name = f"scale/{self.seed}/{step}"
         if self.scale_factors:
-            scale_factor = random.Random(f"scale/{self.seed}/{step}").choice(self.scale_factors)
+            rng = random.Random(name)
+            scale_factor = rng.choice(self.scale_factors)
+            if rng.random() < self.mixed_share:
+                scale_factor = Mixed(tuple(self.scale_factors), name)
         rows = [self._samples(row, read, scale_factor) for row in batch]
         rows = [row for row in rows if row] or [[self.idle]]
         samples = [sample for row in rows for sample in row]
         pad = self.pad_token_id
         made = collate_packed(rows, pad) if self.packed else collate_padded(samples, pad)
-        if scale_factor is not None:
+        if isinstance(scale_factor, int):
             made["scale_factor"] = scale_factor
         return made | {IDS: [sample.id for sample in samples]}
 
-    def _samples(self, row: Row, read: Callable[[int], Record], scale_factor: int | None) -> list[Sample]:
+    def _samples(self, row: Row, read: Callable[[int], Record], scale_factor: int | Mixed | None) -> list[Sample]:
         samples = []
         for number in row:
             try:

@@ -100,7 +100,7 @@ def _rows(rows: Sequence[Sequence[Sample]], pad_token_id: int) -> dict[str, Any]
             for key, tensor in batch.items():
                 tensor[number, start:end] = getattr(sample, key)
             start = end
-    return batch | _tiles(samples) | _regions(samples)
+    return batch | _tiles(samples) | _scale_factors(samples) | _regions(samples)
 
 
 def _tiles(samples: Sequence[Sample]) -> dict[str, Any]:
@@ -122,6 +122,12 @@ def _tiles(samples: Sequence[Sample]) -> dict[str, Any]:
 def _digest(tile: Tensor) -> bytes:
     data = tile.contiguous().view(torch.uint8).numpy()
     return hashlib.blake2b(data.data, digest_size=DIGEST_BYTES).digest()
+
+
+def _scale_factors(samples: Sequence[Sample]) -> dict[str, Any]:
+    """`scale_factors` (N,) of tiles that drew their own; empty if all have that of the step."""
+    found = [sample.scale_factors for sample in samples if sample.scale_factors is not None]
+    return {"scale_factors": torch.cat(found)} if found else {}
 
 
 def _regions(samples: Sequence[Sample]) -> dict[str, Any]:

@@ -14,9 +14,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, get_args
+from itertools import chain
+from typing import Any, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -54,6 +56,7 @@ class Sample:
         tile_grids: one per image, in the order of the marks.
         region_cells: (R, P, L), the weight of each patch in each region; None for a model without regions.
         region_first_tile: (R,), the first tile of the region's image.
+        scale_factors: (N,), of tiles that drew their own; None if all have that of the step.
     """
 
     id: str
@@ -64,6 +67,20 @@ class Sample:
     tile_grids: tuple[TileGrid, ...]
     region_cells: Tensor | None = None
     region_first_tile: Tensor | None = None
+    scale_factors: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Mixed:
+    """Scale factors of which each tile draws one. `seed` and the record's id decide."""
+
+    scale_factors: tuple[int, ...]
+    seed: str
+
+    def draw(self, record_id: str, counts: Sequence[int]) -> list[list[int]]:
+        """For each image the scale factors of so many tiles."""
+        rng = random.Random(f"{self.seed}/{record_id}")
+        return [rng.choices(self.scale_factors, k=count) for count in counts]
 
 
 class SampleMaker:
@@ -137,18 +154,27 @@ class SampleMaker:
             regions=sum(map(len, record.regions)),
         )
 
-    def make(self, record: Record, scale_factor: int | None = None) -> Sample:
+    def make(self, record: Record, scale_factor: int | Mixed | None = None) -> Sample:
         """The sample of a record.
 
         Args:
-            scale_factor: None takes the projector's own. The model must be called with the same.
+            scale_factor: None takes the projector's own. The model must be called with the same, or with those that
+                the sample has.
 
         Raises:
             RecordError: if the conversation is malformed; an image is missing, damaged or too large; marks differ in
                 number from images or regions; the model would not see a region; the sample exceeds `max_length` or
                 `max_tiles`, or nothing would be learned from it.
         """
-        example, layouts = self._prepare(record, scale_factor)
+        factors = None
+        if isinstance(scale_factor, Mixed):
+            finest = min(scale_factor.scale_factors)
+            sizes = [self._size(record, image) for image in record.images]
+            counts = [self._layout(size, finest).tile_grid.num_tiles for size in sizes]
+            factors = scale_factor.draw(record.id, counts)
+            example, layouts = self._prepare(record, factors)
+        else:
+            example, layouts = self._prepare(record, scale_factor)
         grids = tuple(layout.tile_grid for layout in layouts)
         try:
             pictures = [to_rgb(image) for image in record.images]
@@ -162,12 +188,15 @@ class SampleMaker:
             attention_mask=torch.tensor(example.attention_mask),
             pixel_values=tiles,
             tile_grids=grids,
+            scale_factors=None if factors is None else torch.tensor([*chain(*factors)], dtype=torch.int64),
             **self._region_inputs(record, grids),
         )
 
-    def _prepare(self, record: Record, scale_factor: int | None) -> tuple[Example, list[ImageLayout]]:
+    def _prepare(self, record: Record, scale_factor: int | list[list[int]] | None) -> tuple[Example, list[ImageLayout]]:
         """Ids and labels with all image tokens in place, and the layout of each image."""
-        layouts = [self._layout(self._size(record, image), scale_factor) for image in record.images]
+        entries: Sequence[Any] = scale_factor if isinstance(scale_factor, list) else [scale_factor] * len(record.images)
+        sizes = [self._size(record, image) for image in record.images]
+        layouts = [self._layout(size, entry) for size, entry in zip(sizes, entries, strict=True)]
         example = self._example(record)
         processor = self.processor
         mark = processor.image_token_id
@@ -233,7 +262,7 @@ class SampleMaker:
         except ValueError as error:
             raise _reject(record, str(error), "malformed region") from None
 
-    def _layout(self, size: tuple[int, int], scale_factor: int | None) -> ImageLayout:
+    def _layout(self, size: tuple[int, int], scale_factor: int | list[int] | None) -> ImageLayout:
         return self.processor.image_layout(size, scale_factor=scale_factor, max_image_tokens=self.max_image_tokens)
 
     def _size(self, record: Record, image: ImageReference) -> tuple[int, int]:

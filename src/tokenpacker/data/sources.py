@@ -349,14 +349,16 @@ def _scenes(config: TrainingConfig, processor: TokenPackerProcessor) -> Source:
         one_tile_share=scenes.one_tile_share,
         paced_at=scenes.paced_at,
         scale_factors=config.scale_factors,
+        mixed_share=config.mixed_share,
         max_tiles=images.max_tiles,
         tile_size=images.tile_size,
         patch_size=images.tile_size[0] // processor.patch_grid[0],
         regions=scenes.regions,
     )
     decisive = dataclasses.asdict(spec)
-    if spec.regions is None:
-        del decisive["regions"]  # so that runs resume that began before there were regions
+    for name in ("regions", "mixed_share"):  # so that runs resume that began before these were there
+        if not decisive[name]:
+            del decisive[name]
     return Source(
         batches=Steps(spec, processor.tokenizer, num_steps=num_steps, seed=config.seed, processor=processor),
         num_steps=num_steps,
@@ -394,4 +396,5 @@ def _batch_maker(
     data, format = config.data, config.model.chat_format
     samples = SampleMaker(processor, format, data.max_length, max_tiles=data.max_tiles_per_batch)
     left_out = Rejects(output / rejects if output else None, data.max_reject_share, num_samples=num_samples)
-    return BatchMaker(samples, left_out, packed=data.packed, scale_factors=config.scale_factors, seed=config.seed)
+    factors: dict[str, Any] = {"scale_factors": config.scale_factors, "mixed_share": config.mixed_share}
+    return BatchMaker(samples, left_out, packed=data.packed, seed=config.seed, **factors)

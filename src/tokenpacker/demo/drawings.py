@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -29,11 +30,11 @@ def grid_picture(packed: PackedImage) -> Markup:
     return _svg(packed.image, overlay, description)
 
 
-def attention_picture(packed: PackedImage, weights: np.ndarray) -> Markup:
+def attention_picture(packed: PackedImage, weights: Sequence[np.ndarray]) -> Markup:
     """Returns the image under a shade: the less a patch gave to its token, the darker.
 
     Args:
-        weights: (N, T, H, s, s) as `PackedImage.attention` gives them.
+        weights: (T, H, s, s) of each tile, as `PackedImage.attention` gives them.
     """
     shade = Image.fromarray(shade_map(packed, weights))
     black = Image.new("LA", shade.size)
@@ -48,13 +49,13 @@ def attention_picture(packed: PackedImage, weights: np.ndarray) -> Markup:
     return _svg(packed.image, overlay, "The image with those patches bright that gave most to their token")
 
 
-def shade_map(packed: PackedImage, weights: np.ndarray) -> np.ndarray:
+def shade_map(packed: PackedImage, weights: Sequence[np.ndarray]) -> np.ndarray:
     """Returns (height, width) bytes, one for each patch of the tiles, without the thumbnail.
 
     The largest weight of each window gives 0, a weight of 0 gives `SHADE_ALPHA`.
     """
     grid, (rows, cols) = packed.layout.tile_grid, packed.layout.token_grid
-    mean = torch.from_numpy(weights[: grid.rows * grid.cols]).mean(dim=2)  # (N, T, H, s, s) -> (N, T, s, s)
+    mean = torch.from_numpy(np.stack(weights[: grid.rows * grid.cols])).mean(dim=2)  # (N, T, H, s, s) -> (N, T, s, s)
     relative = mean / mean.amax(dim=(-2, -1), keepdim=True)
     tiles = relative.unflatten(1, (rows, cols)).transpose(2, 3).flatten(3, 4).flatten(1, 2)  # (N, rows*s, cols*s)
     tiles = tiles[:, : packed.patch_grid[0], : packed.patch_grid[1]]  # (N, h, w): edge windows reach beyond the grid

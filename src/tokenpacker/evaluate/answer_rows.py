@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,15 +46,16 @@ class Plan:
     """How many tokens the images of a run get.
 
     Args:
-        scale_factor: None takes the model's own.
+        scale_factor: "auto" for each tile by its detail; None takes the model's own.
         max_image_tokens: of each image; None sets no limit.
     """
 
-    scale_factor: int | None = None
+    scale_factor: int | Literal["auto"] | None = None
     max_image_tokens: int | None = None
 
     @property
     def name(self) -> str:
-        """Name of its files: `s2`, `max200`, `s3-max200`; `own` without options."""
-        parts = [f"s{self.scale_factor}" if self.scale_factor else "", f"max{self.max_image_tokens or ''}"]
+        """Name of its files: `s2`, `auto`, `max200`, `s3-max200`; `own` without options."""
+        factor = f"s{self.scale_factor}" if isinstance(self.scale_factor, int) else self.scale_factor or ""
+        parts = [factor, f"max{self.max_image_tokens or ''}"]
         return "-".join(part for part in parts if part and part != "max") or "own"

@@ -26,6 +26,7 @@ from tokenpacker.hf.outputs import ImageFeatures
 from tokenpacker.hf.processing.prompts import ImageTokens, encode_prompts
 from tokenpacker.hf.versions import CACHE
 from tokenpacker.images import ImageError, ImageSource, image_size, load_image
+from tokenpacker.router import AUTO, ScaleFactor
 from tokenpacker.sequence import ImageLayout
 
 MAX_BATCH_TOKENS = 32_768  # of prompts and answers at once: 16 GiB of keys and values in a 7B model of 16 bits
@@ -107,16 +108,18 @@ class Asker:
         model: PreTrainedModel,
         processor: ProcessorMixin,
         *,
-        scale_factor: int | None = None,
+        scale_factor: ScaleFactor | None = None,
         max_image_tokens: int | None = None,
     ):
         self.model, self.processor = model.eval(), processor
         self.image_token_id: int = model.config.image_token_id
         self.options: dict[str, Any] = {"scale_factor": scale_factor, "max_image_tokens": max_image_tokens}
 
-    def layout(self, size: tuple[int, int]) -> ImageLayout:
-        """The tiles and tokens of an image of (height, width)."""
-        return self.processor.image_layout(size, **self.options)
+    def layout(self, image: ImageSource) -> ImageLayout:
+        """The tiles and tokens of an image, by its header alone unless the router must see its pixels."""
+        if self.options["scale_factor"] == AUTO:
+            return self.processor.plan_image(image, **self.options).layout
+        return self.processor.image_layout(image_size(image), **self.options)
 
     def batches(self, groups: Iterable[ImageGroup], batch_size: int, max_new_tokens: int) -> Iterator[list[ImageGroup]]:
         """Groups that are answered together: of equally many image tokens and texts of about the same length.
@@ -173,7 +176,7 @@ class Asker:
     def _num_tokens(self, group: ImageGroup) -> int:
         """Tokens of a group's images, by their headers; 0 if one cannot be read, of which `answer` says why."""
         try:
-            return sum(self.layout(image_size(_source(image))).num_tokens for image in group.images)
+            return sum(self.layout(_source(image)).num_tokens for image in group.images)
         except ImageError:
             return 0
 
@@ -184,7 +187,7 @@ class Asker:
         inputs = self.processor(
             images=[pictures] if pictures else None, text=[plain], return_tensors="pt", **self.options
         )
-        return _Opened(group, [self.layout(size) for size in sizes], sizes, dict(inputs))
+        return _Opened(group, [self.layout(picture) for picture in pictures], sizes, dict(inputs))
 
     def _try_to_open(self, group: ImageGroup) -> _Opened | ImageError:
         try:

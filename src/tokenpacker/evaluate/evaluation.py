@@ -14,6 +14,7 @@ from tokenpacker.evaluate.bench_tasks import draw
 from tokenpacker.evaluate.score import Answer, Score, TaskResult
 from tokenpacker.evaluate.tasks import Task, find_task
 from tokenpacker.progress import Progress
+from tokenpacker.router import ScaleFactor
 from tokenpacker.scenes import Sample
 
 NUM_ERRORS_KEPT = 20
@@ -24,7 +25,7 @@ def evaluate(
     processor: ProcessorMixin,
     task: Task | str,
     *,
-    scale_factor: int | None = None,
+    scale_factor: ScaleFactor | None = None,
     max_image_tokens: int | None = None,
     limit: int | None = None,
     seed: int = 0,
@@ -35,7 +36,7 @@ def evaluate(
 
     Args:
         task: a `Task`, or the name of one of `TASKS`.
-        scale_factor: for every image; None takes the model's own.
+        scale_factor: for every image; "auto" for each tile by its detail, None for the model's own.
         max_image_tokens: budget of tokens per image; None sets no limit.
         limit: number of questions, drawn at random with `seed` from the whole task; None asks all.
         batch_size: questions answered at once, rounded up to whole images.

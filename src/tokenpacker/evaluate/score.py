@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from tokenpacker.evaluate.tasks import normalize_answer
+from tokenpacker.router import ScaleFactor
 
 Z_95 = 1.959964  # standard normal quantile of a two-sided 95 % interval
 
@@ -79,7 +80,7 @@ class TaskResult:
     """
 
     task: str
-    scale_factor: int | None
+    scale_factor: ScaleFactor | None
     max_image_tokens: int | None
     score: Score
     kinds: dict[str, Score]

@@ -17,6 +17,7 @@ from transformers import GenerationConfig
 
 from tokenpacker.export.manifest import Manifest
 from tokenpacker.hf import TokenPackerProcessor
+from tokenpacker.router import AUTO, ScaleFactor, own_router
 
 Array = npt.NDArray[Any]
 Feeds = dict[str, Array]
@@ -62,7 +63,7 @@ class ExportedAnswerer:
         messages: Sequence[dict[str, Any]],
         images: Sequence[Image.Image] = (),
         *,
-        scale_factor: int | None = None,
+        scale_factor: ScaleFactor | None = None,
         max_image_tokens: int | None = None,
         max_new_tokens: int = 256,
     ) -> Iterator[tuple[int, str]]:
@@ -71,7 +72,7 @@ class ExportedAnswerer:
         Args:
             messages: for `processor.apply_chat_template`, with `{"type": "image"}` where an image belongs.
             images: in the order of those parts.
-            scale_factor: for every image; None takes the export's default.
+            scale_factor: for every image; "auto" for each tile by its detail, None for the export's default.
             max_image_tokens: limit per image, separators included; None sets no limit.
 
         Raises:
@@ -85,14 +86,16 @@ class ExportedAnswerer:
         self,
         messages: Sequence[dict[str, Any]],
         images: Sequence[Image.Image],
-        scale_factor: int | None = None,
+        scale_factor: ScaleFactor | None = None,
         max_image_tokens: int | None = None,
     ) -> Feeds:
         """The processor's `input_ids` (1, S), with images `pixel_values` and `scale_factors`. Raises as `stream`."""
         factors = self.manifest.scale_factors
-        if scale_factor is not None and scale_factor not in factors:
-            exported = ", ".join(map(str, factors))
-            raise ValueError(f"scale_factor={scale_factor} was not exported; use {exported}, or export it, too")
+        wanted = own_router(self.processor.router).scale_factors if scale_factor == AUTO else (scale_factor,)
+        missing = [factor for factor in wanted if factor is not None and factor not in factors]
+        if missing:
+            exported, name = ", ".join(map(str, factors)), "a tile's " if scale_factor == AUTO else ""
+            raise ValueError(f"{name}scale_factor={missing[0]} was not exported; use {exported}, or export it, too")
         prompt = self.processor.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=False)
         plan = {"scale_factor": scale_factor or factors[0], "max_image_tokens": max_image_tokens}
         inputs = self.processor(images=[list(images)] if images else None, text=[prompt], return_tensors="np", **plan)

@@ -125,7 +125,7 @@ def vision_graphs(model: TokenPackerForConditionalGeneration, scale_factors: Seq
         ValueError: for a projector with replaced, hooked or quantized parts.
     """
     projector: nn.Module = model.model.multi_modal_projector
-    if type(projector) is TokenPacker:
+    if type(projector) is TokenPacker and not projector.config.beyond_the_paper:
         projector = projector.fold()
     axes = {"pixel_values": {0: TILES}, "image_features": {0: TILES}}
     tiles = torch.zeros(TRACED["tiles"], 3, *model.config.tile_size)

@@ -28,6 +28,7 @@ from tokenpacker.hf.processing.keywords import check_names
 from tokenpacker.hf.processing.placeholders import count_marks
 from tokenpacker.hf.processing.prompts import ImageTokens, encode_prompts
 from tokenpacker.hub import is_released, resolve
+from tokenpacker.router import ScaleFactor
 
 OPTIONS = ("pretrained", "scale_factor", "max_image_tokens", "dtype", "device", "batch_size")
 MAX_NEW_TOKENS = 1024  # of a task that sets no limit, as for lmms-eval's LLaVA
@@ -40,7 +41,7 @@ class TokenPackerChat(lmms):
 
     Args:
         pretrained: folder, name of a carried model, or hub id.
-        scale_factor: for every image; None takes the model's own.
+        scale_factor: for every image; "auto" for each tile by its detail, None for the model's own.
         max_image_tokens: budget of tokens per image, separators included; None sets no limit.
         dtype: of the weights; "auto" takes them as stored.
         device: where the weights go; "auto" spreads them over all GPUs; None takes the process's own device.
@@ -56,7 +57,7 @@ class TokenPackerChat(lmms):
     def __init__(
         self,
         pretrained: str = "",
-        scale_factor: int | None = None,
+        scale_factor: ScaleFactor | None = None,
         max_image_tokens: int | None = None,
         dtype: str = "auto",
         device: str | None = None,
@@ -81,7 +82,7 @@ class TokenPackerChat(lmms):
         self.batch_size = int(batch_size)
         self.processor = TokenPackerProcessor.from_pretrained(folder)
         self.image_options = {"scale_factor": scale_factor, "max_image_tokens": max_image_tokens}
-        self.processor.image_layout((1, 1), **self.image_options)  # refuses wrong options before the weights are read
+        self.processor.check_plan(**self.image_options)  # refuses wrong options before the weights are read
         loaded, report = TokenPackerForConditionalGeneration.from_pretrained(
             folder, dtype=dtype, device_map=str(device or self.accelerator.device), output_loading_info=True
         )

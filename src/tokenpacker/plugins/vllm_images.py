@@ -6,6 +6,7 @@ Shapes: N tiles of all images in order, (h, w) tile size.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -18,6 +19,7 @@ from vllm.multimodal.processing import (
     BaseDummyInputsBuilder,
     BaseMultiModalProcessor,
     BaseProcessingInfo,
+    ProcessorInputs,
     PromptReplacement,
     PromptUpdateDetails,
 )
@@ -27,6 +29,7 @@ from tokenpacker.hf import TokenPackerProcessor
 from tokenpacker.hf.processing.keywords import check_names
 from tokenpacker.hf.processing.pictures import to_source
 from tokenpacker.images import image_size, upright
+from tokenpacker.router import AUTO, own_router
 from tokenpacker.sequence import ImageLayout
 
 OPTIONS = ("scale_factor", "max_image_tokens")  # others could make tiles that the model does not take
@@ -69,9 +72,9 @@ class ImageInfo(BaseProcessingInfo):
         options: dict[str, Any] = self.ctx.get_mm_config().merge_mm_processor_kwargs(given)
         check_names(options, OPTIONS, "mm_processor_kwargs")
         for name, value in options.items():
-            if value is not None and type(value) is not int:
+            if not (value is None or type(value) is int or (name == "scale_factor" and value == AUTO)):
                 raise ValueError(f"{name}={value!r} must be one whole number for all images of a request")
-        self.processor.image_layout(self.processor.image_processor.tile_size, **options)  # checks the values
+        self.processor.check_plan(**options)
         return options
 
     def check_prompt(self, token_ids: Sequence[int], num_images: int) -> None:
@@ -87,12 +90,21 @@ class ImageInfo(BaseProcessingInfo):
 
     def layout(self, image: Any, options: Mapping[str, Any]) -> ImageLayout:
         """The token sequence of an image."""
+        if options.get("scale_factor") == AUTO:
+            return self.processor.plan_image(image, **options).layout
         return self.processor.image_layout(image_size(to_source(image)), **options)
+
+    @cached_property
+    def most_detail(self) -> dict[str, Any]:
+        """What `scale_factor="auto"` of the engine gives an image full of detail."""
+        options = self.image_options({})
+        is_auto = options.get("scale_factor") == AUTO
+        return {"scale_factor": own_router(self.processor.router).finest} if is_auto else {}
 
     @cached_property
     def largest(self) -> tuple[tuple[int, int], int]:
         """(height, width) of an image with the most packed tokens under the engine's options, and their number."""
-        options, processor = self.image_options({}), self.processor
+        options, processor = self.image_options(self.most_detail), self.processor
         most, (height, width) = processor.image_processor.max_tiles, processor.image_processor.tile_size
         sizes = [(rows * height, cols * width) for rows in range(1, most + 1) for cols in range(1, most // rows + 1)]
         counts = [sum(processor.image_layout(size, **options).tile_tokens) for size in sizes]
@@ -119,6 +131,10 @@ class LargestImages(BaseDummyInputsBuilder[ImageInfo]):
 
 class ImageProcessor(BaseMultiModalProcessor[ImageInfo]):
     """Tiles of images, and the ids of the tokens that stand in the prompt for each image."""
+
+    def get_dummy_inputs(self, *args: Any, **kwargs: Any) -> ProcessorInputs:
+        """vLLM's, at the scale factor that costs most."""
+        return replace(super().get_dummy_inputs(*args, **kwargs), hf_processor_mm_kwargs=self.info.most_detail)
 
     def apply(self, inputs: Any, timing_ctx: Any) -> Any:
         """Checks the prompt and calls vLLM's method."""

@@ -21,9 +21,14 @@ from tokenpacker.projectors.ldp_v2 import LdpV2, LdpV2Config
 from tokenpacker.projectors.mlp import Mlp, MlpConfig
 from tokenpacker.projectors.pixel_shuffle import PixelShuffle, PixelShuffleConfig
 from tokenpacker.projectors.resampler import Resampler, ResamplerConfig
-from tokenpacker.projectors.token_packer import TokenPacker, TokenPackerProjectorConfig
+from tokenpacker.projectors.token_packer import (
+    RECOMMENDED_TOKEN_PACKER,
+    TokenPacker,
+    TokenPackerProjectorConfig,
+)
 
 __all__ = [
+    "RECOMMENDED_TOKEN_PACKER",
     "AveragePool",
     "AveragePoolConfig",
     "CAbstractor",

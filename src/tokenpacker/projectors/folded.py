@@ -127,7 +127,8 @@ def fold(packer: TokenPacker) -> FoldedTokenPacker:
     """Returns the projector with folded weights, computed in float64 and rounded once to the projector's dtype.
 
     Raises:
-        ValueError: unless `packer` is a `TokenPacker` with its original parts, and with its weights in memory.
+        ValueError: unless `packer` is a `TokenPacker` with the paper's settings and its original parts, and with its
+            weights in memory.
     """
     _check_foldable(packer)
     like = packer.query_proj.weight
@@ -183,6 +184,10 @@ def _check_foldable(packer: TokenPacker) -> None:
     """Raises ValueError if the module may compute something else than the equations of `TokenPacker`."""
     if type(packer) is not TokenPacker:
         raise ValueError(f"fold takes a TokenPacker, not {type(packer).__name__}, whose equations may be others")
+    if packer.config.beyond_the_paper:
+        raise ValueError(
+            f"fold knows the paper's TokenPacker, not {packer.config.beyond_the_paper}; use the projector itself"
+        )
     with torch.device("meta"):
         parts, built = _parts(packer), _parts(TokenPacker(packer.config))
     changed = sorted(name for name in parts.keys() | built.keys() if parts.get(name) != built.get(name))

@@ -3,7 +3,8 @@
 Source: "TokenPacker: Efficient Visual Projector for Multimodal LLM" (arXiv 2407.02392).
 
 Shapes: N tiles, (h, w) patch grid, L = h*w, s scale factor, (rows, cols) = (ceil(h/s), ceil(w/s)) token grid,
-T = rows*cols packed tokens, W = s*s patches per window, M levels, C vision width, D language width, H heads.
+T = rows*cols packed tokens, W = s*s patches per window, M levels, C vision width, D language width, H heads,
+q queries per side of a window, Q = q*q queries per window (one in the paper).
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from tokenpacker.projectors.folded import FoldedTokenPacker
 
 LAYER_NORM_EPS = 1e-6  # released weights need this; torch's default is 1e-5
+RECOMMENDED_TOKEN_PACKER = {"name": "token-packer", "queries_per_side": 2, "dense_query": True}  # for new models
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,24 +35,39 @@ class TokenPackerProjectorConfig(ScaledConfig):
         num_levels: M. The paper uses four: 12, 16, 22 and 23 of CLIP-L/336.
         num_heads: heads of the window attention. The released weights have 8 heads of width 128.
         scale_factor: s, the default patches per side behind one packed token; the weights work with any.
+        queries_per_side: q. A window has q x q queries, each of which sees its own part of the window; what they
+            absorb is joined on the channel before the output MLP. The paper has one query.
+        dense_query: a query also reads all levels, and what it absorbs is added to it. In the paper it reads its own
+            level alone, and only weighs the patches.
     """
 
     name: ClassVar[str] = "token-packer"
 
     num_levels: int = 4
     num_heads: int = 8
+    queries_per_side: int = 1
+    dense_query: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require_positive("num_heads", self.num_heads)
+        require_positive("queries_per_side", self.queries_per_side)
+        if not isinstance(self.dense_query, bool):
+            raise ValueError(f"dense_query={self.dense_query!r} must be True or False")
         if self.vision_dim % self.num_heads:
             raise ValueError(
                 f"num_heads={self.num_heads} does not divide vision_dim={self.vision_dim}; choose a divisor"
             )
 
+    @property
+    def beyond_the_paper(self) -> str:
+        """The settings that released weights do not have, such as `queries_per_side=2`; empty without any."""
+        given = {"queries_per_side": self.queries_per_side, "dense_query": self.dense_query}
+        return ", ".join(f"{name}={value}" for name, value in given.items() if value != getattr(type(self), name))
+
 
 class WindowAttention(nn.Module):
-    """Multi-head attention of one query per window over that window's keys and values.
+    """Multi-head attention of the queries of a window over that window's keys and values.
 
     Released weights need this: the query is scaled before its product with the keys, as `nn.MultiheadAttention` does.
     Fused attention rounds elsewhere, and after the output MLP that shows in the fifth decimal.
@@ -69,21 +86,22 @@ class WindowAttention(nn.Module):
         return f"num_heads={self.num_heads}"
 
     def forward(self, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
-        """Returns (N, T, C) from queries (N, T, C), and keys and values (W, N, T, C).
+        """Returns (N, T, Q, C) from queries (N, T, Q, C), and keys and values (W, N, T, C).
 
-        `mask` (T, W) is True where a patch exists; None if all do.
+        `mask` (T, Q, W) is True where a query sees a patch; None if all see all.
         """
-        weights = self.weights(queries, keys, mask).flatten(0, 2).unsqueeze(1)  # (N*T*H, 1, W)
-        attended = weights @ self._split_heads(self.value_proj(values))  # (N*T*H, 1, C/H)
-        return self.output_proj(attended.view_as(queries))
+        weights = self.weights(queries, keys, mask)
+        values = self._split_heads(self.value_proj(values))  # (N*T*H, W, C/H)
+        attended = (weights.flatten(0, 2) @ values).view(*weights.shape[:4], values.shape[-1])  # (N, T, H, Q, C/H)
+        return self.output_proj(attended.transpose(2, 3).flatten(3))
 
     def weights(self, queries: Tensor, keys: Tensor, mask: Tensor | None) -> Tensor:
-        """Returns (N, T, H, W), the share of each patch of a window in each head of a packed token."""
-        query = self.query_proj(queries).unflatten(-1, (self.num_heads, -1))  # (N, T, H, C/H)
+        """Returns (N, T, H, Q, W), the share of each patch of a window in each head of a query."""
+        query = self.query_proj(queries).unflatten(-1, (self.num_heads, -1)).transpose(2, 3)  # (N, T, H, Q, C/H)
         query = query * query.shape[-1] ** -0.5
         key = self._split_heads(self.key_proj(keys))  # (N*T*H, W, C/H)
-        scores = query.flatten(0, 2).unsqueeze(1) @ key.transpose(1, 2)  # (N*T*H, 1, W)
-        scores = scores.view(*query.shape[:3], len(keys))  # (N, T, H, W)
+        scores = query.flatten(0, 2) @ key.transpose(1, 2)  # (N*T*H, Q, W)
+        scores = scores.view(*query.shape[:4], len(keys))  # (N, T, H, Q, W)
         return (scores if mask is None else scores.masked_fill(~mask[:, None], float("-inf"))).softmax(dim=-1)
 
     def _split_heads(self, tokens: Tensor) -> Tensor:
@@ -115,7 +133,9 @@ class TokenPacker(Projector):
         self.key_norm = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
         self.value_norm = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
         self.attention = WindowAttention(dim, config.num_heads)
-        self.output_mlp = two_linears(dim, config.language_dim)
+        if config.dense_query:
+            self.dense_proj = nn.Linear(levels_dim, dim, bias=False)
+        self.output_mlp = two_linears(dim * config.queries_per_side**2, config.language_dim)
         self.init_weights()
 
     def forward(self, features: VisionFeatures, scale_factor: int | None = None) -> Tensor:
@@ -128,12 +148,16 @@ class TokenPacker(Projector):
         scale = self.config.resolve_scale(features.patch_grid, scale_factor)
         queries, keys, mask = self._queries_and_keys(features, scale)
         values = windows(self.value_norm(self.value_mlp(features.levels)), features.patch_grid, scale)  # (W, N, T, C)
-        return self.output_mlp(self.attention(queries, keys, values, mask))  # (N, T, C) -> (N, T, D)
+        absorbed = self.attention(queries, keys, values, mask)  # (N, T, Q, C)
+        if self.config.dense_query:
+            absorbed = absorbed + queries
+        return self.output_mlp(absorbed.flatten(2))  # (N, T, Q*C) -> (N, T, D)
 
     def attention_weights(self, features: VisionFeatures, scale_factor: int | None = None) -> Tensor:
         """Returns (N, T, H, W), the share that each head of each packed token takes from each patch of its window.
 
-        The patches of a window are in row-major order; places beyond the grid have the share 0.
+        The patches of a window are in row-major order; places beyond the grid have the share 0. With several queries
+        per window there are Q*H heads, those of one query beside each other.
 
         Raises:
             ValueError: under the conditions of `forward`.
@@ -141,7 +165,7 @@ class TokenPacker(Projector):
         self.check_features(features)
         scale = self.config.resolve_scale(features.patch_grid, scale_factor)
         queries, keys, mask = self._queries_and_keys(features, scale)
-        return self.attention.weights(queries, keys, mask)
+        return self.attention.weights(queries, keys, mask).transpose(2, 3).flatten(2, 3)
 
     def fold(self) -> FoldedTokenPacker:
         """Returns a copy for inference that computes the same tokens in fewer multiplications; see `folded.py`.
@@ -151,31 +175,43 @@ class TokenPacker(Projector):
             model.model.multi_modal_projector = model.model.multi_modal_projector.fold()
 
         Raises:
-            ValueError: for a subclass, and if a part of the module was replaced, hooked, quantized or offloaded.
+            ValueError: for a subclass, for settings beyond the paper's, and if a part of the module was replaced,
+                hooked, quantized or offloaded.
         """
         from tokenpacker.projectors.folded import fold  # that module builds on this one
 
         return fold(self)
 
     def _queries_and_keys(self, features: VisionFeatures, scale: int) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Returns queries (N, T, C), keys (W, N, T, C) and the mask of the windows."""
+        """Returns queries (N, T, Q, C), keys (W, N, T, C) and which patches of its window each query sees."""
         grid = features.patch_grid
-        queries = self.query_norm(self.query_proj(coarse_query(features.query, grid, scale)))
         keys = windows(self.key_norm(self.key_mlp(features.levels)), grid, scale)
-        return queries, keys, window_mask(grid, scale, keys.device)
+        mask = query_mask(grid, scale, self.config.queries_per_side, keys.device)
+        return self._queries(features, scale), keys, mask
+
+    def _queries(self, features: VisionFeatures, scale: int) -> Tensor:
+        """Returns queries (N, T, Q, C)."""
+        grid, side = features.patch_grid, self.config.queries_per_side
+        queries = self.query_proj(coarse_query(features.query, grid, scale, side))  # (N, T*Q, C)
+        if self.config.dense_query:
+            queries = queries + self.dense_proj(coarse_query(features.levels, grid, scale, side))
+        return self.query_norm(queries).unflatten(1, (-1, side * side))
 
 
-def coarse_query(tokens: Tensor, patch_grid: tuple[int, int], scale: int) -> Tensor:
-    """(N, L, C) -> (N, T, C), bilinear interpolation by 1/s (half-pixel centres, no antialias) in float32.
+def coarse_query(tokens: Tensor, patch_grid: tuple[int, int], scale: int, side: int = 1) -> Tensor:
+    """(N, L, C) -> (N, T*Q, C), bilinear interpolation by q/s (half-pixel centres, no antialias) in float32.
 
-    Samples lie on window centres: an odd s reads the central patch, an even s the mean of the central four.
+    Samples lie on the centres of the q x q parts of a window, q being `side`. With one part, an odd s reads the central
+    patch, and an even s the mean of the central four.
     """
+    rows, cols = ceil_grid(patch_grid, scale)
     below, right = extension(patch_grid, scale)
     image = to_image(tokens, patch_grid).float()  # (N, C, h, w)
     if below or right:
         image = F.pad(image, (0, right, 0, below), mode="replicate")
-    image = F.interpolate(image, ceil_grid(patch_grid, scale), mode="bilinear")  # (N, C, rows, cols)
-    return image.permute(0, 2, 3, 1).flatten(1, 2).to(tokens.dtype)
+    image = F.interpolate(image, (rows * side, cols * side), mode="bilinear")  # (N, C, rows*q, cols*q)
+    image = image.unflatten(3, (cols, side)).unflatten(2, (rows, side))  # (N, C, rows, q, cols, q)
+    return image.permute(0, 2, 4, 3, 5, 1).flatten(1, 4).to(tokens.dtype)
 
 
 def split_windows(tokens: Tensor, patch_grid: tuple[int, int], scale: int) -> Tensor:
@@ -199,6 +235,25 @@ def window_mask(patch_grid: tuple[int, int], scale: int, device: torch.device) -
         return None
     exists = torch.ones(1, patch_grid[0] * patch_grid[1], 1, dtype=torch.bool, device=device)
     return windows(exists, patch_grid, scale)[:, 0, :, 0].T
+
+
+def query_mask(patch_grid: tuple[int, int], scale: int, side: int, device: torch.device) -> Tensor | None:
+    """(T or 1, Q, W), True where a query of a window sees a patch; None if every query sees every patch.
+
+    A query sees the patches that its part of the window touches. If all of them lie beyond the grid, it sees the whole
+    window.
+    """
+    exists = window_mask(patch_grid, scale, device)
+    exists = None if exists is None else exists[:, None]  # (T, 1, W)
+    if side == 1:
+        return exists
+    patch, part = torch.arange(scale, device=device), torch.arange(side, device=device)[:, None]
+    touches = (patch * side < (part + 1) * scale) & ((patch + 1) * side > part * scale)  # (q, s)
+    part_of_window = (touches[:, None, :, None] & touches[None, :, None]).flatten(2).flatten(0, 1)[None]  # (1, Q, W)
+    if exists is None:
+        return part_of_window
+    seen = exists & part_of_window
+    return seen | (exists & ~seen.any(dim=-1, keepdim=True))
 
 
 def extension(patch_grid: tuple[int, int], scale: int) -> tuple[int, int]:

@@ -52,6 +52,7 @@ class StepSpec:
             own, and a step of fewer tokens per image holds more images.
         tokens_per_step: limit on the image tokens of a step.
         regions: share of steps that ask about marked objects; None for a model without regions.
+        mixed_share: share of steps in which each tile draws its own scale factor.
     """
 
     show: Show
@@ -67,6 +68,7 @@ class StepSpec:
     tile_size: tuple[int, int] = (96, 96)
     patch_size: int = 8
     regions: float | None = None
+    mixed_share: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -138,13 +140,18 @@ class Steps(Dataset[dict[str, Any]]):
         scale_factor = rng.choice(self.spec.scale_factors)
         one_tile = index < self.spec.one_tile_share * self.num_steps
         images = self._draw_images(rng, self._tokens_per_tile(self.spec.paced_at or scale_factor), one_tile)
-        prefixes = [self._prefix(image.grid, self._tokens_per_tile(scale_factor)) for image in images]
+        is_mixed = self.spec.mixed_share > 0 and rng.random() < self.spec.mixed_share
+        options = self.spec.scale_factors if is_mixed else (scale_factor,)
+        factors = [rng.choices(options, k=image.grid.num_tiles) if is_mixed else list(options) for image in images]
+        prefixes = [self._prefix(image.grid, own) for image, own in zip(images, factors, strict=True)]
         segments = [self._segments(rng, image) for image in images]
         batch: dict[str, Any] = pack(prefixes, segments, self.tokenizer.pad_token_id)
         key = "pixel_values" if self.spec.show == "pixels" else "patch_labels"
         batch[key] = torch.cat([self._show(image) for image in images])
         if self.processor is not None and self.takes_regions:
             batch |= _region_inputs(self.processor, images, segments)
+        if is_mixed:
+            return batch | {"scale_factors": torch.tensor([factor for own in factors for factor in own])}
         return batch | {"scale_factor": scale_factor}
 
     def _require_same_prompt(self, processor: TokenPackerProcessor) -> None:
@@ -212,9 +219,11 @@ class Steps(Dataset[dict[str, Any]]):
     def _grid(self, scene: Scene) -> TileGrid:
         return choose_tile_grid((scene.height, scene.width), self.spec.tile_size, self.spec.max_tiles)
 
-    def _prefix(self, grid: TileGrid, per_tile: int) -> list[int]:
-        side = math.isqrt(per_tile)
-        layout = ImageLayout(grid, (side, side))
+    def _prefix(self, grid: TileGrid, factors: Sequence[int]) -> list[int]:
+        """The ids up to the first question; `factors` has one scale factor, or one for each tile."""
+        sides = [math.isqrt(self._tokens_per_tile(factor)) for factor in factors]
+        grids = [(side, side) for side in sides]
+        layout = ImageLayout(grid, grids if len(grids) == grid.num_tiles else grids[0])
         image = layout.token_ids(self.image_token_id, self.tile_separator, row_separator=self.closing[0])
         return [*self.opening, *image, *self.closing]
 

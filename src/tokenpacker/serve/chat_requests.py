@@ -12,7 +12,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from tokenpacker.serve.limits import Limits
 from tokenpacker.serve.openai_schema import ChatRequest, ImagePart, Message, RequestError, check_request
@@ -45,7 +45,7 @@ class ChatRules:
 
     model: str | None = None
     allowed_hosts: tuple[str, ...] = ()
-    scale_factor: int | None = None
+    scale_factor: int | Literal["auto"] | None = None
     max_image_tokens: int | None = None
     limits: Limits = field(default_factory=Limits)
 

@@ -167,7 +167,7 @@ class ChatRequest(_Strict):
     n: Annotated[int | None, Field(ge=1)] = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    scale_factor: Annotated[int | None, Field(ge=1)] = None
+    scale_factor: Literal["auto"] | Annotated[int, Field(ge=1)] | None = None
     max_image_tokens: Annotated[int | None, Field(ge=1)] = None
 
     # accepted
@@ -347,6 +347,8 @@ def _refusal(error: Any, path: list[str | int]) -> RequestError:
         tags = error.get("ctx", {}).get("expected_tags", "")
         name += f".{error['ctx']['discriminator']}".replace("'", "")
         rule = f"must be one of {tags}" if tags else "is missing"
+    elif path == ["scale_factor"]:
+        rule = "must be a whole number of at least 1, or 'auto'"
     elif path[-1:] == ["detail"]:
         rule += "; max_image_tokens says how many tokens an image may have"
     elif error["type"] == "value_error":

@@ -53,14 +53,14 @@ class Question:
         images: RGB pictures in the order of those parts.
         regions: what each `<mask>` in the texts stands for: the index of its image, and a region as the processor takes
             it. Engines that know no regions refuse them.
-        scale_factor: for every image; None takes the model's own.
+        scale_factor: for every image; "auto" for each tile by its detail, None for the model's own.
         max_image_tokens: limit per image, separators included; None sets no limit.
     """
 
     messages: tuple[dict[str, Any], ...]
     images: tuple[Image.Image, ...] = ()
     regions: tuple[tuple[int, Any], ...] = ()
-    scale_factor: int | None = None
+    scale_factor: int | Literal["auto"] | None = None
     max_image_tokens: int | None = None
     sampling: Sampling = Sampling()
 

@@ -73,7 +73,7 @@ def measure_speed(settings: Sequence[Setting], samples: Sequence[Sample], *, max
         Speed(
             label=setting.label,
             num_questions=len(timed),
-            image_tokens=statistics.mean(asker.layout((s.image.height, s.image.width)).num_tokens for s in timed),
+            image_tokens=statistics.mean(asker.layout(s.image).num_tokens for s in timed),
             vision_ms=spread(watch.wall["vision"][NUM_WARM_UP:])["median"],
             language_ms=spread(watch.wall["language"][NUM_WARM_UP:])["median"],
         )

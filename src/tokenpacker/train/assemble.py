@@ -84,6 +84,7 @@ class ModelBuilder:
         """The processor, with the image rules and chat format of the run. Raises ValueError if a file is missing."""
         if self.settings.start is not None:
             processor = TokenPackerProcessor.from_pretrained(self._start_folder)
+            processor.router = None  # its thresholds are fitted to weights that the run changes
         else:  # pixels are normalised as for the vision tower
             path = self._tower_folder / TOWER_PIXELS
             found = read_json(path) if path.is_file() else {}

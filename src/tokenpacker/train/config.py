@@ -220,6 +220,7 @@ class TrainingConfig(RunConfig):
         train: parts to train; the others are frozen. `regions` is the region encoder; a model without one gets one.
         lora: trains low-rank updates of the language model in place of its weights.
         scale_factors: each step draws one of them. Empty takes the projector's own.
+        mixed_share: share of the steps in which each tile draws one of them for itself, as `scale_factor="auto"` mixes.
         epochs: passes over the data, unless `max_steps` is given.
         eval_every: steps between evaluations; another one follows the last step. None evaluates nothing.
     """
@@ -231,6 +232,7 @@ class TrainingConfig(RunConfig):
     evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)
     lora: LoraConfig | None = None
     scale_factors: tuple[int, ...] = ()
+    mixed_share: Share = 0.0
     epochs: PositiveFloat = 1.0
     liger: bool = False
 
@@ -240,6 +242,11 @@ class TrainingConfig(RunConfig):
             raise ValueError("train is empty and lora is null, so nothing would be trained; name a part in train")
         if self.lora is not None and "language_model" in self.train:
             raise ValueError("lora replaces the training of language_model; take it out of train")
+        if self.mixed_share and (len(set(self.scale_factors)) < 2 or self.compile):
+            raise ValueError(
+                f"mixed_share={self.mixed_share} needs two scale_factors or more, and compile=false, as a compiled"
+                " model has one scale factor for all tiles"
+            )
         if self.eval_every is None and self.evaluation != EvaluationConfig():
             raise ValueError("evaluation has settings, but eval_every is missing; give it with --set eval_every=100")
         if self.eval_every is not None and not self.evaluation.measured:

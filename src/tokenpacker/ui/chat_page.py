@@ -12,6 +12,7 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # gradio reads it when it is i
 
 import gradio as gr
 
+from tokenpacker.router import AUTO
 from tokenpacker.serve.picture_sources import PictureError
 from tokenpacker.ui.page_actions import MARK, PageActions, check_idle
 from tokenpacker.ui.sessions import Budget, Session, restore
@@ -91,8 +92,13 @@ class ChatPage:
         self.token = gr.HTML(CHOOSE, elem_classes="token")
 
     @property
-    def _start(self) -> Budget:
+    def _start(self) -> tuple[int | None, int]:
         return (self.actions.own_scale_factor if self.actions.scale_factors else None, self.actions.budgets[1])
+
+    @property
+    def _least_factor(self) -> int:
+        """The lower end of the slider; 0 stands for "auto"."""
+        return 0 if self.actions.processor.router is not None else min(self.actions.scale_factors, default=1)
 
     def _add_conversation(self) -> None:
         self.compare = gr.Checkbox(label="Compare with a second budget", container=False)
@@ -126,12 +132,12 @@ class ChatPage:
         factors, (least, most) = self.actions.scale_factors, self.actions.budgets
         with gr.Column(min_width=250):
             scale = gr.Slider(
-                min(factors, default=1),
+                self._least_factor,
                 max(factors, default=2),
                 value=self._start[0],
                 step=1,
                 label=f"{which}scale factor".capitalize(),
-                info="s x s patches in a token",
+                info="s x s patches in a token" + ("" if self._least_factor else "; 0: each tile by its detail"),
                 visible=bool(factors),
                 buttons=[],
             )
@@ -190,8 +196,8 @@ class ChatPage:
         factors, (least, most) = self.actions.scale_factors, self.actions.budgets
         lanes: list[Budget] = []
         for factor, limit in (values[:2], values[3:]):
-            scale = _whole("scale factor", factor, min(factors), max(factors)) if factors else None
-            lanes.append((scale, _whole("token budget", limit, least, most)))
+            scale = _whole("scale factor", factor, self._least_factor, max(factors)) if factors else None
+            lanes.append((AUTO if scale == 0 else scale, _whole("token budget", limit, least, most)))
         return lanes if values[2] else lanes[:1]
 
     def _view(self, session: Session, question: str, values: Any, note: str = "", new: bool = True) -> list[Any]:

@@ -18,6 +18,7 @@ from tokenpacker.hf import TokenPackerForConditionalGeneration, TokenPackerProce
 from tokenpacker.hf.regions.masks import mark_region
 from tokenpacker.images import open_image
 from tokenpacker.projectors import config_from_dict
+from tokenpacker.router import AUTO
 from tokenpacker.scenes import FinePrint, Regions
 from tokenpacker.serve.limits import Limits
 from tokenpacker.serve.picture_sources import PictureError, check_picture_file, read_address, read_pictures
@@ -25,6 +26,7 @@ from tokenpacker.serve.questions import Engine, Prepared
 from tokenpacker.ui.sessions import Budget, ByteStore, Picture, Region, Session, Turn
 from tokenpacker.ui.streaming import Growing, stream
 from tokenpacker.ui.token_view import Explainer, data_address, draw_grid, plan
+from tokenpacker.visualize import PackedImage
 
 MARK = "<mask>"
 MAX_TOKENS = 512  # of an answer
@@ -111,7 +113,7 @@ class PageActions:
     @cached_property
     def own_scale_factor(self) -> int:
         """The scale factor that the slider begins with."""
-        return plan(self.processor, Image.new("RGB", (1, 1)), (None, self.budgets[1])).scale_factor
+        return plan(self.processor, Image.new("RGB", (1, 1)), (None, self.budgets[1])).scale_factors[0]
 
     # Images and regions
 
@@ -231,20 +233,25 @@ class PageActions:
         """What the page's script draws. Raises ValueError for a budget that no image can meet."""
         grid = None
         if session.pictures:
-            grid = draw_grid(plan(self.processor, session.pictures[session.shown], budget))
+            grid = draw_grid(self._plan(session.pictures[session.shown], budget))
         last = session.turns[-1].regions if session.turns and not session.regions else session.regions
         regions = [vars(region) | {"key": ""} for region in last]
         return {"shown": session.shown, "grid": grid, "regions": regions, "marking": self.marking}
 
     def count(self, session: Session, budget: Budget) -> str:
         """The exact number of image tokens, before a model runs. Raises ValueError as `stage`."""
+        if not session.pictures and budget[0] == AUTO:
+            return "<p>each tile gets tokens by its detail; add an image</p>"
         if not session.pictures:
             tokens = plan(self.processor, Image.new("RGB", (1, 1)), budget).layout.num_tokens
             return f"<p><b>{tokens:,}</b> tokens for an image of one tile</p>"
-        plans = [plan(self.processor, picture, budget) for picture in session.pictures]
+        plans = [self._plan(picture, budget) for picture in session.pictures]
         tokens, full = sum(each.layout.num_tokens for each in plans), sum(each.num_full_tokens for each in plans)
         images = f"{len(plans)} images" if len(plans) > 1 else "the image"
         return f"<p><b>{tokens:,}</b> tokens for {images}, instead of {full:,} at one per patch</p>"
+
+    def _plan(self, picture: Picture, budget: Budget) -> PackedImage:
+        return plan(self.processor, picture.load(self.store) if budget[0] == AUTO else picture, budget)
 
     def chat(self, session: Session, lane: int, more: Sequence[Turn] = ()) -> str:
         """HTML of the messages of a lane, 0 or 1, and of further turns. What people and models wrote is escaped."""

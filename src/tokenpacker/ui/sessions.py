@@ -19,11 +19,12 @@ from PIL import Image, ImageDraw
 
 from tokenpacker.hf.regions.masks import read_mask
 from tokenpacker.images import load_image
+from tokenpacker.router import ScaleFactor
 from tokenpacker.serve.picture_sources import PictureError
 from tokenpacker.serve.questions import Question, Sampling
 
 KEPT_BYTES, KEPT_S = 512 * 2**20, 24 * 3600.0
-Budget = tuple["int | None", int]  # scale factor and most tokens of an image
+Budget = tuple["ScaleFactor | None", int]  # scale factor and most tokens of an image
 
 
 class ByteStore:

@@ -11,7 +11,7 @@ const HOW = {
 };
 const limits = props.limits;
 // path: of the region that is being drawn, by pointer or, where a cross-hair is moved, by keyboard
-let tool = "look", thumbnail = false, place = [0, 0], path = [], pressed = false, byKeys = false;
+let tool = "look", thumbnail = false, place = [0, 0, 0], path = [], pressed = false, byKeys = false;
 let cross = [0, 0], crossed = null, known = 0;
 
 const find = (name) => element.querySelector(name);
@@ -39,13 +39,16 @@ const nameOf = (part) => part.closest("svg") ? "svg"
   : part.tagName + (part.getAttribute("aria-label") ?? part.textContent) + (part.querySelector("img")?.alt ?? "");
 const rect = ([top, left, bottom, right]) => `M${left} ${top}H${right}V${bottom}H${left}Z`;
 
+const sizes = ({ tokens }) => new Set(tokens.map(String)).size > 1 ? "different numbers of" : tokens[0].join(" by ");
+
 // Boxes of the tiles that are shown, and the place of the first among all.
 const tiles = (grid) => {
   const slices = grid.tiles[0] * grid.tiles[1];
   return thumbnail ? [grid.boxes.slice(slices), slices] : [grid.boxes.slice(0, slices), 0];
 };
-const tokenBox = (grid, [top, left, bottom, right], row, col) => {
-  const high = (bottom - top) * grid.window[0], wide = (right - left) * grid.window[1];
+const tokenBox = (grid, tile, row, col) => {
+  const [top, left, bottom, right] = grid.boxes[tile];
+  const high = (bottom - top) * grid.window[tile][0], wide = (right - left) * grid.window[tile][1];
   return [top + row * high, left + col * wide,
     Math.min(top + (row + 1) * high, bottom), Math.min(left + (col + 1) * wide, right)];
 };
@@ -74,7 +77,7 @@ function draw() {
   }
   offerRemoval();
   if (grid.boxes.length <= grid.tiles[0] * grid.tiles[1]) thumbnail = false;
-  else button("Thumbnail", thumbnail, tools, () => { thumbnail = !thumbnail; place = [0, 0]; draw(); });
+  else button("Thumbnail", thumbnail, tools, () => { thumbnail = !thumbnail; place = [0, 0, 0]; draw(); });
   if (marking) {
     for (const [name, text] of Object.entries(TOOLS))
       button(text, tool === name, tools, () => { tool = name; path = []; say(""); draw(); });
@@ -90,7 +93,7 @@ function draw() {
   const right = Math.max(grid.size[0], ...boxes.map((box) => box[3]));
   const svg = node("svg", {
     viewBox: `${left} ${top} ${right - left} ${bottom - top}`, tabindex: 0, role: "application", class: `stage-${tool}`,
-    "aria-label": `Image ${shown + 1} under ${boxes.length} tiles of ${grid.tokens.join(" by ")} tokens. ${how()}`,
+    "aria-label": `Image ${shown + 1} under ${boxes.length} tiles of ${sizes(grid)} tokens. ${how()}`,
   }, view);
   const ratio = (right - left) / (bottom - top);
   Object.assign(svg.style, { aspectRatio: ratio, width: `min(100%, min(56vh, 460px) * ${ratio})` });
@@ -98,9 +101,9 @@ function draw() {
   node("image", { href: pictures[shown], width: grid.size[0], height: grid.size[1],
     preserveAspectRatio: "none", style: `image-rendering: ${small}` }, svg);
   let tokens = "";
-  for (const box of boxes)
-    for (let row = 0; row < grid.tokens[0]; row++)
-      for (let col = 0; col < grid.tokens[1]; col++) tokens += rect(tokenBox(grid, box, row, col));
+  for (const tile of boxes.keys())
+    for (let row = 0; row < grid.tokens[first + tile][0]; row++)
+      for (let col = 0; col < grid.tokens[first + tile][1]; col++) tokens += rect(tokenBox(grid, first + tile, row, col));
   node("path", { d: tokens, class: "stage-tokens" }, svg);
   node("path", { d: boxes.map(rect).join(""), class: "stage-tiles" }, svg);
   node("path", { class: "stage-chosen" }, svg);
@@ -141,10 +144,8 @@ const drawRegion = (svg, { form, points, width }, number) => {
 function choose(tile, row, col) {
   const { grid } = props.value, [boxes, first] = tiles(grid);
   if (!boxes[tile - first]) return;
-  const cols = grid.tiles[1];
-  place = thumbnail ? [row, col]
-    : [Math.floor(tile / cols) * grid.tokens[0] + row, (tile % cols) * grid.tokens[1] + col];
-  find(".stage-chosen").setAttribute("d", rect(tokenBox(grid, boxes[tile - first], row, col)));
+  place = [tile - first, row, col];
+  find(".stage-chosen").setAttribute("d", rect(tokenBox(grid, tile, row, col)));
   trigger("pick", { tile, row, col });
 }
 function key(event) {
@@ -156,11 +157,19 @@ function chooseByKey(event) {
   const step = event.key === "Enter" ? [0, 0] : ARROWS[event.key];
   if (!step) return;
   event.preventDefault();
-  const { grid } = props.value, [rows, cols] = grid.tokens, [down, across] = thumbnail ? [1, 1] : grid.tiles;
-  const row = Math.max(0, Math.min(rows * down - 1, place[0] + step[0]));
-  const col = Math.max(0, Math.min(cols * across - 1, place[1] + step[1]));
-  const tile = Math.floor(row / rows) * across + Math.floor(col / cols);
-  choose(tile + tiles(grid)[1], row % rows, col % cols);
+  const { grid } = props.value, [boxes, first] = tiles(grid), shape = thumbnail ? [1, 1] : grid.tiles;
+  const now = Math.min(place[0], boxes.length - 1), own = grid.tokens[first + now];
+  const at = [Math.floor(now / shape[1]), now % shape[1]];
+  const to = [0, 1].map((side) => Math.min(own[side] - 1, place[side + 1]) + step[side]);
+  const out = [0, 1].map((side) => to[side] < 0 || to[side] >= own[side] ? step[side] : 0);
+  const next = [0, 1].map((side) => Math.max(0, Math.min(shape[side] - 1, at[side] + out[side])));
+  const tile = first + next[0] * shape[1] + next[1], crossed = tile !== first + now;
+  const [row, col] = [0, 1].map((side) => {  // the next tile may have other tokens
+    const last = grid.tokens[tile][side] - 1;
+    if (crossed && out[side]) return out[side] > 0 ? 0 : last;
+    return Math.max(0, Math.min(last, crossed ? Math.floor((to[side] + 0.5) * (last + 1) / own[side]) : to[side]));
+  });
+  choose(tile, row, col);
 }
 
 // Regions by keyboard: arrows move a cross-hair, and the other keys do with it what a pointer does.
@@ -228,8 +237,9 @@ function down(event) {
   boxes.forEach((box, number) => {
     const [top, left, bottom, right] = box;
     if (x < left || x >= right || y < top || y >= bottom) return;
-    choose(first + number, Math.min(grid.tokens[0] - 1, Math.floor((y - top) / ((bottom - top) * grid.window[0]))),
-      Math.min(grid.tokens[1] - 1, Math.floor((x - left) / ((right - left) * grid.window[1]))));
+    const [rows, cols] = grid.tokens[first + number], [high, wide] = grid.window[first + number];
+    choose(first + number, Math.min(rows - 1, Math.floor((y - top) / ((bottom - top) * high))),
+      Math.min(cols - 1, Math.floor((x - left) / ((right - left) * wide))));
   });
 }
 function move(event) {

@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from tokenpacker.hf import TokenPackerForConditionalGeneration, TokenPackerProcessor
+from tokenpacker.router import ScaleFactor
 from tokenpacker.ui.sessions import Budget, ByteStore, Picture
 from tokenpacker.visualize import PackedImage, draw_attention
 from tokenpacker.visualize.explained_token import token_weights
@@ -31,19 +32,22 @@ def data_address(image: Image.Image) -> str:
 
 
 def plan(processor: TokenPackerProcessor, image: Any, budget: Budget) -> PackedImage:
-    """An image, or anything with its width and height, as the processor plans it. Errors as `PackedImage.plan`."""
+    """An image as the processor plans it. Without "auto", anything with its width and height will do.
+
+    Errors as `PackedImage.plan`.
+    """
     return PackedImage.plan(processor, image, scale_factor=budget[0], max_image_tokens=budget[1])
 
 
 def draw_grid(packed: PackedImage) -> dict[str, Any]:
     """What the page's script draws over an image; boxes are (top, left, bottom, right) in pixels of the image."""
     grid = packed.layout.tile_grid
-    shares = (window / tile for window, tile in zip(packed.window_size, packed.tile_size, strict=True))
+    windows = [packed.window_size(tile) for tile in range(grid.num_tiles)]
     return {
         "size": [packed.image.width, packed.image.height],
         "tiles": [grid.rows, grid.cols],
-        "tokens": list(packed.layout.token_grid),
-        "window": list(shares),  # of a tile's height and width
+        "tokens": [list(tokens) for tokens in packed.layout.token_grids],
+        "window": [[own / whole for own, whole in zip(window, packed.tile_size, strict=True)] for window in windows],
         "boxes": [packed.tile_box(tile) for tile in range(grid.num_tiles)],
     }
 
@@ -64,11 +68,11 @@ class Explainer:
         Raises:
             ValueError: for an image that is not kept any more, and a token that does not exist.
         """
-        packed = plan(self.processor, picture, budget)
-        (rows, cols), tiles = packed.layout.token_grid, packed.layout.tile_grid.num_tiles
-        if not (0 <= tile < tiles and 0 <= row < rows and 0 <= col < cols):
+        packed = plan(self.processor, picture.load(self.store), budget)
+        grids, counts = packed.layout.token_grids, packed.layout.tile_tokens
+        if not (0 <= tile < len(grids) and 0 <= row < grids[tile][0] and 0 <= col < grids[tile][1]):
             raise ValueError("this image has no such token; choose one in its grid")
-        token = tile * (rows * cols + packed.layout.separators) + row * cols + col
+        token = sum(counts[:tile]) + tile * packed.layout.separators + row * grids[tile][1] + col
         source = packed.source(token)
         assert source is not None
         height, width = packed.window_patches(source)
@@ -87,7 +91,6 @@ class Explainer:
             weights = self._kept(picture, *budget)
         if weights is None:
             return _html(told + f". The {self.model.config.projector.name} projector has no attention over a window.")
-        packed = plan(self.processor, picture.load(self.store), budget)
         own = token_weights(packed, weights, token)
         shares = ", ".join(f"{share:.0%}" for share in own.mean(axis=0).flatten())
         panel = draw_attention(packed, token, own)
@@ -97,7 +100,7 @@ class Explainer:
             f' alt="The window and the attention over its patches, row by row: {shares}">',
         )
 
-    def _attention(self, picture: Picture, scale_factor: int | None, most: int) -> np.ndarray | None:
+    def _attention(self, picture: Picture, scale_factor: ScaleFactor | None, most: int) -> list[np.ndarray] | None:
         packed = plan(self.processor, picture.load(self.store), (scale_factor, most))
         return packed.attention(self.model, self.processor)
 

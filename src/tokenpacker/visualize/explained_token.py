@@ -6,6 +6,7 @@ Shapes: N tiles, T packed tokens of a tile, H heads, s scale factor.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from PIL import ImageStat
@@ -22,14 +23,14 @@ def check_token(packed: PackedImage, token: int) -> None:
         raise ValueError(f"token {token} is a separator and shows nothing; choose another, such as {token - 1}")
 
 
-def clearest_token(packed: PackedImage, weights: np.ndarray) -> int | None:
+def clearest_token(packed: PackedImage, weights: Sequence[np.ndarray]) -> int | None:
     """The token with the most contrast in its window and the most selective attention; None if all show padding.
 
     The score is the product of two terms: the standard deviation of the window's pixels, which is 0 for a blank
     window; and the largest weight, averaged over heads, minus an even one, which is 0 for a window of one patch.
 
     Args:
-        weights: (N, T, H, s, s), of all tokens; see `PackedImage.attention`.
+        weights: of all tiles; see `PackedImage.attention`.
     """
     grey = packed.image.convert("L")
     clarity: dict[int, float] = {}
@@ -44,10 +45,11 @@ def clearest_token(packed: PackedImage, weights: np.ndarray) -> int | None:
     return max(clarity, key=lambda token: clarity[token], default=None)
 
 
-def token_weights(packed: PackedImage, weights: np.ndarray, token: int) -> np.ndarray:
+def token_weights(packed: PackedImage, weights: Sequence[np.ndarray], token: int) -> np.ndarray:
     """(H, rows, cols), the weights of the patches that exist, for a token that is not a separator."""
-    tile, place = divmod(token, packed.layout.tokens_per_tile + packed.layout.separators)
-    source = packed.source(token)
+    source, found = packed.source(token), packed.layout.place(token)
     assert source is not None
+    assert found is not None
+    tile, place = found
     rows, cols = packed.window_patches(source)
-    return weights[tile, place, :, :rows, :cols]
+    return weights[tile][place, :, :rows, :cols]

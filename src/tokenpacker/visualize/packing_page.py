@@ -46,16 +46,13 @@ def draw_page(
         token: index in the image's token sequence; not a separator.
         weights: (H, rows, cols), that token's attention over the patches of its window; None for no third panel.
     """
-    grid, side = packed.layout.tile_grid, packed.scale_factor
-    (tile_height, tile_width), (token_rows, token_cols) = packed.tile_size, packed.layout.token_grid
+    grid, (tile_height, tile_width) = packed.layout.tile_grid, packed.tile_size
     panels = [
         ("Tiles", f"what the encoder reads, {tile_height} x {tile_width} pixels each", draw_tiles(packed)),
-        (
-            "Packed tokens",
-            f"{token_rows} x {token_cols} a tile, one for {side} x {side} patches; grey is padding",
-            draw_tokens(packed, token),
-        ),
+        ("Packed tokens", _explain_tokens(packed), draw_tokens(packed, token)),
     ]
+    if packed.reasons is not None:
+        panels.append(("Tokens by detail", "the mean difference of neighbouring pixels decides", draw_reasons(packed)))
     if weights is not None and token is not None:
         explanation = f"over its {weights.shape[1]} x {weights.shape[2]} patches: mean, then each head"
         panels.append((f"Attention of token {token}", explanation, draw_attention(packed, token, weights)))
@@ -77,6 +74,27 @@ def draw_page(
             draw.text((left, CAPTION_TOP + 34 + number * line), text, FAINT_INK, font(SMALL))
         page.paste(picture, (left, panel_top))
     return page
+
+
+def _explain_tokens(packed: PackedImage) -> str:
+    if packed.reasons is not None:
+        return "each tile by its detail; grey is padding"
+    (rows, cols), side = packed.layout.token_grid, packed.scale_factors[0]
+    return f"{rows} x {cols} a tile, one for {side} x {side} patches; grey is padding"
+
+
+def draw_reasons(packed: PackedImage) -> Image.Image:
+    """Returns a panel with a line for each tile: its tokens, and why the router gave it so many."""
+    lines, step = [], round(SMALL * LEADING)
+    for tile, (count, reason) in enumerate(zip(packed.layout.tile_tokens, packed.reasons or (), strict=True)):
+        is_thumbnail = packed.layout.tile_grid.has_thumbnail and tile == len(packed.views) - 1
+        lines.append((f"{'thumbnail' if is_thumbnail else f'tile {tile + 1}'}: {count}", reason))
+    panel = Image.new("RGB", (PANEL, step * len(lines)), PAPER)
+    draw = ImageDraw.Draw(panel)
+    for number, (name, reason) in enumerate(lines):
+        draw.text((0, number * step), name, INK, font(SMALL))
+        draw.text((PANEL // 3, number * step), shorten(reason, SMALL, PANEL * 2 // 3), FAINT_INK, font(SMALL))
+    return panel
 
 
 def draw_tiles(packed: PackedImage) -> Image.Image:
@@ -128,7 +146,8 @@ def draw_tokens(packed: PackedImage, chosen: int | None = None) -> Image.Image:
         _frame(draw, chosen_frame, 3)
     if packed.layout.tile_grid.has_thumbnail:
         top, _, _, right = thumbnail_frame.box(packed.tile_box(len(packed.views) - 1))
-        more = f"thumbnail: {packed.layout.tile_tokens[-1]} tokens more"
+        count = packed.layout.tile_tokens[-1]
+        more = f"thumbnail: {count} token{'' if count == 1 else 's'} more"
         draw.text((right + 12, top), more, FAINT_INK, font(SMALL))
     return panel
 
@@ -151,7 +170,7 @@ def draw_attention(packed: PackedImage, token: int, weights: np.ndarray) -> Imag
     panel.paste(_window_with_surroundings(packed, source, weights.mean(axis=0)), (0, 0))
     for head in range(num_heads):
         row, col = divmod(head, HEADS_PER_ROW)
-        size = tuple(max(1, HEAD * patches // packed.scale_factor) for patches in weights.shape[:0:-1])
+        size = tuple(max(1, HEAD * patches // packed.scale_factors[source.tile]) for patches in weights.shape[:0:-1])
         picture = _heat(Image.new("RGB", size, PADDING), weights[head])
         panel.paste(picture, (col * step, PANEL + 12 + row * step))
     return panel
@@ -163,12 +182,12 @@ def _window_with_surroundings(packed: PackedImage, source: TokenSource, weights:
     Half a window is around a whole one; more where the tile ends within it. If patches are too small for labels, only
     the one with the largest weight has one.
     """
-    (height, width), view = packed.window_size, packed.views[source.tile]
+    (height, width), view = packed.window_size(source.tile), packed.views[source.tile]
     top, left = source.row * height, source.col * width
     around = view.unclipped((top - height / 2, left - width / 2, top + height * 1.5, left + width * 1.5))
     picture = Image.new("RGB", (PANEL, PANEL), PADDING)
     _paste(picture, packed.image, around, (0, 0, PANEL, PANEL))
-    start, cell = PANEL // 4, PANEL / 2 / packed.scale_factor
+    start, cell = PANEL // 4, PANEL / 2 / packed.scale_factors[source.tile]
     rows, cols = weights.shape
     window = (
         picture.crop((start, start, start + round(cols * cell), start + round(rows * cell))).convert("L").convert("RGB")

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tokenpacker.compare.probe import probe_plan
-from tokenpacker.compare.probe.contract import NO_ANSWER, SIZE, Split
+from tokenpacker.compare.probe.contract import NO_ANSWER, SIZE, Split, grid_centers
 from tokenpacker.compare.probe.probe_plan import Probe
 
 COLORS = ((200, 0, 0), (0, 200, 0), (0, 0, 200))
@@ -22,6 +22,7 @@ class Squares:
     """Four squares in one of three colors each; the last question asks whether the first square is red."""
 
     name, num_classes = "squares", (3, 3, 3, 3, 2)
+    places = np.concatenate([grid_centers(2, 2), [[np.nan, np.nan]]])
 
     def __init__(self, digest: str = "squares") -> None:
         self.digest = digest
@@ -54,7 +55,7 @@ class Pixels:
 @pytest.fixture
 def small_probe(monkeypatch) -> Callable[..., Probe]:
     """A quick probe of squares in seconds, at nine tokens: `small_probe(projectors=("mlp",), steps=(4,))`."""
-    monkeypatch.setattr(probe_plan, "find_questions", lambda name: Squares())
+    monkeypatch.setattr(probe_plan, "find_questions", lambda name, folder: Squares())
     monkeypatch.setattr(probe_plan, "find_encoder", lambda name, weights: Pixels())
 
     def make(**settings) -> Probe:

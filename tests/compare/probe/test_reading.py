@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
+from torch.nn import functional as F
 
-from tokenpacker.compare.probe.contract import NO_ANSWER
+from tokenpacker.compare.probe.contract import NO_ANSWER, grid_centers
 from tokenpacker.compare.probe.encoders import encode
 from tokenpacker.compare.probe.probe_plan import blank_features
-from tokenpacker.compare.probe.reading import BATCH, Learner, Reader, learning_rate, order_of, read
+from tokenpacker.compare.probe.reading import BATCH, DIM, Learner, Reader, learning_rate, order_of, read
 
 
 def test_a_projector_and_a_reader_learn_to_answer(small_probe, tmp_path):
@@ -44,10 +46,24 @@ def test_building_a_learner_leaves_the_callers_random_numbers_alone(small_probe)
 
 
 def test_a_class_that_a_question_does_not_have_is_never_its_answer():
-    answers = Reader(4, (2, 5))(torch.randn(3, 4, 128)).softmax(dim=-1)  # (N, Q, K)
+    answers = Reader((2, 2), (2, 5))(torch.randn(3, 4, 128)).softmax(dim=-1)  # (N, Q, K)
     assert answers.shape == (3, 2, 5)
     assert (answers[:, 0, 2:] == 0).all()
     assert (answers[:, 1] > 0).all()
+
+
+def test_a_question_looks_first_at_the_token_in_its_place():
+    places = grid_centers(3, 3)
+    reader = Reader((3, 3), (2,) * 9, places)
+    looks = F.layer_norm(reader.queries, (DIM,)) @ reader.places.T  # (Q, T), as the first attention begins
+    assert looks.argmax(dim=1).tolist() == list(range(9))
+
+
+def test_a_question_about_the_whole_picture_begins_at_random():
+    torch.manual_seed(0)
+    queries = Reader((2, 2), (2, 2), np.array([[0.5, 0.5], [np.nan, np.nan]])).queries
+    assert queries[0].abs().max() > 0.9
+    assert 0 < queries[1].abs().max() < 0.2
 
 
 def test_a_question_without_an_answer_is_neither_learned_nor_counted(small_probe):

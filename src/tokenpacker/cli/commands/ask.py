@@ -1,7 +1,7 @@
 """`tokenpacker ask`: one question about one or more images."""
 
 import os
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from typer import Argument
@@ -26,7 +26,7 @@ def ask(
     ],
     question: Annotated[str, Argument(metavar="QUESTION", help="The question, in quotes.")],
     model: options.Model = None,
-    scale_factor: options.ScaleFactor = None,
+    scale_factor: options.AutoScaleFactor = None,
     max_image_tokens: options.MaxImageTokens = None,
     max_new_tokens: options.MaxNewTokens = 256,
     regions: options.Regions = None,
@@ -57,7 +57,7 @@ def ask(
     marked = [read_region(region, pictures) for region in regions or []]
     if marked or "<mask>" in question:
         model = model or CARRIED_REGIONS
-    budget = {"scale_factor": scale_factor, "max_image_tokens": max_image_tokens}
+    budget: dict[str, Any] = {"scale_factor": scale_factor, "max_image_tokens": max_image_tokens}
     loaded, processor = load_model(model, verbose, device, dtype, **budget)
     from tokenpacker.cli.conversation import Conversation
 

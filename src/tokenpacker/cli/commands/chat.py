@@ -32,7 +32,7 @@ COMMANDS = ("/image", *REGIONS, "/unmark", "/picture", "/clear", "/help", *QUIT)
 
 def chat(
     model: options.Model = None,
-    scale_factor: options.ScaleFactor = None,
+    scale_factor: options.AutoScaleFactor = None,
     max_image_tokens: options.MaxImageTokens = None,
     max_new_tokens: options.MaxNewTokens = 256,
     device: options.Device = None,
@@ -49,7 +49,7 @@ def chat(
         tokenpacker chat --scale-factor 2
         printf '/image sign.png\\nwhat number is in the red box?\\n' | tokenpacker chat --json
     """
-    budget = {"scale_factor": scale_factor, "max_image_tokens": max_image_tokens}
+    budget: dict[str, Any] = {"scale_factor": scale_factor, "max_image_tokens": max_image_tokens}
     loaded, processor = load_model(model or CARRIED_REGIONS, verbose, device, dtype, **budget)
     from tokenpacker.cli.conversation import Conversation
 

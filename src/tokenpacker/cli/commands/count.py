@@ -1,16 +1,19 @@
 """`tokenpacker count`: what images cost, without weights and without transformers, so that it is quick."""
 
 import sys
-from collections.abc import Iterator
-from typing import Annotated
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Argument
 
 from tokenpacker.cli import options
-from tokenpacker.cli.arguments import exclude, image_size
-from tokenpacker.cli.model_files import CONFIG_FILES, Geometry, find_model
+from tokenpacker.cli.arguments import exclude, image_size, refuse
+from tokenpacker.cli.model_files import CONFIG_FILES, PROCESSOR_FILES, Geometry, find_model
 from tokenpacker.cli.options import flag, value
 from tokenpacker.cli.output import print_note, print_result
+
+if TYPE_CHECKING:
+    from tokenpacker.sequence import ImageLayout
 
 RELEASED_LIMITS = (9, 16, 25)  # for which the original has lists of grids
 COLUMNS = ("height", "width", "rows", "cols", "tiles", "tokens")
@@ -20,7 +23,7 @@ def count(
     images: Annotated[list[str] | None, Argument(metavar="IMAGE", help="Image files.")] = None,
     size: Annotated[list[str] | None, value("HxW", "Size to count, repeatable; - reads stdin.")] = None,
     max_tiles: options.MaxTiles = None,
-    scale_factor: options.ScaleFactor = None,
+    scale_factor: options.AutoScaleFactor = None,
     max_image_tokens: options.MaxImageTokens = None,
     model: options.Model = None,
     paper: Annotated[bool, flag("--paper", "Count for CLIP-L/336 and 9 tiles, as in the paper.")] = False,
@@ -37,9 +40,10 @@ def count(
     if not images and not size:
         raise ValueError("there is nothing to count; give image files, or --size HxW")
     geometry = _geometry(model, paper, released)
+    plan = _planner(geometry, model, size, scale_factor, max_image_tokens, max_tiles)
     rows = []
     for name, (height, width) in _named_sizes(images or [], size or []):
-        layout = geometry.layout((height, width), scale_factor, max_image_tokens, max_tiles)
+        layout = plan(name, (height, width))
         grid = layout.tile_grid
         values = (height, width, grid.rows, grid.cols, grid.num_tiles, layout.num_tokens)
         rows.append({"image": name} | dict(zip(COLUMNS, values, strict=True)))
@@ -59,6 +63,26 @@ def _geometry(model: str | None, paper: bool, released: bool) -> Geometry:
     if paper or released:
         return Geometry.paper("released" if released else "all")
     return Geometry.of_model(find_model(model, CONFIG_FILES))
+
+
+def _planner(
+    geometry: Geometry,
+    model: str | None,
+    sizes: list[str] | None,
+    scale_factor: Any,
+    max_image_tokens: int | None,
+    max_tiles: int | None,
+) -> Callable[[str | None, tuple[int, int]], "ImageLayout"]:
+    """A function of an image's name and size to its tokens."""
+    if scale_factor != "auto":
+        return lambda name, size: geometry.layout(size, scale_factor, max_image_tokens, max_tiles)
+    refuse({"--size": sizes}, "has no pixels, by which --scale-factor auto decides; give image files")
+    geometry.check(scale_factor, max_image_tokens)
+    from tokenpacker.cli.loading import load_processor
+
+    options = {"scale_factor": scale_factor, "max_image_tokens": max_image_tokens, "max_tiles": max_tiles}
+    processor = load_processor(find_model(model, PROCESSOR_FILES))
+    return lambda name, size: processor.plan_image(name, **options).layout
 
 
 def _named_sizes(images: list[str], sizes: list[str]) -> Iterator[tuple[str | None, tuple[int, int]]]:

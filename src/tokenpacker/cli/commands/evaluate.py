@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tokenpacker.cli import options
-from tokenpacker.cli.arguments import names, refuse, whole_numbers
+from tokenpacker.cli.arguments import names, one_scale_factor, refuse, whole_numbers
 from tokenpacker.cli.errors import INTERRUPTED
 from tokenpacker.cli.loading import load_model
 from tokenpacker.cli.model_files import Geometry, find_model
@@ -30,7 +30,7 @@ BATCH_SIZE = 64
 def evaluate(
     tasks: Annotated[str | None, value("TASK,...", "Names, or FILE.jsonl.", TASKS)] = None,
     data: Annotated[str | None, value("DIR|hub", "Where benchmarks are.", "needed by them")] = None,
-    scale_factor: Annotated[str | None, value("S,...", "Pack S x S patches into a token.", "model's")] = None,
+    scale_factor: Annotated[str | None, value("S|auto,...", "Pack S x S patches into a token.", "model's")] = None,
     max_image_tokens: Annotated[str | None, value("N,...", "Most tokens of an image.", "no limit")] = None,
     out: Annotated[Path | None, value("FOLDER", "Keep answers, results and page here.", "nowhere")] = None,
     compare: Annotated[tuple[Path, Path] | None, value("A B", "Compare two such folders.", "no")] = None,
@@ -91,7 +91,9 @@ def _plans(scale_factor: str | None, max_image_tokens: str | None) -> list[Plan]
     """Each scale factor and each budget by itself; one scale factor holds for all budgets."""
     from tokenpacker.evaluate.answer_rows import Plan
 
-    factors = [] if scale_factor is None else whole_numbers("--scale-factor", scale_factor)
+    factors = [one_scale_factor("--scale-factor", part) for part in names(scale_factor or "")]
+    if scale_factor is not None and not factors:
+        raise ValueError("--scale-factor names none; write for example --scale-factor 2,auto")
     budgets = [] if max_image_tokens is None else whole_numbers("--max-image-tokens", max_image_tokens)
     if len(factors) <= 1:
         one = factors[0] if factors else None
@@ -103,7 +105,7 @@ def _check_plans(model: str | None, plans: list[Plan]) -> None:
     """Raises ValueError for a scale factor or budget that no image can meet."""
     geometry = Geometry.of_model(find_model(model))
     for plan in plans:
-        geometry.layout((1, 1), plan.scale_factor, plan.max_image_tokens)
+        geometry.check(plan.scale_factor, plan.max_image_tokens)
 
 
 def _ask_tasks(

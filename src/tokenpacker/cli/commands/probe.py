@@ -27,6 +27,9 @@ def probe(
         Literal["test", "dev"], value("SPLIT", "Who is asked: test, or dev to choose settings.")
     ] = "test",
     questions: Annotated[str, value("NAME", "The pictures and what is asked of them.")] = "letters",
+    stamps: Annotated[
+        Path | None, value("FOLDER", "Tux Paint's, for photos.", "the installed", exists=True, file_okay=False)
+    ] = None,
     encoder: Annotated[str, value("NAME", "The frozen encoder.")] = "craft",
     weights: Annotated[
         Path | None, value("FILE", "Weights of the encoder.", "the package's", exists=True, dir_okay=False)
@@ -57,7 +60,7 @@ def probe(
 
     kept = f"what is finished stands in {output}: call it again and it goes on"
     with keeping(kept, UNFINISHED), sigterm_as_ctrl_c():
-        parts = {"questions": questions, "encoder": encoder, "weights": weights}
+        parts = {"questions": questions, "stamps": stamps, "encoder": encoder, "weights": weights}
         asked = Probe(**parts, projectors=chosen, split=pictures, quick=quick, **numbers)  # type: ignore[arg-type]
         probing.probe(asked, output, jobs=jobs, command=shlex.join(["tokenpacker", *sys.argv[1:]]))
     result = json.loads((output / probe_report.JSON_FILE).read_text(encoding="utf-8"))

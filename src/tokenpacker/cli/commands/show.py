@@ -1,7 +1,7 @@
 """`tokenpacker show`: a picture of what the language model gets to see."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from typer import Argument
 
@@ -17,7 +17,7 @@ def show(
     out: options.Page,
     token: Annotated[int | None, value("K", "The token to explain, counted from 0.", "the most selective one")] = None,
     model: options.Model = None,
-    scale_factor: options.ScaleFactor = None,
+    scale_factor: options.AutoScaleFactor = None,
     max_image_tokens: options.MaxImageTokens = None,
     device: options.Device = None,
     dtype: options.Dtype = None,
@@ -29,13 +29,14 @@ def show(
     Examples:
         tokenpacker show sign.png --out page.png
         tokenpacker show sign.png --out page.png --token 40 --scale-factor 3
+        tokenpacker show sign.png --out page.png --scale-factor auto
     """
     check_picture(out, "--out", in_folder=True)
     from tokenpacker.images import load_image
 
     with image_notes_on_stderr():
         picture = load_image(image)
-    budget = {"scale_factor": scale_factor, "max_image_tokens": max_image_tokens}
+    budget: dict[str, Any] = {"scale_factor": scale_factor, "max_image_tokens": max_image_tokens}
     loaded, processor = load_model(model, verbose, device, dtype, **budget)
     from tokenpacker.visualize import PackedImage, draw_page
     from tokenpacker.visualize.explained_token import check_token, clearest_token, token_weights
@@ -58,6 +59,8 @@ def show(
         "tiles": grid.num_tiles,
         "tokens": packed.layout.num_tokens,
         "full_tokens": packed.num_full_tokens,
+        "scale_factors": list(packed.scale_factors),
+        "reasons": packed.reasons,
         "token": chosen,
         "box": None if source is None or source.box is None else [round(edge, 1) for edge in source.box],
         "attention": None if attention is None else attention.mean(axis=0).astype(float).round(4).tolist(),

@@ -24,8 +24,20 @@ NO_ANSWER = -1  # a target that is neither learned nor counted
 SIZE = 192  # of a picture, in pixels per side
 
 # name -> module and class, imported when they are asked for
-QUESTIONS = {"letters": ("tokenpacker.compare.probe.letters", "Letters")}
-ENCODERS = {"craft": ("tokenpacker.compare.probe.encoders", "Craft")}
+QUESTIONS = {
+    "letters": ("tokenpacker.compare.probe.letters", "Letters"),
+    "photos": ("tokenpacker.compare.probe.photo_scenes", "Photos"),
+}
+ENCODERS = {
+    "craft": ("tokenpacker.compare.probe.encoders", "Craft"),
+    "own-vit": ("tokenpacker.compare.probe.own_vit", "OwnViT"),
+}
+
+
+def grid_centers(rows: int, cols: int) -> npt.NDArray[np.float64]:
+    """The centers (rows*cols, 2) of a grid's cells, row by row, down and right, from 0 to 1."""
+    down, right = np.indices((rows, cols)).reshape(2, -1) + 0.5
+    return np.stack([down / rows, right / cols], axis=1)
 
 
 class Questions(Protocol):
@@ -34,6 +46,8 @@ class Questions(Protocol):
     name: str
     num_classes: tuple[int, ...]
     """Q numbers: how many answers each question has."""
+    places: npt.NDArray[np.float64]
+    """(Q, 2): where each question looks, down and right, from 0 to 1; NaN if it is about the whole picture."""
     digest: str
     """Of all that decides the pictures and answers, such as the files of fonts."""
 
@@ -65,9 +79,13 @@ class Encoder(Protocol):
         """M levels, each (P, L, channels); the channels may differ."""
 
 
-def find_questions(name: str) -> Questions:
-    """A set of pictures. Raises ValueError for an unknown name, or if its material is missing."""
-    return _find(name, QUESTIONS, "questions")()
+def find_questions(name: str, folder: Path | None = None) -> Questions:
+    """A set of pictures; a folder is for those that take their material from one.
+
+    Raises ValueError for an unknown name, or if its material is missing.
+    """
+    found = _find(name, QUESTIONS, "questions")
+    return found() if folder is None else found(folder)
 
 
 def find_encoder(name: str, weights: Path | None = None) -> Encoder:

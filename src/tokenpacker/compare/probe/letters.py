@@ -17,7 +17,7 @@ import numpy.typing as npt
 import PIL
 from PIL import Image, ImageDraw, ImageFont, features
 
-from tokenpacker.compare.probe.contract import SIZE, Split
+from tokenpacker.compare.probe.contract import SIZE, Split, grid_centers
 from tokenpacker.compare.results import digest_of
 
 VERSION = 1  # raised when other pictures are drawn
@@ -42,6 +42,7 @@ class Letters:
 
     name = "letters"
     num_classes = (len(CHARACTERS),) * (ROWS * COLS)
+    places = grid_centers(ROWS, COLS)
 
     def __init__(self, fonts: Mapping[Split, Sequence[Path]] | None = None) -> None:
         self.fonts = split_fonts(_installed_fonts()) if fonts is None else fonts

@@ -22,7 +22,7 @@ from tokenpacker.projectors import ProjectorConfig, build
 from tokenpacker.projectors.layers import ceil_grid
 from tokenpacker.speed.model_sizes import settings_at
 
-VERSION = 1  # raised when a run computes something else with the same settings
+VERSION = 2  # raised when a run computes something else with the same settings
 NUM_HEADS = 4  # of every projector that has heads: those of the carried model's TokenPacker
 COUNTS: dict[Split, int] = {"train": 1600, "dev": 320, "test": 320}  # pictures
 QUICK_COUNTS: dict[Split, int] = {"train": 64, "dev": 32, "test": 32}
@@ -50,6 +50,7 @@ class Probe:
 
     Args:
         questions: the name of a set of pictures in `contract.QUESTIONS`.
+        stamps: folder of the photos' cut-outs; None takes the installed package's.
         encoder: a name in `contract.ENCODERS`.
         weights: file of the encoder's weights; None takes the installed ones.
         projectors: registered names; empty takes all. A name may have settings: `resampler:num_heads=2`.
@@ -64,6 +65,7 @@ class Probe:
     """
 
     questions: str = "letters"
+    stamps: Path | None = None
     encoder: str = "craft"
     weights: Path | None = None
     projectors: tuple[str, ...] = ()
@@ -78,12 +80,14 @@ class Probe:
             values = getattr(self, name)
             if not values or len(set(values)) < len(values):
                 raise ValueError(f"{name}={list(values)} must name at least one, and each once")
+        if self.stamps is not None and self.questions != "photos":
+            raise ValueError(f"--stamps is for --questions photos, and not for {self.questions}")
         _ = self.material, self.runs  # which check the rest
 
     @cached_property
     def material(self) -> Questions:
         """The set of pictures."""
-        return find_questions(self.questions)
+        return find_questions(self.questions, self.stamps)
 
     @cached_property
     def frozen(self) -> Encoder:
@@ -115,7 +119,7 @@ class Probe:
     def protocol(self) -> str:
         """Digest of all that the runs share; rows of one table have the same."""
         learning = [reading.DIM, reading.HEADS, reading.LAYERS, reading.LEARNING_RATE, reading.WEIGHT_DECAY]
-        learning += [reading.WARM_UP, reading.BATCH, reading.MAX_GRAD_NORM]
+        learning += [reading.WARM_UP, reading.BATCH, reading.MAX_GRAD_NORM, reading.WAVES, reading.LOOK]
         features = [encoders.WIDTH, encoders.WHITENING_PICTURES, encoders.WHITENING_EPS]
         parts = [self.questions, self.material.digest, self.encoder, self.frozen.digest]
         return digest_of([VERSION, parts, self.counts, features, learning])

@@ -94,11 +94,12 @@ def _results(
 ) -> Iterator[tuple[ProbeRun, dict[str, Any]]]:
     """What each run measured, as it is finished: one in this process, several in their own."""
     parts = (asked.material.num_classes, encoded["train"], encoded[asked.split])
+    about = {"places": asked.material.places}
     if jobs == 1:
         for run in todo:
             done = shown.done
             seen = lambda step, done=done: shown.update(done + step)  # noqa: E731
-            yield run, read(run.config, *parts, steps=run.steps, seed=run.seed, seen=seen)
+            yield run, read(run.config, *parts, **about, steps=run.steps, seed=run.seed, seen=seen)
         return
     context = multiprocessing.get_context("spawn")
     threads = max(1, usable_cores() // jobs)
@@ -110,7 +111,9 @@ def _results(
         running: dict[Future[dict[str, Any]], ProbeRun] = {}
         while True:
             for run in itertools.islice(left, jobs - len(running)):  # no more than run at once
-                running[pool.submit(read, run.config, *parts, steps=run.steps, seed=run.seed)] = run
+                running[
+                    pool.submit(read, run.config, *parts, **about, steps=run.steps, seed=run.seed)
+                ] = run
             if not running:
                 return
             for future in wait(running, LOOK_SECONDS, FIRST_COMPLETED).done:

@@ -15,11 +15,13 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tokenpacker.compare.probe.contract import NO_ANSWER
+from tokenpacker.compare.probe.contract import NO_ANSWER, grid_centers
 from tokenpacker.compare.probe.encoders import Encoded
 from tokenpacker.features import VisionFeatures
 from tokenpacker.projectors import ProjectorConfig, build
@@ -27,21 +29,45 @@ from tokenpacker.projectors import ProjectorConfig, build
 DIM, HEADS, LAYERS = 128, 4, 2
 LEARNING_RATE, WEIGHT_DECAY, WARM_UP, BATCH = 1e-3, 0.01, 50, 16
 MAX_GRAD_NORM = 1.0
+WAVES = (0.25, 8.0)  # of the places' sines: the fewest and the most over a picture
+LOOK = 1.5  # times the identity: the reader's query and key matrices at first
 TEST_BATCH = 32
 CURVE = (1 / 8, 1 / 4, 3 / 8, 1 / 2, 3 / 4)  # shares of the steps after which the test pictures are asked, too
 
 
-class Reader(nn.Module):
-    """A transformer decoder whose queries, one for each question, read packed tokens."""
+def sine_places(places: npt.NDArray[np.float64]) -> Tensor:
+    """Sines and cosines (n, D) of places (n, 2) from 0 to 1; NaN stays."""
+    waves = 2 * math.pi * torch.logspace(*map(math.log10, WAVES), DIM // 4)
+    angles = torch.from_numpy(places).float()[..., None] * waves  # (n, 2, D/4)
+    return torch.cat([angles.sin(), angles.cos()], dim=-1).flatten(1)
 
-    def __init__(self, num_tokens: int, num_classes: Sequence[int]):
+
+class Reader(nn.Module):
+    """A transformer decoder whose queries, one for each question, read packed tokens.
+
+    At first, a query looks at the tokens where its question does. Otherwise hundreds of steps go by until it finds
+    them, and a short training would measure those.
+
+    Args:
+        places: (Q, 2), where the questions look; NaN begins with random numbers. None is NaN for all.
+    """
+
+    def __init__(
+        self,
+        token_grid: tuple[int, int],
+        num_classes: Sequence[int],
+        places: npt.NDArray[np.float64] | None = None,
+    ):
         super().__init__()
-        self.places = nn.Parameter(0.02 * torch.randn(num_tokens, DIM))
-        self.queries = nn.Parameter(0.02 * torch.randn(len(num_classes), DIM))
+        self.places = nn.Parameter(sine_places(grid_centers(*token_grid)))
+        queries = sine_places(np.full((len(num_classes), 2), np.nan) if places is None else places)
+        self.queries = nn.Parameter(queries.where(~queries.isnan(), 0.02 * torch.randn_like(queries)))
         self.norm = nn.LayerNorm(DIM)
         layer = nn.TransformerDecoderLayer(
             DIM, HEADS, 4 * DIM, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
         )
+        with torch.no_grad():  # queries and keys of the tokens, which the values follow in this matrix
+            layer.multihead_attn.in_proj_weight[: 2 * DIM] = LOOK * torch.eye(DIM).repeat(2, 1)
         self.decoder = nn.TransformerDecoder(layer, LAYERS, nn.LayerNorm(DIM))
         self.head = nn.Linear(DIM, max(num_classes))
         exists = torch.arange(max(num_classes)) < torch.tensor(num_classes)[:, None]  # (Q, K)
@@ -59,15 +85,22 @@ class Learner:
 
     Args:
         steps: of the whole training, which the learning rate depends on.
+        places: where the questions look.
     """
 
     def __init__(
-        self, config: ProjectorConfig, patch_grid: tuple[int, int], num_classes: Sequence[int], steps: int, seed: int
+        self,
+        config: ProjectorConfig,
+        patch_grid: tuple[int, int],
+        num_classes: Sequence[int],
+        steps: int,
+        seed: int,
+        places: npt.NDArray[np.float64] | None = None,
     ):
         with torch.random.fork_rng([]):
             torch.manual_seed(seed)
             self.projector = build(config)
-            self.reader = Reader(config.num_tokens(patch_grid), num_classes)
+            self.reader = Reader(config.token_grid(patch_grid), num_classes, places)
         self.parameters = [*self.projector.parameters(), *self.reader.parameters()]
         self.optimizer = torch.optim.AdamW(self.parameters, LEARNING_RATE, weight_decay=WEIGHT_DECAY, fused=True)
         rate = torch.optim.lr_scheduler.LambdaLR
@@ -102,11 +135,13 @@ def read(
     *,
     steps: int,
     seed: int,
+    places: npt.NDArray[np.float64] | None = None,
     seen: Callable[[int], None] = lambda step: None,
 ) -> dict[str, Any]:
     """Trains and tests, and returns what was measured, JSON-ready.
 
     Args:
+        places: (Q, 2), where the questions look; see `contract.Questions`.
         seen: is called after each step, with its number.
 
     Returns:
@@ -115,7 +150,7 @@ def read(
         projector.
     """
     start = time.perf_counter()
-    learner = Learner(config, train.patch_grid, num_classes, steps, seed)
+    learner = Learner(config, train.patch_grid, num_classes, steps, seed, places)
     asked = {round(share * steps) for share in CURVE} | {steps}
     losses, times, curve = [], [], []
     for step, rows in enumerate(order_of(len(train), steps, seed), 1):

@@ -110,8 +110,9 @@ def draw_curve(folder: ResultsFolder, task: str, colors: Colors = LIGHT) -> Imag
     right = WIDTH - SIDE
     for is_budget, color, name in ((True, colors.budgets, "budget"), (False, colors.factors, "scale factor")):
         members = [entry for entry in entries if (entry.plan in budgets) == is_budget]
-        if len(members) > 1:
-            draw.line([axes.place(entry) for entry in members], color, THICK)
+        ladder = [axes.place(entry) for entry in members if not entry.plan.startswith("auto")]  # a rule of its own
+        if len(ladder) > 1:
+            draw.line(ladder, color, THICK)
         for entry in members:
             taken.append(_draw_mark(draw, axes, entry, is_budget, color))
         if members:

@@ -43,7 +43,7 @@ class PlanEntry(BaseModel):
     """How many tokens the images of a run got, as `answer_rows.Plan` has it."""
 
     name: str
-    scale_factor: int | None = None
+    scale_factor: int | Literal["auto"] | None = None
     max_image_tokens: int | None = None
 
 

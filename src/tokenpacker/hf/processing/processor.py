@@ -10,7 +10,6 @@ import math
 from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
-import torch
 from huggingface_hub.dataclasses import validate_typed_dict
 from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
@@ -20,18 +19,18 @@ from transformers.processing_utils import MultiModalData, ProcessorMixin, TextKw
 from tokenpacker.hf.configuration import TokenPackerConfig
 from tokenpacker.hf.processing.chat import chat_template as default_chat_template
 from tokenpacker.hf.processing.chat import check_parts
-from tokenpacker.hf.processing.image_processor import ABOUT_ARRAYS, TokenPackerImageProcessor, flatten
+from tokenpacker.hf.processing.image_plans import ImagePlan, plan_sizes, process
+from tokenpacker.hf.processing.image_processor import TokenPackerImageProcessor, flatten
 from tokenpacker.hf.processing.keywords import TokenPackerProcessorKwargs, check_keywords
 from tokenpacker.hf.processing.llama_tokenizer import REGION_TOKEN
-from tokenpacker.hf.processing.pictures import to_source
 from tokenpacker.hf.processing.placeholders import check_images, check_prompts, check_regions, count_marks
 from tokenpacker.hf.processing.prompts import ImageTokens, encode_prompts
-from tokenpacker.hf.processing.scale_factors import per_image, per_tile, plain, token_grids
+from tokenpacker.hf.processing.scale_factors import plain, token_grids
 from tokenpacker.hf.regions.masks import split_regions
 from tokenpacker.hf.regions.region_cells import Canvas, region_entries, region_tensors
-from tokenpacker.images import image_size
 from tokenpacker.projectors import config_from_dict
 from tokenpacker.regions import RegionRule, check_rule
+from tokenpacker.router import AUTO, Router
 from tokenpacker.sequence import ImageLayout, plan_layout
 from tokenpacker.tiling import TileGrid
 
@@ -55,9 +54,10 @@ class TokenPackerProcessor(ProcessorMixin):
             break up in LLaMA's vocabulary, which has none. (Between the tiles of a row stands a comma.)
         region_rule: how much a patch counts for a region, see `tokenpacker.regions.RegionRule`. For a model without
             regions, whose tokenizer has no token `<mask>`, `<mask>` is ordinary text.
+        router: dict of the `Router` that `scale_factor="auto"` asks. It is fitted to a model, so there is no default.
 
     Raises:
-        ValueError: if the tokenizer lacks the image token or the row separator, and for an unknown rule.
+        ValueError: if the tokenizer lacks the image token or the row separator, and for an unknown rule or router.
     """
 
     valid_processor_kwargs = TokenPackerProcessorKwargs
@@ -72,6 +72,7 @@ class TokenPackerProcessor(ProcessorMixin):
         image_token: str = "<image>",
         row_separator: RowSeparator = "newline",
         region_rule: RegionRule = "coverage",
+        router: dict[str, Any] | None = None,
     ):
         self.image_token = image_token
         self.image_token_id = tokenizer.convert_tokens_to_ids(image_token)
@@ -87,6 +88,7 @@ class TokenPackerProcessor(ProcessorMixin):
             )
         self.row_separator = row_separator
         self.region_rule = check_rule(region_rule)
+        self.router = None if router is None else Router.from_dict(router).to_dict()
         super().__init__(image_processor, tokenizer, chat_template=chat_template or default_chat_template())
 
     @classmethod
@@ -161,7 +163,7 @@ class TokenPackerProcessor(ProcessorMixin):
     @property
     def unused_input_names(self) -> list[str]:
         """Outputs of the image processor that the model does not take."""
-        return ["tile_grids", "image_sizes", "image_layouts"]
+        return ["tile_grids", "image_sizes", "image_layouts", "image_plans"]
 
     def image_layout(
         self,
@@ -181,8 +183,10 @@ class TokenPackerProcessor(ProcessorMixin):
 
         Raises:
             ValueError: for a scale factor that the projector cannot have, another number of them than of tiles, a
-                budget too small for one tile, and an unknown option.
+                budget too small for one tile, "auto", which needs the pixels, and an unknown option.
         """
+        if scale_factor == AUTO:
+            raise ValueError(f"scale_factor={AUTO!r} needs an image's pixels, and got its size alone; see plan_image")
         images = self.image_processor.with_options(**options)
         return plan_layout(
             (image_size[0], image_size[1]),
@@ -193,6 +197,18 @@ class TokenPackerProcessor(ProcessorMixin):
             max_image_tokens=max_image_tokens,
             grid_list=images.grid_list,
         )
+
+    def plan_image(self, image: Any, **options: Any) -> ImagePlan:
+        """The token sequence of an image, and with `scale_factor="auto"` what the router saw and chose.
+
+        Args:
+            options: about images, as in a call. Raises as a call.
+        """
+        return process(self, image, self._merge_kwargs(**options)["images_kwargs"])["image_plans"][0]
+
+    def check_plan(self, **options: Any) -> None:
+        """Raises ValueError for a scale factor or a budget that no image can meet, and for "auto" without a router."""
+        plan_sizes(self, [(1, 1)], options)
 
     def __call__(
         self,
@@ -220,9 +236,9 @@ class TokenPackerProcessor(ProcessorMixin):
             kwargs: transformers' own, flat or in `text_kwargs` and `images_kwargs`; to the latter belong the options of
                 `TokenPackerImageProcessor` and two more. `max_image_tokens` is a budget per image, separators included.
                 `scale_factor` is one number for all images, or a list with one entry per image of all prompts in order:
-                a number, None for the projector's own, or a list with one number per tile, row by row, the thumbnail's
-                last; for one image of several tiles that list may stand alone. Several prompts are padded by default
-                if tensors are asked for.
+                a number, None for the projector's own, "auto" for what `router` makes of its pixels, or a list with one
+                number per tile, row by row, the thumbnail's last; for one image of several tiles that list may stand
+                alone. Several prompts are padded by default if tensors are asked for.
 
         Raises:
             ValueError: for unknown keywords, if markers and images or regions differ in number, for masks that cannot
@@ -302,7 +318,10 @@ class TokenPackerProcessor(ProcessorMixin):
         if image_sizes is None:
             return MultiModalData()
         options = self._merge_kwargs(**kwargs)["images_kwargs"]
-        layouts, _ = self._plan([(height, width) for height, width in image_sizes], options)
+        plans = plan_sizes(self, [(height, width) for height, width in image_sizes], options)
+        if AUTO in [plan.scale_factors for plan in plans]:
+            raise ValueError(f"scale_factor={AUTO!r} needs the pixels of images, and got their sizes; give a number")
+        layouts = [plan.layout for plan in plans]
         return MultiModalData(
             num_image_tokens=[layout.num_tokens for layout in layouts],
             num_image_patches=[layout.tile_grid.num_tiles for layout in layouts],
@@ -334,29 +353,12 @@ class TokenPackerProcessor(ProcessorMixin):
         """Inputs of the model with `image_layouts` beside them, and the text that stands for each image."""
         if images is None or not flatten(images):
             factor = plain(kwargs.get("scale_factor"))
-            self._plan([], kwargs)  # options are checked without an image, too
-            self._plan([self._patch_grid], kwargs | {"scale_factor": None if isinstance(factor, list) else factor})
+            plan_sizes(self, [], kwargs)  # options are checked without an image, too
+            one = None if isinstance(factor, list) else factor
+            plan_sizes(self, [self._patch_grid], kwargs | {"scale_factor": one})
             return {"image_layouts": []}, []
-        options = {name: value for name, value in kwargs.items() if name not in ("scale_factor", "max_image_tokens")}
-        data_format = options.pop("input_data_format", None)
-        sources = [to_source(image, data_format) for image in flatten(images)]
-        layouts, factors = self._plan([image_size(source) for source in sources], kwargs)
-        processed = dict(self.image_processor(sources, tile_grids=[lay.tile_grid for lay in layouts], **options))
-        if factors is not None:
-            processed["scale_factors"] = torch.tensor(factors, dtype=torch.int64)
-        processed["image_layouts"] = layouts
-        return processed, [self.replace_image_token(processed, index) for index in range(len(layouts))]
-
-    def _plan(
-        self, sizes: Sequence[tuple[int, int]], images_kwargs: dict[str, Any]
-    ) -> tuple[list[ImageLayout], list[int] | None]:
-        """The layout of each image of (height, width), and the scale factor of each tile of all."""
-        options = {name: value for name, value in images_kwargs.items() if name not in ABOUT_ARRAYS}
-        entries = per_image(options.pop("scale_factor", None), len(sizes))
-        layouts = [
-            self.image_layout(size, scale_factor=entry, **options) for size, entry in zip(sizes, entries, strict=True)
-        ]
-        return layouts, per_tile(config_from_dict(self.projector_config), self._patch_grid, entries, layouts)
+        processed = process(self, images, kwargs)
+        return processed, [self.replace_image_token(processed, i) for i in range(len(processed["image_layouts"]))]
 
     def _process_text(
         self, text: list[str], layouts: Sequence[ImageLayout], replacements: list[str], merged: dict[str, Any]

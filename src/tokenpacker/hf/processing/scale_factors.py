@@ -1,8 +1,8 @@
 """Which scale factor each tile gets. The processor counts tokens with it, and passes it on to the model.
 
 A scale factor is given as one number for all images, or as a list with one entry per image: a number, None for the
-projector's own, or a list with one number per tile, row by row, the thumbnail's last. For one image of several tiles
-the list of its numbers may stand alone.
+projector's own, "auto" for what the router makes of its pixels, or a list with one number per tile, row by row, the
+thumbnail's last. For one image of several tiles the list of its numbers may stand alone.
 """
 
 from __future__ import annotations

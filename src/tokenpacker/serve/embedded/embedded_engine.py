@@ -356,7 +356,7 @@ def _check_settings(config: GenerationConfig) -> None:
 
 
 def _groups(rows: list[Row], num_threads: int) -> list[list[Row]]:
-    """Rows whose prompts are computed together. With enough rows there is a group for each thread."""
+    """Rows whose prompts are computed together, most work first. With enough rows there is a group for each thread."""
     rows = sorted(rows, key=lambda row: len(row.ids))
     most = TOGETHER_TOKENS
     if len(rows) >= num_threads:
@@ -368,4 +368,4 @@ def _groups(rows: list[Row], num_threads: int) -> list[list[Row]]:
             group.append(row)
         else:
             groups.append([row])
-    return groups
+    return sorted(groups, key=lambda group: -len(group) * len(group[-1].ids))  # so threads end at about the same time

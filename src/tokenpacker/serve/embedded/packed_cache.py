@@ -112,6 +112,7 @@ class PackedCache:
 
         found = {key: self.get(key) for key in tiles}
         missing = [key for key, tokens in found.items() if tokens is None]
+        missing.sort(key=lambda key: key[1] or 0)  # the projector runs once for each scale factor of a part
         parts = tile_parts(missing, threads.count)
         for keys, packed in zip(parts, threads.map(encode, parts), strict=True):
             for key, tokens in zip(keys, packed, strict=True):

@@ -75,6 +75,8 @@ class RowLayer(DynamicLayer):
             states[row] = states[-1]
         self._rows -= 1
         self._start += unused
+        if not self._rows:  # the next rows get the same buffers: to take new ones costs more than to fill them
+            self._start = self._end = self._buffers[0].shape[2] - SPARE_COLUMNS
         self._show()
 
     def _make_room(self, states: tuple[Tensor, Tensor], rows: int, before: int, after: int) -> None:
@@ -86,7 +88,7 @@ class RowLayer(DynamicLayer):
         used = self._end - self._start
         end = max(used, before)
         spare = (rows + rows // 4, states[0].shape[1], end + after + SPARE_COLUMNS)
-        buffers = [new.new_zeros(*spare, new.shape[3]) for new in states]
+        buffers = [new.new_empty(*spare, new.shape[3]) for new in states]  # columns are written before they show
         for buffer, old in zip(buffers, (self.keys, self.values) if self._rows else (), strict=False):
             buffer[: self._rows, :, end - used : end] = old
         self._buffers, self._start, self._end = buffers, end - used, end

@@ -85,12 +85,9 @@ class RunningBatch:
 
     def drop(self, row: int) -> None:
         """Removes a row and moves the last one to its place."""
-        if len(self._mask) == 1:
-            self.clear()
-            return
         self._mask[row] = self._mask[-1]
         mask = self._mask[:-1]
-        unused = int(mask.any(dim=0).int().argmax())
+        unused = int(mask.any(dim=0).int().argmax()) if len(mask) else mask.shape[1]
         self._mask = mask[:, unused:]
         self._cache.drop(row, unused)
 

@@ -35,7 +35,7 @@ def batch(
         Path | None, value("FOLDER", "Start of image paths in requests.", "no paths", exists=True, file_okay=False)
     ] = None,
     allow_urls: Annotated[list[str] | None, value("HOST", "Fetch images from HOST; repeat it.", "none")] = None,
-    scale_factor: options.ScaleFactor = None,
+    scale_factor: options.AutoScaleFactor = None,
     max_image_tokens: options.MaxImageTokens = None,
     concurrency: Annotated[int, number("Requests at a time, of each model.")] = 32,
     overwrite: Annotated[bool, flag("--overwrite", "Start anew if OUT.jsonl exists.")] = False,

@@ -6,7 +6,7 @@ import gc
 import logging
 import os
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import typer
 
@@ -36,7 +36,7 @@ def serve(
     api_key_env: Annotated[str | None, value("VAR", "Variable that holds the key.", "no key")] = None,
     allow_host: options.AllowHost = None,
     allow_urls: Annotated[list[str] | None, value("HOST", "Fetch images from it; repeatable.", "none")] = None,
-    scale_factor: options.ScaleFactor = None,
+    scale_factor: options.AutoScaleFactor = None,
     max_image_tokens: options.MaxImageTokens = None,
     max_batch: Annotated[int | None, number("Answers at once.", "16")] = None,
     max_waiting: Annotated[int | None, number("Questions in the queue.", "64")] = None,
@@ -83,7 +83,7 @@ def serve(
         port=port,
         api_key=read_key(api_key_env),
         allowed_hosts=tuple(host.lower() for host in allow_urls or ()),
-        scale_factor=scale_factor,
+        scale_factor=cast(Any, scale_factor),
         max_image_tokens=max_image_tokens,
         grace_s=grace,
         limits=_limits(max_waiting, max_new_tokens),
