@@ -26,11 +26,11 @@ def probe(
     pictures: Annotated[
         Literal["test", "dev"], value("SPLIT", "Who is asked: test, or dev to choose settings.")
     ] = "test",
-    questions: Annotated[str, value("NAME", "The pictures and what is asked of them.")] = "letters",
+    questions: Annotated[str, value("NAME", "letters, or photos of things.")] = "letters",
     stamps: Annotated[
         Path | None, value("FOLDER", "Tux Paint's, for photos.", "the installed", exists=True, file_okay=False)
     ] = None,
-    encoder: Annotated[str, value("NAME", "The frozen encoder.")] = "craft",
+    encoder: Annotated[str, value("NAME", "craft, or own-vit with --weights.")] = "craft",
     weights: Annotated[
         Path | None, value("FILE", "Weights of the encoder.", "the package's", exists=True, dir_okay=False)
     ] = None,
@@ -40,7 +40,7 @@ def probe(
 ) -> None:
     """Test projectors on their own: what can be read from packed tokens?
 
-    A frozen encoder sees pictures of letters, a projector packs its features, a reader learns to name each letter.
+    A frozen encoder sees pictures, a projector packs its features, and a reader learns to answer questions of them.
     The same command goes on after Ctrl-C. Exit code 0: all is finished. 75: a signal stopped it. 2: it cannot run.
 
     Examples:

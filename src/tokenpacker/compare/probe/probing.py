@@ -111,9 +111,7 @@ def _results(
         running: dict[Future[dict[str, Any]], ProbeRun] = {}
         while True:
             for run in itertools.islice(left, jobs - len(running)):  # no more than run at once
-                running[
-                    pool.submit(read, run.config, *parts, **about, steps=run.steps, seed=run.seed)
-                ] = run
+                running[pool.submit(read, run.config, *parts, **about, steps=run.steps, seed=run.seed)] = run
             if not running:
                 return
             for future in wait(running, LOOK_SECONDS, FIRST_COMPLETED).done:
