@@ -118,7 +118,7 @@ class Probe:
     @cached_property
     def protocol(self) -> str:
         """Digest of all that the runs share; rows of one table have the same."""
-        learning = [reading.DIM, reading.HEADS, reading.LAYERS, reading.LEARNING_RATE, reading.WEIGHT_DECAY]
+        learning: list[Any] = [reading.DIM, reading.HEADS, reading.LAYERS, reading.LEARNING_RATE, reading.WEIGHT_DECAY]
         learning += [reading.WARM_UP, reading.BATCH, reading.MAX_GRAD_NORM, reading.WAVES, reading.LOOK]
         features = [encoders.WIDTH, encoders.WHITENING_PICTURES, encoders.WHITENING_EPS]
         parts = [self.questions, self.material.digest, self.encoder, self.frozen.digest]

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -93,13 +94,18 @@ def _results(
     asked: Probe, todo: Sequence[ProbeRun], encoded: dict[Split, Encoded], jobs: int, shown: Progress
 ) -> Iterator[tuple[ProbeRun, dict[str, Any]]]:
     """What each run measured, as it is finished: one in this process, several in their own."""
-    parts = (asked.material.num_classes, encoded["train"], encoded[asked.split])
-    about = {"places": asked.material.places}
+    one = partial(
+        read,
+        num_classes=asked.material.num_classes,
+        places=asked.material.places,
+        train=encoded["train"],
+        test=encoded[asked.split],
+    )
     if jobs == 1:
         for run in todo:
             done = shown.done
             seen = lambda step, done=done: shown.update(done + step)  # noqa: E731
-            yield run, read(run.config, *parts, **about, steps=run.steps, seed=run.seed, seen=seen)
+            yield run, one(run.config, steps=run.steps, seed=run.seed, seen=seen)
         return
     context = multiprocessing.get_context("spawn")
     threads = max(1, usable_cores() // jobs)
@@ -111,7 +117,7 @@ def _results(
         running: dict[Future[dict[str, Any]], ProbeRun] = {}
         while True:
             for run in itertools.islice(left, jobs - len(running)):  # no more than run at once
-                running[pool.submit(read, run.config, *parts, **about, steps=run.steps, seed=run.seed)] = run
+                running[pool.submit(one, run.config, steps=run.steps, seed=run.seed)] = run
             if not running:
                 return
             for future in wait(running, LOOK_SECONDS, FIRST_COMPLETED).done:
@@ -139,7 +145,7 @@ def _say_how_long(asked: Probe, num_runs: int, todo: Sequence[ProbeRun], folder:
         step = {config: _step_seconds(asked, config) for config in dict.fromkeys(run.config for run in todo)}
     asking = ASK_SHARE * (len(CURVE) + 1) * asked.counts[asked.split] / STEP_BATCH  # in steps
     seconds = sum(step[run.config] * (run.steps + asking) for run in todo) / jobs
-    text = f"{num_runs} runs, {len(todo)} to do: about {_time(seconds)} on an idle machine ({jobs} side by side)"
+    text = f"{num_runs} runs, {len(todo)} to do: about {_time(seconds)} at the pace of now ({jobs} side by side)"
     if pictures := missing(asked.material, asked.frozen, asked.counts, folder):
         text += f"; before that about {_time(pictures * _picture_seconds(asked))} for features"
     print(text, file=sys.stderr)

@@ -37,7 +37,7 @@ CURVE = (1 / 8, 1 / 4, 3 / 8, 1 / 2, 3 / 4)  # shares of the steps after which t
 
 def sine_places(places: npt.NDArray[np.float64]) -> Tensor:
     """Sines and cosines (n, D) of places (n, 2) from 0 to 1; NaN stays."""
-    waves = 2 * math.pi * torch.logspace(*map(math.log10, WAVES), DIM // 4)
+    waves = 2 * math.pi * torch.logspace(math.log10(WAVES[0]), math.log10(WAVES[1]), DIM // 4)
     angles = torch.from_numpy(places).float()[..., None] * waves  # (n, 2, D/4)
     return torch.cat([angles.sin(), angles.cos()], dim=-1).flatten(1)
 
