@@ -180,7 +180,6 @@ def flat(content, place="") -> dict:
 @pytest.mark.parametrize(
     ("folder", "document", "mark"),
     [
-        ("docs/comparison", "README.md", "compare"),
         ("docs/comparison", "docs/comparison.md", "compare"),
         ("docs/comparison/options", "docs/comparison.md", "options"),
     ],

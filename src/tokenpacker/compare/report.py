@@ -1,6 +1,6 @@
 """The report on a results file: compare.json, compare.md, compare.png, and the tables in documents.
 
-    python -m tokenpacker.compare.report docs/comparison README.md docs/comparison.md
+    python -m tokenpacker.compare.report docs/comparison docs/comparison.md
 
 writes the three files beside `results.jsonl`, and the tables between the marks of the named documents. All numbers come
 from the rows. With `--mark NAME` the marks are those of another comparison in the same document.

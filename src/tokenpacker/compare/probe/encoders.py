@@ -43,7 +43,8 @@ class Craft:
         weights: the file `craft_mlt_25k.pth`; None takes the installed package's.
     """
 
-    name, patch_grid, num_levels, query_level = "craft", (24, 24), len(DEPTHS), -1
+    name, patch_grid, num_levels = "craft", (24, 24), len(DEPTHS)
+    query_level = 2  # conv4_2, whose own grid is 24 x 24 on pictures of 192 pixels; that of conv5_2 is 12 x 12
 
     def __init__(self, weights: Path | None = None) -> None:
         self.weights = _installed_weights() if weights is None else weights

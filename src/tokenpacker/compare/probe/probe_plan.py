@@ -22,7 +22,7 @@ from tokenpacker.projectors import ProjectorConfig, build
 from tokenpacker.projectors.layers import ceil_grid
 from tokenpacker.speed.model_sizes import settings_at
 
-VERSION = 2  # raised when a run computes something else with the same settings
+VERSION = 3  # raised when a run computes something else with the same settings
 NUM_HEADS = 4  # of every projector that has heads: those of the carried model's TokenPacker
 COUNTS: dict[Split, int] = {"train": 1600, "dev": 320, "test": 320}  # pictures
 QUICK_COUNTS: dict[Split, int] = {"train": 64, "dev": 32, "test": 32}
@@ -121,7 +121,7 @@ class Probe:
         learning: list[Any] = [reading.DIM, reading.HEADS, reading.LAYERS, reading.LEARNING_RATE, reading.WEIGHT_DECAY]
         learning += [reading.WARM_UP, reading.BATCH, reading.MAX_GRAD_NORM, reading.WAVES, reading.LOOK]
         features = [encoders.WIDTH, encoders.WHITENING_PICTURES, encoders.WHITENING_EPS]
-        parts = [self.questions, self.material.digest, self.encoder, self.frozen.digest]
+        parts = [self.questions, self.material.digest, self.encoder, self.frozen.digest, self.frozen.query_level]
         return digest_of([VERSION, parts, self.counts, features, learning])
 
     def fingerprint(self, run: ProbeRun) -> str:
