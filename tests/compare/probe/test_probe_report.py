@@ -93,6 +93,12 @@ def test_the_table_has_accuracies_differences_parameters_and_step_times():
     ]
 
 
+def test_the_command_is_told_without_the_folders_of_one_machine():
+    command = "tokenpacker probe --weights '/my files/craft.pth' --tokens 36 --output=runs/a --jobs 2 --steps 400"
+    text = Report(rows("token-packer", [0.5], command=command)).to_markdown()
+    assert "\n`tokenpacker probe --tokens 36 --steps 400`: letters, craft, 1 runs" in text
+
+
 def test_the_report_is_written_again_into_a_document(tmp_path):
     every = [*rows("token-packer", [0.5, 0.51, 0.52]), *rows("mlp", [0.9, 0.91, 0.92], tokens=576)]
     skipped = [{"projector": "pixel-shuffle", "tokens": 36, "reason": "why"}]

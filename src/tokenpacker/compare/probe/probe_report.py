@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ FEWEST_SEEDS = 3  # for a verdict
 BETTER, WORSE, UNDECIDED, TOO_FEW = "better", "worse", "undecided", "too few seeds"
 QUICK_NOTE = "**Quick run: too few pictures to compare anything. It shows that everything runs.**"
 DEV_NOTE = "**Development pictures: for choosing settings. A verdict needs the test pictures.**"
+LOCAL = re.compile(r" --(weights|stamps|output|jobs)[ =]('[^']*'|\S+)")  # options that decide no result
 SKIPPED = "{projector} at {tokens} tokens is left out: {reason}"
 
 
@@ -204,11 +206,12 @@ class Report:
 
     def _origin(self) -> str:
         last = self.rows[-1]
+        command = LOCAL.sub("", last["command"])
         dates = sorted(row["date"][:10] for row in self.rows)
         seconds = statistics.mean(row["seconds"] for row in self.rows)
         machines = sorted({machine_text(row["machine"]) for row in self.rows})
         return (
-            f"`{last['command']}`: {last['questions']}, {last['encoder']}, {len(self.rows)} runs of {seconds:.0f} s on"
+            f"`{command}`: {last['questions']}, {last['encoder']}, {len(self.rows)} runs of {seconds:.0f} s on"
             f" average, {' to '.join(dict.fromkeys((dates[0], dates[-1])))}, {'; '.join(machines)}."
         )
 
