@@ -43,9 +43,8 @@ STAND_INS = {  # small checkpoints of the same kind, for what the README takes f
 }
 # Installing and training are what CI and hours are for; their commands are checked to exist.
 INSTALLING = ("make ", "pip ", "git ", "cd ", "export ")
-LONG = tuple(
-    f"tokenpacker {name}" for name in ("train", "evaluate", "chat", "compare", "probe", "serve", "batch", "ui", "export")
-)
+LONG_NAMES = ("train", "evaluate", "chat", "compare", "probe", "serve", "batch", "ui", "export")
+LONG = tuple(f"tokenpacker {name}" for name in LONG_NAMES)
 SERVER = "http://127.0.0.1:8000"  # a block that calls it gets one
 
 
