@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from importlib.metadata import version
 from pathlib import Path
 
@@ -15,17 +14,6 @@ from PIL import Image
 pytest_plugins = ["browser", "released_layout"]
 
 GOLDEN = Path(__file__).resolve().parents[2] / "shared" / "golden"
-
-
-@pytest.hookimpl(trylast=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with slow tests come first, then those with many: none of the processes waits for the last file of another.
-
-    pytest-xdist orders by the number of tests alone, unless told not to by `--no-loadscope-reorder`.
-    """
-    slow = {item.path for item in items if item.get_closest_marker("slow")}
-    tests = Counter(item.path for item in items)
-    items.sort(key=lambda item: (item.path not in slow, -tests[item.path]))
 
 
 @pytest.fixture(scope="session")

@@ -223,9 +223,12 @@ def test_scale_factor_0_gives_each_tile_tokens_by_its_detail(served, visit):
     stage = page.locator("svg[role=application]")
     assert "tiles of different numbers of tokens" in stage.get_attribute("aria-label")
     stage.focus()
-    for _ in range(sum(cols for _, cols in plan.layout.token_grids[: plan.layout.tile_grid.cols])):
-        page.keyboard.press("ArrowRight")  # through the tiles of the first row
-    page.get_by_text(f"of tile {plan.layout.tile_grid.cols}, ").wait_for()
+    across = sum(cols for _, cols in plan.layout.token_grids[: plan.layout.tile_grid.cols])
+    chosen = set()
+    for _ in range(across):  # through the tiles of the first row, and once more at its end
+        page.keyboard.press("ArrowRight")
+        chosen.add(page.evaluate("document.querySelector('.stage-chosen').getAttribute('d')"))
+    assert len(chosen) == across - 1  # the first token was chosen before
     ask(page, SAMPLE.questions[0].text)
     page.get_by_role("log", name="Conversation", exact=True).locator(".answer").wait_for()
 

@@ -8,19 +8,19 @@ from tokenpacker import __version__
 from tokenpacker.cli.command_group import CommandGroup
 from tokenpacker.cli.commands.ask import ask
 from tokenpacker.cli.commands.chat import chat
-from tokenpacker.cli.commands.compare import compare
+from tokenpacker.cli.commands.comparing.compare import compare
+from tokenpacker.cli.commands.comparing.probe import probe
+from tokenpacker.cli.commands.comparing.speed import speed
 from tokenpacker.cli.commands.convert import convert
 from tokenpacker.cli.commands.count import count
 from tokenpacker.cli.commands.data import data_app
 from tokenpacker.cli.commands.evaluate import evaluate
 from tokenpacker.cli.commands.models import models
-from tokenpacker.cli.commands.probe import probe
 from tokenpacker.cli.commands.serving.batch import batch
 from tokenpacker.cli.commands.serving.export import export
 from tokenpacker.cli.commands.serving.serve import serve
 from tokenpacker.cli.commands.serving.ui import ui
 from tokenpacker.cli.commands.show import show
-from tokenpacker.cli.commands.speed import speed
 from tokenpacker.cli.commands.train import train_app
 from tokenpacker.cli.output import survive_any_encoding
 
