@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import pytest
 
@@ -12,6 +14,18 @@ from tokenpacker.hf import TokenPackerProcessor
 from tokenpacker.projectors import RECOMMENDED_TOKEN_PACKER
 
 pytestmark = pytest.mark.slow
+
+LET_GO = """
+import signal, sys
+from tokenpacker.export import ExportedAnswerer
+
+first, second = (ExportedAnswerer(sys.argv[1], num_threads=1) for _ in range(2))
+del first, second
+try:
+    signal.raise_signal(signal.SIGINT)
+except KeyboardInterrupt:
+    print("heard")
+"""
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +62,12 @@ def test_200_answers_of_openvino_equal_those_of_torch(openvino_folder, carried):
     assert {path.suffix for path in (openvino_folder / "openvino").iterdir()} == {".xml", ".bin"}
     found = compare_answers(carried[0], ExportedAnswerer(openvino_folder, num_threads=1), 200)
     assert (found.equal_answers, found.equal_tokens) == (200, found.tokens)
+
+
+def test_a_process_that_let_openvino_go_survives_a_signal(openvino_folder):
+    command = [sys.executable, "-c", LET_GO, str(openvino_folder)]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stdout) == (0, "heard\n"), ended.stderr
 
 
 @pytest.mark.parametrize("to", ["onnx", "openvino"])

@@ -6,6 +6,7 @@ Shapes: N tiles, T packed tokens of a tile, K packed tokens of all tiles, S toke
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -181,14 +182,23 @@ def _open_onnx(path: Path, num_threads: int | None) -> Callable[[], Run]:
     return lambda: lambda feeds: dict(zip(names, session.run(names, feeds), strict=True))
 
 
-def _open_openvino(path: Path, num_threads: int | None) -> Callable[[], Run]:
-    """As `_open_onnx`; every call of the returned function makes a request, which belongs to one thread."""
+@cache
+def _openvino_core() -> Any:
+    """The one of this process: when two end in the order of their beginning, the next signal ends the process.
+
+    Each sets a stack for signals on processors with AMX, and gives back the one before it, which is gone by then.
+    """
     import openvino
 
+    return openvino.Core()
+
+
+def _open_openvino(path: Path, num_threads: int | None) -> Callable[[], Run]:
+    """As `_open_onnx`; every call of the returned function makes a request, which belongs to one thread."""
     # Else processors with AMX compute in bfloat16, and with one thread fail (openvinotoolkit/openvino#33300).
     config = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": num_threads or 0}
     try:
-        compiled = openvino.Core().compile_model(path, "CPU", config)
+        compiled = _openvino_core().compile_model(path, "CPU", config)
     except RuntimeError as error:
         raise _unreadable(path, error) from None
 
