@@ -229,6 +229,7 @@ def test_scale_factor_0_gives_each_tile_tokens_by_its_detail(served, visit):
         page.keyboard.press("ArrowRight")
         chosen.add(page.evaluate("document.querySelector('.stage-chosen').getAttribute('d')"))
     assert len(chosen) == across - 1  # the first token was chosen before
+    page.get_by_text(f"of tile {plan.layout.tile_grid.cols}, ").wait_for()
     ask(page, SAMPLE.questions[0].text)
     page.get_by_role("log", name="Conversation", exact=True).locator(".answer").wait_for()
 

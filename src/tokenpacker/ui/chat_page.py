@@ -172,7 +172,9 @@ class ChatPage:
         last = {**quick, "trigger_mode": "always_last"}
         for name in ("upload", "turn", "remove", "mark", "unmark", "clear"):
             getattr(self.stage, name)(self._acting(getattr(self, f"on_{name}")), given, self.shown, **quick)
-        self.stage.pick(self.on_pick, given, [self.token, self.note], **{**last, "concurrency_id": "explain"})
+        # One after the other. For "always_last", gradio would send the first event's data again.
+        in_order = {**quick, "trigger_mode": "multiple", "concurrency_id": "explain", "concurrency_limit": 1}
+        self.stage.pick(self.on_pick, given, [self.token, self.note], **in_order)
         for setting in self.settings:
             setting.change(self._acting(lambda *_: None), given, self.shown, **last)
         self.compare.change(lambda wanted: gr.Column(visible=wanted), self.compare, self.second, **quick)

@@ -12,7 +12,7 @@ const HOW = {
 const limits = props.limits;
 // path: of the region that is being drawn, by pointer or, where a cross-hair is moved, by keyboard
 let tool = "look", thumbnail = false, place = [0, 0, 0], path = [], pressed = false, byKeys = false;
-let cross = [0, 0], crossed = null, known = 0;
+let cross = [0, 0], crossed = null, known = 0, picked = 0;
 
 const find = (name) => element.querySelector(name);
 const adding = find(".stage-add input");
@@ -146,7 +146,8 @@ function choose(tile, row, col) {
   if (!boxes[tile - first]) return;
   place = [tile - first, row, col];
   find(".stage-chosen").setAttribute("d", rect(tokenBox(grid, tile, row, col)));
-  trigger("pick", { tile, row, col });
+  clearTimeout(picked);  // a key that is held down asks once, for where it stops
+  picked = setTimeout(() => trigger("pick", { tile, row, col }), 100);
 }
 function key(event) {
   if (event.ctrlKey || event.altKey || event.metaKey) return;
