@@ -2,8 +2,9 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# A process per core, at most four, each with one thread; the tests of a file share its fixtures in one process.
-PYTEST = python -m pytest -n auto --maxprocesses 4 --dist loadfile
+# A process per core, at most four, each with one thread; the tests of a file share its fixtures in one process. If one
+# dies, the run ends: without `--max-worker-restart 0` xdist would wait for it for ever.
+PYTEST = python -m pytest -n auto --maxprocesses 4 --dist loadfile --max-worker-restart 0
 test test-floor test-5.19 test-versions test-conformance: export OMP_NUM_THREADS ?= 1
 # What meets transformers directly, run on each version; the golden conversions (minutes) run on the lock only.
 VERSIONS_TEST = $(PYTEST) -m "not slow" tests/hf tests/checkpoints tests/projectors/test_in_a_model.py tests/evaluate/test_evaluation.py \
