@@ -99,6 +99,13 @@ def test_the_command_is_told_without_the_folders_of_one_machine():
     assert "\n`tokenpacker probe --tokens 36 --steps 400`: letters, craft, 1 runs" in text
 
 
+def test_runs_of_several_commands_are_not_told_as_those_of_the_last():
+    commands = {100: "a --jobs 1", 200: "a", 400: "b"}
+    every = [row for steps, command in commands.items() for row in rows("mlp", [0.5], steps=steps, command=command)]
+    text = Report(every).to_markdown()
+    assert "\n2 commands, which results.jsonl has with each run: letters, craft, 3 runs" in text
+
+
 def test_the_report_is_written_again_into_a_document(tmp_path):
     every = [*rows("token-packer", [0.5, 0.51, 0.52]), *rows("mlp", [0.9, 0.91, 0.92], tokens=576)]
     skipped = [{"projector": "pixel-shuffle", "tokens": 36, "reason": "why"}]

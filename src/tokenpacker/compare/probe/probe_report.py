@@ -206,12 +206,15 @@ class Report:
 
     def _origin(self) -> str:
         last = self.rows[-1]
-        command = LOCAL.sub("", last["command"])
+        commands = list(dict.fromkeys(LOCAL.sub("", row["command"]) for row in self.rows))
+        command = (
+            f"`{commands[0]}`" if len(commands) == 1 else f"{len(commands)} commands, which {RESULTS} has with each run"
+        )
         dates = sorted(row["date"][:10] for row in self.rows)
         seconds = statistics.mean(row["seconds"] for row in self.rows)
         machines = sorted({machine_text(row["machine"]) for row in self.rows})
         return (
-            f"`{command}`: {last['questions']}, {last['encoder']}, {len(self.rows)} runs of {seconds:.0f} s on"
+            f"{command}: {last['questions']}, {last['encoder']}, {len(self.rows)} runs of {seconds:.0f} s on"
             f" average, {' to '.join(dict.fromkeys((dates[0], dates[-1])))}, {'; '.join(machines)}."
         )
 
