@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from tokenpacker.projectors.folded import FoldedTokenPacker
 
 LAYER_NORM_EPS = 1e-6  # released weights need this; torch's default is 1e-5
-RECOMMENDED_TOKEN_PACKER = {"name": "token-packer", "queries_per_side": 2, "dense_query": True}  # for new models
+RECOMMENDED_TOKEN_PACKER = {"name": "token-packer", "queries_per_side": 2, "dense_query": True}  # docs/probe.md
 
 
 @dataclass(frozen=True, kw_only=True)
