@@ -38,8 +38,9 @@ def in_order(work: Callable[[Item], Result], items: Iterable[Item], num_threads:
         jobs.put((future, item))
         return future
 
-    for number in range(num_threads):
-        Thread(target=run, name=f"batch-{number}", daemon=True).start()
+    threads = [Thread(target=run, name=f"batch-{number}", daemon=True) for number in range(num_threads)]
+    for thread in threads:
+        thread.start()
     rest = iter(items)
     try:
         waiting = deque(map(begin, islice(rest, AHEAD * num_threads)))
@@ -52,6 +53,8 @@ def in_order(work: Callable[[Item], Result], items: Iterable[Item], num_threads:
                 jobs.get_nowait()
         for _ in range(num_threads):
             jobs.put(None)
+    for thread in threads:  # all is done; one that frees tensors while Python ends would abort the process
+        thread.join()
 
 
 def _result(future: Future[Result]) -> Result:
