@@ -23,6 +23,7 @@ class Squares:
 
     name, num_classes = "squares", (3, 3, 3, 3, 2)
     places = np.concatenate([grid_centers(2, 2), [[np.nan, np.nan]]])
+    sorts = {"color": 4, "red": 1}  # noqa: RUF012
 
     def __init__(self, digest: str = "squares") -> None:
         self.digest = digest

@@ -69,6 +69,15 @@ def test_better_is_a_paired_difference_whose_interval_excludes_zero():
     }
 
 
+def test_a_table_tells_the_accuracy_of_each_sort_of_question():
+    several = [{**row, "sorts": {"kind": 0.4, "color": row["accuracy"]}} for row in rows("mlp", [0.6, 0.7, 0.8])]
+    text = Report([*several, *rows("token-packer", [0.5] * 3)]).to_markdown()  # rows of before have no sorts
+    assert [line for line in text.splitlines() if "kind, %" in line]
+    (line,) = (line for line in text.splitlines() if "40.0 ± 0.0" in line)
+    assert "70.0 ± 24.8" in line
+    assert "kind, %" not in Report(rows("token-packer", [0.5] * 3)).to_markdown()
+
+
 def test_only_the_test_pictures_give_a_verdict():
     for more in ({"split": "dev"}, {"quick": True}):
         report = Report([*rows("token-packer", [0.5] * 3, **more), *rows("mlp", [0.9, 0.91, 0.92], **more)])

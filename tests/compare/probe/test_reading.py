@@ -8,7 +8,17 @@ from torch.nn import functional as F
 from tokenpacker.compare.probe.contract import NO_ANSWER, grid_centers
 from tokenpacker.compare.probe.encoders import encode
 from tokenpacker.compare.probe.probe_plan import blank_features
-from tokenpacker.compare.probe.reading import BATCH, DIM, Learner, Reader, learning_rate, order_of, read
+from tokenpacker.compare.probe.reading import (
+    BATCH,
+    DIM,
+    Learner,
+    Reader,
+    by_sort,
+    learning_rate,
+    order_of,
+    read,
+    share_right,
+)
 
 
 def test_a_projector_and_a_reader_learn_to_answer(small_probe, tmp_path):
@@ -73,6 +83,13 @@ def test_a_question_without_an_answer_is_neither_learned_nor_counted(small_probe
     with_answer = learner.reader(learner.projector(features)).detach()
     targets = torch.tensor([[1, NO_ANSWER], [NO_ANSWER, NO_ANSWER]])
     assert learner.learn(features, targets) == pytest.approx(-with_answer[0, 0].log_softmax(dim=-1)[1].item(), rel=1e-5)
+
+
+def test_accuracy_is_told_for_each_sort_of_question():
+    targets = torch.tensor([[1, 2, 0], [0, NO_ANSWER, NO_ANSWER]])
+    answers = torch.tensor([[1, 0, 0], [2, 0, 0]])
+    assert by_sort(answers, targets, {"color": 2, "red": 1}) == {"color": 1 / 3, "red": 1.0}
+    assert share_right(answers, targets) == 0.5
 
 
 def test_every_picture_is_seen_once_before_one_is_seen_again():

@@ -9,7 +9,7 @@ Shapes: P pictures, (h, w) patch grid, L = h*w, M levels, C channels of a whiten
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -48,6 +48,8 @@ class Questions(Protocol):
     """Q numbers: how many answers each question has."""
     places: npt.NDArray[np.float64]
     """(Q, 2): where each question looks, down and right, from 0 to 1; NaN if it is about the whole picture."""
+    sorts: Mapping[str, int]
+    """How many questions there are of each sort, in their order; accuracy is told for each if there are several."""
     digest: str
     """Of all that decides the pictures and answers, such as the files of fonts."""
 

@@ -42,6 +42,7 @@ class Letters:
 
     name = "letters"
     num_classes = (len(CHARACTERS),) * (ROWS * COLS)
+    sorts: Mapping[str, int] = {"letter": ROWS * COLS}
     places = grid_centers(ROWS, COLS)
 
     def __init__(self, fonts: Mapping[Split, Sequence[Path]] | None = None) -> None:

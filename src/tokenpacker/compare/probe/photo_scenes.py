@@ -99,6 +99,7 @@ class Photos:
 
     name = "photos"
     num_classes = tuple(answers for questions, answers in SORTS.values() for _ in range(questions))
+    sorts: Mapping[str, int] = {sort: questions for sort, (questions, _) in SORTS.items()}
     places = np.concatenate(
         [
             grid_centers(CELLS, CELLS) if sort in ("kind", "color") else np.full((questions, 2), np.nan)

@@ -60,6 +60,12 @@ class Group:
         points = zip(*(row["curve"] for row in self.runs), strict=True)
         return [(point[0][0], Mean.of([100 * accuracy for _, accuracy in point])) for point in points]
 
+    def of_sort(self, sort: str) -> Mean | None:
+        """The accuracy of one sort of question in percent; None where a run has none."""
+        if not all(sort in row.get("sorts", ()) for row in self.runs):
+            return None
+        return Mean.of([100 * row["sorts"][sort] for row in self.runs])
+
     def difference(self, other: Group) -> Mean | None:
         """The mean difference in percentage points, seed by seed; None without a common seed."""
         theirs = {row["seed"]: row["accuracy"] for row in other.runs}
@@ -113,7 +119,7 @@ class Report:
         """The table, its legend, and its origin."""
         lines = [QUICK_NOTE, ""] if self.rows[-1]["quick"] else []
         lines += [DEV_NOTE, ""] if self.rows[-1]["split"] == "dev" else []
-        lines += [*self._table(), "", self._legend(), "", *self._left_out(), self._origin()]
+        lines += [*self._table(), "", *self._sorts(), self._legend(), "", *self._left_out(), self._origin()]
         return "\n".join(lines)
 
     def _table(self) -> list[str]:
@@ -131,6 +137,18 @@ class Report:
             ratio = "1.00" if name == REFERENCE else UNKNOWN if base is None else f"{some.step_ratio(base):.2f}"
             rows.append([*cells, number(some.runs[0]["parameters"]), ratio])
         return markdown([*header, "parameters", "step time"], rows)
+
+    def _sorts(self) -> list[str]:
+        """A table of the accuracy for each sort of question; none if all are of one sort."""
+        sorts = list(dict.fromkeys(sort for row in self.rows for sort in row.get("sorts", ())))
+        rows = [
+            [name, number(tokens), number(steps), *(UNKNOWN if mean is None else mean.text() for mean in means)]
+            for (name, tokens, steps), group in self.groups.items()
+            for means in [[group.of_sort(sort) for sort in sorts]]
+        ]
+        return (
+            [*markdown(["projector", "tokens", "steps", *(f"{sort}, %" for sort in sorts)], rows), ""] if sorts else []
+        )
 
     def _difference(self, group: Group) -> str:
         reference = self.reference(group)

@@ -98,6 +98,7 @@ def _results(
         read,
         num_classes=asked.material.num_classes,
         places=asked.material.places,
+        sorts=asked.material.sorts,
         train=encoded["train"],
         test=encoded[asked.split],
     )

@@ -12,7 +12,8 @@ import signal
 import statistics
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -118,13 +119,10 @@ class Learner:
         return loss.item()
 
     @torch.inference_mode()
-    def accuracy(self, pictures: Encoded) -> float:
-        """Share of the questions with an answer that are answered right."""
-        right = 0
-        for rows in torch.arange(len(pictures)).split(TEST_BATCH):
-            features, targets = pictures.batch(rows)
-            right += int((self.reader(self.projector(features)).argmax(dim=-1) == targets).sum())
-        return right / int((pictures.targets != NO_ANSWER).sum())
+    def answers(self, pictures: Encoded) -> Tensor:
+        """(P, Q), the answer to each question."""
+        batches = (pictures.batch(rows)[0] for rows in torch.arange(len(pictures)).split(TEST_BATCH))
+        return torch.cat([self.reader(self.projector(features)).argmax(dim=-1) for features in batches])
 
 
 def read(
@@ -136,16 +134,18 @@ def read(
     steps: int,
     seed: int,
     places: npt.NDArray[np.float64] | None = None,
+    sorts: Mapping[str, int] = MappingProxyType({}),
     seen: Callable[[int], None] = lambda step: None,
 ) -> dict[str, Any]:
     """Trains and tests, and returns what was measured, JSON-ready.
 
     Args:
-        places: (Q, 2), where the questions look; see `contract.Questions`.
+        places: (Q, 2), where the questions look; see `contract.Questions`, as for `sorts`.
         seen: is called after each step, with its number.
 
     Returns:
-        `accuracy`, the share of the test's questions that are answered right; `curve`, [step, accuracy] on the way;
+        `accuracy`, the share of the test's questions that are answered right; `sorts`, the same for each sort of
+        question if there are several; `curve`, [step, accuracy] on the way;
         `loss`, the mean of the last 20; `step_ms`, the median of a step; `seconds` of everything; `parameters` of the
         projector.
     """
@@ -158,16 +158,29 @@ def read(
         losses.append(learner.learn(*train.batch(rows)))
         times.append(time.perf_counter() - began)
         if step in asked:
-            curve.append([step, learner.accuracy(test)])
+            answers = learner.answers(test)
+            curve.append([step, share_right(answers, test.targets)])
         seen(step)
     return {
         "accuracy": curve[-1][1],
+        **({"sorts": by_sort(answers, test.targets, sorts)} if len(sorts) > 1 else {}),
         "curve": curve,
         "loss": statistics.mean(losses[-20:]),
         "step_ms": 1000 * statistics.median(times),
         "seconds": time.perf_counter() - start,
         "parameters": sum(weight.numel() for weight in learner.projector.parameters()),
     }
+
+
+def share_right(answers: Tensor, targets: Tensor) -> float:
+    """The share of right answers (P, Q) among the questions with a target."""
+    return int((answers == targets).sum()) / int((targets != NO_ANSWER).sum())
+
+
+def by_sort(answers: Tensor, targets: Tensor, sorts: Mapping[str, int]) -> dict[str, float]:
+    """`share_right` for each sort of question, which has so many of the Q in their order."""
+    parts = zip(sorts, answers.split([*sorts.values()], dim=1), targets.split([*sorts.values()], dim=1), strict=True)
+    return {sort: share_right(*part) for sort, *part in parts}
 
 
 def learning_rate(step: int, steps: int) -> float:
