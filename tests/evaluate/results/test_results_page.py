@@ -5,14 +5,14 @@ import re
 from html import unescape
 
 import pytest
-from PIL import Image
+from PIL import Image, ImageColor
 
 from browser import DESKTOP, PHONE, assert_accessible, assert_fits
 from made_up_results import MadeUpRun, answers
 from page_reader import PageReader
 from tokenpacker.evaluate.answer_rows import Plan
 from tokenpacker.evaluate.bench_question import BenchQuestion
-from tokenpacker.evaluate.results.elastic_curve import curve_table
+from tokenpacker.evaluate.results.elastic_curve import KINDS, LIGHT, curve_table
 from tokenpacker.evaluate.results.results_folder import ResultsFolder
 from tokenpacker.evaluate.results.results_page import write_report
 
@@ -73,6 +73,23 @@ def test_the_curve_is_also_a_picture(report):
     picture = Image.open(report.parent / "curve.png")
     assert picture.size == (2880, 800)  # a panel for each task
     assert len(picture.convert("RGB").getcolors(1 << 24)) > 10
+
+
+def test_auto_is_drawn_apart_from_the_scale_factors(tmp_path, signs, read_data):
+    read_data(signs=signs)
+    run = MadeUpRun(tmp_path)
+    run.task("signs", "exact", signs)
+    for plan, wrong in (
+        (Plan(scale_factor=2), 2),
+        (Plan(scale_factor=4), 6),
+        (Plan(scale_factor="auto", max_image_tokens=60), 3),
+    ):
+        run.plan(plan, answers(signs, wrong))
+    write_report(run.write())
+    with Image.open(tmp_path / "curve.png") as picture:
+        drawn = {color for _, color in picture.convert("RGB").getcolors(1 << 24)}
+    colors = {kind: ImageColor.getrgb(getattr(LIGHT, kind)) in drawn for kind in KINDS}
+    assert colors == {"auto": True, "budget": False, "factor": True}
 
 
 def test_the_examples_are_what_fewer_tokens_lose(report):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from PIL import Image, ImageDraw
 from PIL.ImageFont import FreeTypeFont, ImageFont, load_default
@@ -23,6 +24,8 @@ ROOM = 0.09  # of an axis, free on both sides
 COLUMNS = 2  # of a figure with several tasks
 
 Font = FreeTypeFont | ImageFont
+Kind = Literal["auto", "budget", "factor"]
+KINDS: dict[Kind, str] = {"auto": "auto", "budget": "budget", "factor": "scale factor"}  # what the legend calls them
 
 
 @dataclass(frozen=True)
@@ -33,12 +36,13 @@ class Colors:
     faint: str = FAINT_INK
     rule: str = PADDING
     paper: str = PAPER
-    factors: str = "#c2410c"
-    budgets: str = "#1971c2"
+    factor: str = "#c2410c"
+    budget: str = "#1971c2"
+    auto: str = "#2b8a3e"
 
 
 LIGHT = Colors()
-DARK = Colors("#eceae4", "#a0a5ab", "#32363a", "#1c1f22", "#ff9466", "#79b8f5")
+DARK = Colors("#eceae4", "#a0a5ab", "#32363a", "#1c1f22", "#ff9466", "#79b8f5", "#7bd88f")
 
 
 def plan_text(plan: PlanEntry) -> str:
@@ -96,7 +100,7 @@ def scored(folder: ResultsFolder, task: str) -> list[ResultEntry]:
 def draw_curve(folder: ResultsFolder, task: str, colors: Colors = LIGHT) -> Image.Image:
     """The score of a task against its image tokens, with 95 % intervals; the plans must have scores."""
     entries = scored(folder, task)
-    budgets = {plan.name for plan in folder.run.plans if plan.max_image_tokens}
+    kinds = {plan.name: _kind(plan) for plan in folder.run.plans}
     picture = Image.new("RGB", SIZE, colors.paper)
     draw, font = ImageDraw.Draw(picture), load_default(TEXT)
     draw.text((SIDE, SIDE), shorten(task, TITLE, WIDTH - 2 * SIDE), colors.ink, load_default(TITLE))
@@ -108,17 +112,16 @@ def draw_curve(folder: ResultsFolder, task: str, colors: Colors = LIGHT) -> Imag
     taken = [(*axes.place(entry), *axes.place(entry)) for entry in entries]
     taken = [(left - MARK, top - MARK, right + MARK, bottom + MARK) for left, top, right, bottom in taken]
     right = WIDTH - SIDE
-    for is_budget, color, name in ((True, colors.budgets, "budget"), (False, colors.factors, "scale factor")):
-        members = [entry for entry in entries if (entry.plan in budgets) == is_budget]
-        ladder = [axes.place(entry) for entry in members if not entry.plan.startswith("auto")]  # a rule of its own
-        if len(ladder) > 1:
-            draw.line(ladder, color, THICK)
+    for kind, name in KINDS.items():
+        members, color = [entry for entry in entries if kinds.get(entry.plan) == kind], getattr(colors, kind)
+        if len(members) > 1:
+            draw.line([axes.place(entry) for entry in members], color, THICK)
         for entry in members:
-            taken.append(_draw_mark(draw, axes, entry, is_budget, color))
+            taken.append(_draw_mark(draw, axes, entry, kind, color))
         if members:
             draw.text((right, TOP - 24), name, colors.faint, font, "rs")
             right -= round(font.getlength(name)) + GAP + MARK
-            _shape(draw, (right, TOP - 34), is_budget, color)
+            _shape(draw, (right, TOP - 34), kind, color)
             right -= MARK + 3 * GAP
     for entry in entries:
         _draw_label(draw, axes, entry, taken, colors, font)
@@ -167,8 +170,14 @@ def _draw_axes(draw: ImageDraw.ImageDraw, axes: _Axes, colors: Colors, font: Fon
     draw.line((axes.left, HEIGHT - BOTTOM, WIDTH - SIDE, HEIGHT - BOTTOM), colors.faint, THIN)
 
 
+def _kind(plan: PlanEntry) -> Kind:
+    if plan.scale_factor == "auto":
+        return "auto"
+    return "budget" if plan.max_image_tokens else "factor"
+
+
 def _draw_mark(
-    draw: ImageDraw.ImageDraw, axes: _Axes, entry: ResultEntry, is_budget: bool, color: str
+    draw: ImageDraw.ImageDraw, axes: _Axes, entry: ResultEntry, kind: Kind, color: str
 ) -> tuple[float, float, float, float]:
     """Draws a mark with its interval, and returns the box around the interval."""
     x, y = axes.place(entry)
@@ -176,14 +185,18 @@ def _draw_mark(
     draw.line((x, high, x, low), color, THICK - 1)
     for end in (high, low):
         draw.line((x - MARK + 2, end, x + MARK - 2, end), color, THICK - 1)
-    _shape(draw, (x, y), is_budget, color)
+    _shape(draw, (x, y), kind, color)
     return x - THICK, high, x + THICK, low
 
 
-def _shape(draw: ImageDraw.ImageDraw, place: tuple[float, float], is_budget: bool, color: str) -> None:
-    """A square for a budget, else a circle."""
+def _shape(draw: ImageDraw.ImageDraw, place: tuple[float, float], kind: Kind, color: str) -> None:
+    """A circle for a scale factor, a square for a budget, a diamond for `auto`."""
     x, y = place
-    (draw.rectangle if is_budget else draw.ellipse)((x - MARK, y - MARK, x + MARK, y + MARK), color)
+    if kind == "auto":
+        reach = 1.3 * MARK
+        draw.polygon([(x - reach, y), (x, y - reach), (x + reach, y), (x, y + reach)], color)
+    else:
+        (draw.rectangle if kind == "budget" else draw.ellipse)((x - MARK, y - MARK, x + MARK, y + MARK), color)
 
 
 def _draw_label(
