@@ -1,4 +1,4 @@
-"""Several queries per window and the dense query, against what they are said to compute."""
+"""Several queries per window, the dense query and linear skips, against what they are said to compute."""
 
 import pytest
 import torch
@@ -52,11 +52,22 @@ def test_a_dense_query_reads_all_levels_and_what_it_absorbs_is_added_to_it(grid)
     torch.testing.assert_close(projector(inputs), expected, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("grid", [(6, 6), (5, 7)])
+def test_values_and_output_have_a_straight_line_beside_their_mlp(grid):
+    projector, inputs = packer(linear_skips=True), features(grid)
+    values = projector.value_mlp(inputs.levels) + projector.value_skip(inputs.levels)
+    absorbing = plain(projector)
+    absorbing.value_mlp.register_forward_hook(lambda *_: values)
+    absorbed = absorbing(inputs)
+    expected = projector.output_mlp(absorbed) + projector.output_skip(absorbed)
+    torch.testing.assert_close(projector(inputs), expected, atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.parametrize("side", [1, 2, 3, 4])
 @pytest.mark.parametrize("grid", [(6, 6), (5, 7), (9, 4)])
 @pytest.mark.parametrize("scale", [1, 2, 3, 4])
 def test_every_query_shares_itself_out_over_patches_of_its_own_part(side, grid, scale):
-    projector = packer(queries_per_side=side, dense_query=True)
+    projector = packer(queries_per_side=side, dense_query=True, linear_skips=True)
     num_tokens = projector.config.num_tokens(grid, scale)
     assert projector(features(grid), scale).shape == (2, num_tokens, 24)
     weights = projector.attention_weights(features(grid), scale)
@@ -95,7 +106,7 @@ def test_the_recommended_settings_make_a_projector_of_every_scale_factor():
     projector = build({**RECOMMENDED_TOKEN_PACKER, **WIDTHS})
     assert projector(features((12, 12), num_tiles=0)).shape == (0, 36, 24)
     assert [projector(features((12, 12)), scale).shape[1] for scale in (1, 2, 3, 5, 12)] == [144, 36, 16, 9, 1]
-    assert projector.config.beyond_the_paper == "queries_per_side=2, dense_query=True"
+    assert projector.config.beyond_the_paper == "queries_per_side=2, linear_skips=True"
 
 
 def test_a_config_from_before_the_options_is_the_papers():
@@ -104,14 +115,21 @@ def test_a_config_from_before_the_options_is_the_papers():
 
 
 @pytest.mark.parametrize(
-    ("options", "named"), [({"queries_per_side": 2}, "queries_per_side=2"), ({"dense_query": True}, "dense_query=True")]
+    ("options", "named"),
+    [
+        ({"queries_per_side": 2}, "queries_per_side=2"),
+        ({"dense_query": True}, "dense_query=True"),
+        ({"linear_skips": True}, "linear_skips=True"),
+    ],
 )
 def test_fold_refuses_an_option_by_name(options, named):
     with pytest.raises(ValueError, match=f"fold knows the paper's TokenPacker, not {named}; use the projector"):
         packer(**options).fold()
 
 
-@pytest.mark.parametrize("options", [{"queries_per_side": 0}, {"queries_per_side": 1.5}, {"dense_query": 1}])
+@pytest.mark.parametrize(
+    "options", [{"queries_per_side": 0}, {"queries_per_side": 1.5}, {"dense_query": 1}, {"linear_skips": 1}]
+)
 def test_settings_that_mean_nothing_are_refused(options):
     (name,) = options
     with pytest.raises(ValueError, match=f"{name}="):

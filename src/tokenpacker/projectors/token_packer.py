@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from tokenpacker.projectors.folded import FoldedTokenPacker
 
 LAYER_NORM_EPS = 1e-6  # released weights need this; torch's default is 1e-5
-RECOMMENDED_TOKEN_PACKER = {"name": "token-packer", "queries_per_side": 2, "dense_query": True}  # docs/probe.md
+RECOMMENDED_TOKEN_PACKER = {"name": "token-packer", "queries_per_side": 2, "linear_skips": True}  # docs/probe.md
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +39,8 @@ class TokenPackerProjectorConfig(ScaledConfig):
             absorb is joined on the channel before the output MLP. The paper has one query.
         dense_query: a query also reads all levels, and what it absorbs is added to it. In the paper it reads its own
             level alone, and only weighs the patches.
+        linear_skips: the value MLP and the output MLP have a linear skip connection beside them, so that patches reach
+            the language model in a straight line from the first step on. The paper has none.
     """
 
     name: ClassVar[str] = "token-packer"
@@ -47,13 +49,15 @@ class TokenPackerProjectorConfig(ScaledConfig):
     num_heads: int = 8
     queries_per_side: int = 1
     dense_query: bool = False
+    linear_skips: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require_positive("num_heads", self.num_heads)
         require_positive("queries_per_side", self.queries_per_side)
-        if not isinstance(self.dense_query, bool):
-            raise ValueError(f"dense_query={self.dense_query!r} must be True or False")
+        for name in ("dense_query", "linear_skips"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name}={getattr(self, name)!r} must be True or False")
         if self.vision_dim % self.num_heads:
             raise ValueError(
                 f"num_heads={self.num_heads} does not divide vision_dim={self.vision_dim}; choose a divisor"
@@ -62,7 +66,7 @@ class TokenPackerProjectorConfig(ScaledConfig):
     @property
     def beyond_the_paper(self) -> str:
         """The settings that released weights do not have, such as `queries_per_side=2`; empty without any."""
-        given = {"queries_per_side": self.queries_per_side, "dense_query": self.dense_query}
+        given = {name: getattr(self, name) for name in ("queries_per_side", "dense_query", "linear_skips")}
         return ", ".join(f"{name}={value}" for name, value in given.items() if value != getattr(type(self), name))
 
 
@@ -135,7 +139,11 @@ class TokenPacker(Projector):
         self.attention = WindowAttention(dim, config.num_heads)
         if config.dense_query:
             self.dense_proj = nn.Linear(levels_dim, dim, bias=False)
-        self.output_mlp = two_linears(dim * config.queries_per_side**2, config.language_dim)
+        absorbed_dim = dim * config.queries_per_side**2
+        self.output_mlp = two_linears(absorbed_dim, config.language_dim)
+        if config.linear_skips:
+            self.value_skip = nn.Linear(levels_dim, dim, bias=False)
+            self.output_skip = nn.Linear(absorbed_dim, config.language_dim, bias=False)
         self.init_weights()
 
     def forward(self, features: VisionFeatures, scale_factor: int | None = None) -> Tensor:
@@ -147,11 +155,16 @@ class TokenPacker(Projector):
         self.check_features(features)
         scale = self.config.resolve_scale(features.patch_grid, scale_factor)
         queries, keys, mask = self._queries_and_keys(features, scale)
-        values = windows(self.value_norm(self.value_mlp(features.levels)), features.patch_grid, scale)  # (W, N, T, C)
+        values = self.value_mlp(features.levels)
+        if self.config.linear_skips:
+            values = values + self.value_skip(features.levels)
+        values = windows(self.value_norm(values), features.patch_grid, scale)  # (W, N, T, C)
         absorbed = self.attention(queries, keys, values, mask)  # (N, T, Q, C)
         if self.config.dense_query:
             absorbed = absorbed + queries
-        return self.output_mlp(absorbed.flatten(2))  # (N, T, Q*C) -> (N, T, D)
+        absorbed = absorbed.flatten(2)  # (N, T, Q*C)
+        packed = self.output_mlp(absorbed)  # (N, T, D)
+        return packed + self.output_skip(absorbed) if self.config.linear_skips else packed
 
     def attention_weights(self, features: VisionFeatures, scale_factor: int | None = None) -> Tensor:
         """Returns (N, T, H, W), the share that each head of each packed token takes from each patch of its window.
