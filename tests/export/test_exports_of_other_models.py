@@ -26,6 +26,24 @@ try:
 except KeyboardInterrupt:
     print("heard")
 """
+TWO_THREADS = """
+import sys, time
+from concurrent.futures import ThreadPoolExecutor
+import openvino
+from tokenpacker.export import ExportedAnswerer
+
+Core, made = openvino.Core, []
+
+def slow():
+    made.append(Core())
+    time.sleep(0.5)
+    return made[-1]
+
+openvino.Core = slow
+with ThreadPoolExecutor(2) as pool:
+    list(pool.map(lambda _: ExportedAnswerer(sys.argv[1], num_threads=1), range(2)))
+print(len(made))
+"""
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +86,11 @@ def test_a_process_that_let_openvino_go_survives_a_signal(openvino_folder):
     command = [sys.executable, "-c", LET_GO, str(openvino_folder)]
     ended = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (ended.returncode, ended.stdout) == (0, "heard\n"), ended.stderr
+
+
+def test_two_threads_that_open_the_first_export_share_one_core(openvino_folder):
+    command = [sys.executable, "-c", TWO_THREADS, str(openvino_folder)]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "1\n"
 
 
 @pytest.mark.parametrize("to", ["onnx", "openvino"])

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from tokenpacker.router import AUTO, ScaleFactor, own_router
 Array = npt.NDArray[Any]
 Feeds = dict[str, Array]
 Run = Callable[[Feeds], Feeds]
+_FIRST = Lock()
 INCOMPLETE = "\ufffd"  # what a tokenizer shows for the first bytes of a character
 
 
@@ -198,7 +200,9 @@ def _open_openvino(path: Path, num_threads: int | None) -> Callable[[], Run]:
     # Else processors with AMX compute in bfloat16, and with one thread fail (openvinotoolkit/openvino#33300).
     config = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": num_threads or 0}
     try:
-        compiled = _openvino_core().compile_model(path, "CPU", config)
+        with _FIRST:  # else two threads could make two
+            core = _openvino_core()
+        compiled = core.compile_model(path, "CPU", config)
     except RuntimeError as error:
         raise _unreadable(path, error) from None
 
