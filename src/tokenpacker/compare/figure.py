@@ -14,8 +14,10 @@ if TYPE_CHECKING:
     from matplotlib.lines import Line2D
 
 OWN, OWN_COLOR = "token-packer", "#d9480f"  # the projector that the package is named after
-# Shapes tell projectors apart where colors do not. 9 colors and 7 shapes give 63 marks.
-OTHER_COLORS = ("#1971c2", "#2b8a3e", "#9c36b5", "#343a40", "#0b7285", "#a65d00", "#a61e4d", "#74a012", "#f06595")
+# Shapes tell projectors apart where colors do not. 10 colors and 7 shapes give 70 marks.
+OTHER_COLORS = (
+    "#1971c2", "#2b8a3e", "#9c36b5", "#343a40", "#0b7285", "#a65d00", "#a61e4d", "#74a012", "#f06595", "#d4a600",
+)  # fmt: skip
 CIRCLE, OTHER_SHAPES = "o", ("s", "^", "D", "v", "p", "<", ">")
 AREA_PER_TOKEN, LARGEST, SMALLEST = 4.0, 600.0, 30.0  # square points; of the largest mark at most, of the smallest
 EDGE = 0.7  # points, of white around a mark
